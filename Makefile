@@ -1,0 +1,42 @@
+# Two commands need nothing run before them: `make demo` and `make test`. `make help` lists the rest.
+PYTHON ?= python3.11
+VENV := .venv
+RUN := $(VENV)/bin/python
+STAMP := $(VENV)/.installed
+
+# One OMP thread a process: two processes that spin on each other's cores are thirty times slower.
+export OMP_NUM_THREADS := 1
+
+.PHONY: help setup demo test check proto bench clean
+
+help:  ## list the targets
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 10
+
+setup: $(STAMP)  ## make .venv and install the pinned requirements
+
+$(STAMP): requirements.txt pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(RUN) -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	$(RUN) -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $@
+
+demo: $(STAMP)  ## the main job: coordinator, drafter and verifier on this machine, every mode side by side
+	$(RUN) -m deploy.cli demo
+
+test: $(STAMP)  ## all tests (CPU, no network)
+	$(RUN) -m pytest
+
+check: $(STAMP)  ## format, lint, types
+	$(RUN) -m ruff format --check .
+	$(RUN) -m ruff check .
+	$(RUN) -m mypy
+
+proto: $(STAMP)  ## generate paceline/wire from proto/
+	$(RUN) -m grpc_tools.protoc -Iproto --python_out=. --pyi_out=. --grpc_python_out=. proto/paceline/wire/*.proto
+
+bench: $(STAMP)  ## the figures of docs/benchmarks.md (about half an hour)
+	$(RUN) -m bench.modes
+	$(RUN) -m bench.overhead
+
+clean:  ## remove what setup and the demo made
+	rm -rf $(VENV) .demo build *.egg-info

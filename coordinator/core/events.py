@@ -1,0 +1,81 @@
+"""What can happen to the coordinator's core. A failed worker or a late draft is an event, never an exception."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from paceline.length_policy import LengthPolicy
+from paceline.types import Draft, FinishReason, Mode, Rule, SamplingParams, Tokens, Verdict, WorkerInfo
+
+
+@dataclass(frozen=True, slots=True)
+class RequestSpec:
+    """One generation, checked and tokenized, with every choice left open resolved or `None` for *auto*."""
+
+    request_id: str
+    token_ids: Tokens  # the prompt, at least one token
+    max_tokens: int
+    sampling: SamplingParams
+    seed: int  # of the verifier's coins; equals sampling.seed where one was given
+    draft_seed: int  # of the drafter's noise, unrelated to `seed`: a drafter must not see the verifier's coins
+    stop_token_ids: Tokens = ()  # output ends with the first of these
+    mode: Mode | None = None
+    rule: Rule | None = None
+    policy: LengthPolicy = field(default_factory=LengthPolicy)
+    window: int = 2  # drafts unverified at a time
+
+
+@dataclass(frozen=True, slots=True)
+class Arrived:
+    spec: RequestSpec
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """The shell has ended the request: its client left, or a stop string appeared in the text."""
+
+    request_id: str
+    reason: FinishReason
+
+
+@dataclass(frozen=True, slots=True)
+class Drafted:
+    worker: str
+    draft: Draft
+
+
+@dataclass(frozen=True, slots=True)
+class Verified:
+    worker: str
+    verdict: Verdict
+
+
+@dataclass(frozen=True, slots=True)
+class Faulted:
+    """A worker refused a request."""
+
+    worker: str
+    request_id: str
+    message: str
+    blame_caller: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerUp:
+    """A worker's stream is open. Its id is new: a worker that comes back comes back as another."""
+
+    worker: str
+    info: WorkerInfo
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerDown:
+    worker: str
+
+
+@dataclass(frozen=True, slots=True)
+class Tick:
+    """Time has passed; the shell sends one by `next_deadline_s()`."""
+
+
+Event = Arrived | Ended | Drafted | Verified | Faulted | WorkerUp | WorkerDown | Tick

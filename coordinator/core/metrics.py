@@ -1,0 +1,96 @@
+"""What one request did: the numbers the papers talk about, counted where they happen.
+
+Draft and verify intervals are placed on the coordinator's clock by their arrival and the duration the worker reports,
+so no two clocks are ever compared; a one-way delay shifts an interval by at most that delay.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from paceline.types import Draft, Source, Verdict
+
+
+@dataclass(slots=True)
+class RequestMetrics:
+    """Counts in tokens unless the name says otherwise, times in milliseconds."""
+
+    mode: str
+    rule: str
+    length_policy: str
+    window: int
+    num_prompt_tokens: int
+    num_drafts: int = 0  # judged
+    num_draft_tokens: int = 0  # received from drafters
+    num_tested_tokens: int = 0
+    num_stale_drafts: int = 0
+    num_target_passes: int = 0
+    sources: Counter[Source] = field(default_factory=Counter)
+    fallbacks: Counter[str] = field(default_factory=Counter)  # self-decodes by reason
+    draft_ms: float = 0.0
+    verify_ms: float = 0.0
+    wire_ms: float = 0.0  # verify round trips less the verifier's own time
+    queue_ms: float = 0.0  # arrival to a verifier's taking it
+    ttft_ms: float = 0.0
+    e2e_ms: float = 0.0
+    coordinator_ms: float = 0.0  # added by the shell, which has a clock
+    _drafting: list[tuple[float, float]] = field(default_factory=list)
+    _verifying: list[tuple[float, float]] = field(default_factory=list)
+
+    def drafted(self, draft: Draft, now_s: float) -> None:
+        self.num_draft_tokens += len(draft.token_ids)
+        self.draft_ms += draft.draft_ms
+        self._drafting.append((now_s - draft.draft_ms / 1e3, now_s))
+
+    def verified(self, verdict: Verdict, now_s: float) -> None:
+        """Count a verdict that brought something new; repeated ones are not to be counted again."""
+        self.num_drafts += verdict.num_drafts
+        self.num_tested_tokens += verdict.num_tested
+        if verdict.verify_ms:
+            self.num_target_passes += 1
+            self.verify_ms += verdict.verify_ms
+            self._verifying.append((now_s - verdict.verify_ms / 1e3, now_s))
+
+    @property
+    def num_generated_tokens(self) -> int:
+        return self.sources.total()
+
+    @property
+    def num_accepted_tokens(self) -> int:
+        return self.sources[Source.ACCEPTED]
+
+    @property
+    def num_wasted_tokens(self) -> int:
+        return self.num_draft_tokens - self.num_accepted_tokens
+
+    @property
+    def mean_accepted_length(self) -> float:
+        """Tokens a judged draft yields with the target's own token after it (vLLM's mean acceptance length)."""
+        return 1 + self.num_accepted_tokens / self.num_drafts if self.num_drafts else 0.0
+
+    @property
+    def overlap_share(self) -> float:
+        """The share of drafting time during which a verification ran."""
+        total_s = sum(end - start for start, end in self._drafting)
+        return _overlap_s(self._drafting, self._verifying) / total_s if total_s else 0.0
+
+
+def _overlap_s(some: Iterable[tuple[float, float]], others: Iterable[tuple[float, float]]) -> float:
+    """Seconds of `some` covered by the union of `others`. Example: [(0, 4)], [(1, 2), (3, 9)] → 2."""
+    union: list[list[float]] = []
+    for start, end in sorted(others):
+        if union and start <= union[-1][1]:
+            union[-1][1] = max(union[-1][1], end)
+        else:
+            union.append([start, end])
+    covered_s, first = 0.0, 0
+    for start, end in sorted(some):
+        while first < len(union) and union[first][1] <= start:
+            first += 1
+        at = first
+        while at < len(union) and union[at][0] < end:
+            covered_s += max(0.0, min(end, union[at][1]) - max(start, union[at][0]))
+            at += 1
+    return covered_s

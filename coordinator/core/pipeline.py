@@ -1,0 +1,190 @@
+"""The core: `handle(event, now_s) -> list[Command]`, and nothing else.
+
+A value, not a process: no I/O, no clock, no chance, no logging. Three shells run it unchanged: asyncio and gRPC
+(`coordinator/server.py`), the tests' small worlds, the simulator. Every event passes through `handle`; it finds the
+request concerned, lets `Request` say what follows, and keeps the two things that are nobody else's: the queue of
+requests that wait for a verifier, and the order of deadlines.
+"""
+
+from __future__ import annotations
+
+import heapq
+import math
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator
+
+from coordinator.core.commands import Command, Fail
+from coordinator.core.events import (
+    Arrived,
+    Drafted,
+    Ended,
+    Event,
+    Faulted,
+    RequestSpec,
+    Tick,
+    Verified,
+    WorkerDown,
+    WorkerUp,
+)
+from coordinator.core.limits import Limits
+from coordinator.core.placement import Pools
+from coordinator.core.request import Request
+from paceline.errors import InvalidInput, Overloaded, UnknownRequest
+from paceline.types import Role
+
+
+class Pipeline:
+    """See the top of the file."""
+
+    def __init__(self, limits: Limits | None = None) -> None:
+        self.limits = limits or Limits()
+        self.pools = Pools()
+        self._requests: dict[str, Request] = {}
+        self._waiting: OrderedDict[str, None] = OrderedDict()  # requests without a verifier, first come first
+        self._undrafted: OrderedDict[str, None] = OrderedDict()  # running requests that want a drafter
+        self._deadlines: list[tuple[float, str]] = []  # heap; an entry that is out of date is skipped
+
+    @property
+    def num_running(self) -> int:
+        return len(self._requests) - len(self._waiting)
+
+    @property
+    def num_waiting(self) -> int:
+        return len(self._waiting)
+
+    def next_deadline_s(self) -> float:
+        """When to call back with `Tick` at the latest; infinite if nothing is under way."""
+        while self._deadlines:
+            deadline_s, request_id = self._deadlines[0]
+            request = self._requests.get(request_id)
+            if request and request.deadline_s == deadline_s:
+                return deadline_s
+            heapq.heappop(self._deadlines)
+        return math.inf
+
+    def handle(self, event: Event, now_s: float) -> list[Command]:
+        """Everything that follows from `event`, in order."""
+        commands = list(self._dispatch(event, now_s))
+        commands += self._place(now_s)
+        return commands
+
+    def _dispatch(self, event: Event, now_s: float) -> Iterable[Command]:
+        match event:
+            case Verified(worker, verdict):
+                request = self._requests.get(verdict.request_id)
+                if request and request.verifier == worker:  # else it ended, or moved, meanwhile
+                    return self._run(request, request.verified(verdict, now_s))
+            case Drafted(worker, draft):
+                request = self._requests.get(draft.request_id)
+                if request and request.drafter == worker:
+                    return self._run(request, request.drafted(draft, now_s))
+            case Arrived(spec):
+                return self._arrived(spec, now_s)
+            case Ended(request_id, reason):
+                request = self._requests.get(request_id)
+                if request is None:
+                    return [Fail(request_id, UnknownRequest(request_id))]
+                return self._run(request, request.finish(reason, now_s))
+            case Faulted():
+                return self._faulted(event, now_s)
+            case WorkerUp(worker, info):
+                self.pools.join(worker, info)
+            case WorkerDown(worker):
+                return self._worker_down(worker, now_s)
+            case Tick():
+                return self._tick(now_s)
+        return ()
+
+    # --- requests
+
+    def _arrived(self, spec: RequestSpec, now_s: float) -> Iterator[Command]:
+        if spec.request_id in self._requests:
+            error = InvalidInput("request_id", spec.request_id, "is running already; choose another")
+            yield Fail(spec.request_id, error)
+        elif len(self._waiting) >= self.limits.max_waiting:
+            yield Fail(spec.request_id, Overloaded("waiting requests", self.limits.max_waiting, 1.0))
+        else:
+            request = self._requests[spec.request_id] = Request(spec, self.limits, now_s)
+            self._waiting[spec.request_id] = None
+            self._arm(request)
+
+    def _run(self, request: Request, commands: Iterable[Command]) -> Iterator[Command]:
+        """Carry `request` one step further, then keep the books: places given back, queues, deadline."""
+        request_id = request.spec.request_id
+        before = (request.verifier, request.drafter)
+        yield from commands
+        for worker in before:
+            if request.done or worker not in (request.verifier, request.drafter):
+                self.pools.release(worker, request_id)
+        if request.done:
+            del self._requests[request_id]
+            self._waiting.pop(request_id, None)
+            self._undrafted.pop(request_id, None)
+            return
+        if request.verifier is None and request_id not in self._waiting:
+            self._waiting[request_id] = None
+            self._waiting.move_to_end(request_id, last=False)  # it ran before: it goes first
+        if request.drafter is None and request.wants_drafter:
+            self._undrafted[request_id] = None
+        self._arm(request)
+
+    def _arm(self, request: Request) -> None:
+        heapq.heappush(self._deadlines, (request.deadline_s, request.spec.request_id))
+
+    # --- workers
+
+    def _place(self, now_s: float) -> Iterator[Command]:
+        """Give drafters to running requests that want one, then both workers to waiting ones, first come first."""
+        while self._undrafted:
+            request_id = next(iter(self._undrafted))
+            drafter = self.pools.take(Role.DRAFTER, request_id)
+            if drafter is None:
+                break
+            del self._undrafted[request_id]
+            request = self._requests[request_id]
+            yield from self._run(request, request.attach_drafter(drafter, now_s))
+        while self._waiting:
+            request_id = next(iter(self._waiting))
+            verifier = self.pools.take(Role.VERIFIER, request_id)
+            if verifier is None:
+                break
+            del self._waiting[request_id]
+            request = self._requests[request_id]
+            yield from self._run(request, self._start(request, verifier, now_s))
+
+    def _start(self, request: Request, verifier: str, now_s: float) -> Iterator[Command]:
+        """Both workers start prefilling in parallel."""
+        if request.drafter is None and request.wants_drafter:
+            drafter = self.pools.take(Role.DRAFTER, request.spec.request_id)
+            if drafter:
+                yield from request.attach_drafter(drafter, now_s)
+        yield from request.attach_verifier(verifier, now_s)
+
+    def _worker_down(self, worker: str, now_s: float) -> Iterator[Command]:
+        left = self.pools.leave(worker)
+        for request_id in left.requests if left else ():
+            request = self._requests[request_id]
+            if request.verifier == worker:
+                yield from self._run(request, request.lose_verifier(now_s))
+            else:
+                yield from self._run(request, request.lose_drafter("drafter lost", now_s))
+
+    def _faulted(self, event: Faulted, now_s: float) -> Iterable[Command]:
+        """A refusal ends the request if it is to blame itself, else it is tried on another worker."""
+        request = self._requests.get(event.request_id)
+        if request and event.worker == request.drafter:
+            return self._run(request, request.refuse_drafter(now_s))
+        if request and event.worker == request.verifier:
+            if event.blame_caller:
+                error = InvalidInput("request_id", event.request_id, event.message)
+                return self._run(request, request.fail(error))
+            return self._run(request, request.lose_verifier(now_s))
+        return ()
+
+    # --- time
+
+    def _tick(self, now_s: float) -> Iterator[Command]:
+        while self.next_deadline_s() <= now_s:
+            _, request_id = heapq.heappop(self._deadlines)
+            request = self._requests[request_id]
+            yield from self._run(request, request.tick(now_s))

@@ -1,0 +1,55 @@
+"""Which worker a request goes to: of those with room, the one with the smallest share of its places taken.
+
+Pure: membership and load in, a worker's id out. Ties go to the worker that came first, so a run can be repeated.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from paceline.types import Role, WorkerInfo
+
+
+@dataclass(slots=True)
+class Worker:
+    """A member of a pool and the requests that it holds for this coordinator."""
+
+    name: str
+    info: WorkerInfo
+    requests: dict[str, None] = field(default_factory=dict)  # a set that remembers its order
+
+    @property
+    def load(self) -> float:
+        return len(self.requests) / self.info.max_num_seqs
+
+
+class Pools:
+    """Both pools. The one owner of membership and of who holds which request."""
+
+    def __init__(self) -> None:
+        self._workers: dict[str, Worker] = {}
+
+    def __iter__(self) -> Iterator[Worker]:
+        return iter(self._workers.values())
+
+    def join(self, name: str, info: WorkerInfo) -> None:
+        self._workers[name] = Worker(name, info)
+
+    def leave(self, name: str) -> Worker | None:
+        """Remove a worker; returns it with the requests it held, `None` if it was not a member."""
+        return self._workers.pop(name, None)
+
+    def take(self, role: Role, request_id: str) -> str | None:
+        """Give `request_id` a place in the pool of `role`; `None` if there is none."""
+        free = [w for w in self._workers.values() if w.info.role is role and w.load < 1]
+        if not free:
+            return None
+        worker = min(free, key=lambda w: w.load)
+        worker.requests[request_id] = None
+        return worker.name
+
+    def release(self, name: str | None, request_id: str) -> None:
+        """Give the place back; a worker that has left has none to give."""
+        if name in self._workers:
+            self._workers[name].requests.pop(request_id, None)

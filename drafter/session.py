@@ -1,0 +1,117 @@
+"""One request at the drafter: the chain it drafts, how far that is committed, what is in flight. No tensors, no clock.
+
+The drafter streams: it goes on as if everything were accepted until `window` drafts are unverified. A commit tells it
+the truth. While its chain agrees it goes on under the epoch it began with; where it disagrees, or where the commit
+reaches beyond it, a new run begins after the committed tokens under the commit's epoch. Drafts are kept until they are
+covered, so that one which got lost can be sent again.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Generic, TypeVar
+
+from paceline.types import Commit, Draft, OpenDraft, Rows
+
+Row = TypeVar("Row")
+
+
+class Session(Generic[Row]):
+    """See the top of the file. `Row` is whatever the engine keeps of a draft row until the draft is sent."""
+
+    def __init__(self, ask: OpenDraft) -> None:
+        self.ask = ask
+        self.tokens = list(ask.token_ids)  # committed tokens, then the chain
+        self.computed = 0  # invariant: <= len(tokens); the KV cache is valid for tokens[:computed]
+        self.epoch = ask.epoch  # of the run
+        self.rows: list[Row] = []  # of the draft being made
+        self.draft_ms = 0.0  # spent on it
+        self._committed = len(self.tokens)
+        self._sent: deque[Draft] = deque()  # unverified
+        self._start = len(self.tokens)  # where the draft being made starts
+        self._ended = False  # an end-of-sequence token was drafted
+
+    @property
+    def draft_length(self) -> int:
+        """Tokens in the draft being made."""
+        return len(self.tokens) - self._start
+
+    def wants_token(self) -> bool:
+        """Whether there is anything to draft: room in the window and before the end."""
+        return not self._ended and len(self._sent) < self.ask.window and len(self.tokens) < self.ask.end
+
+    def push(self, token_id: int, *, stop: bool) -> bool:
+        """Append a drafted token; True if the draft is complete, because `stop` or nothing can follow."""
+        self.tokens.append(token_id)
+        self._ended = token_id in self.ask.stop_token_ids
+        return stop or self._ended or len(self.tokens) >= self.ask.end
+
+    def send(self, rows: Rows | None) -> Draft:
+        """Close the draft being made and count it as in flight."""
+        ask = self.ask
+        is_open = ask.window > 1 and not self._ended and len(self.tokens) < ask.end
+        draft = Draft(
+            ask.request_id,
+            self.epoch,
+            self._start,
+            tuple(self.tokens[self._start :]),
+            is_open,
+            rows,
+            self.draft_ms,
+        )
+        self._sent.append(draft)
+        self._begin()
+        return draft
+
+    def reopen(self, ask: OpenDraft) -> list[Draft]:
+        """An open that was sent again: take its prefix as a commit, and send again what is still unverified."""
+        self.ask = replace(ask, token_ids=self.ask.token_ids)
+        self._merge(ask.epoch, 0, ask.token_ids)
+        return list(self._sent)
+
+    def commit(self, ask: Commit) -> None:
+        """Take committed tokens. One that leaves a gap is ignored; the coordinator will resynchronise."""
+        if ask.start <= len(self.tokens):
+            self._merge(ask.epoch, ask.start, ask.token_ids)
+
+    def _merge(self, epoch: int, start: int, committed: Sequence[int]) -> None:
+        end = start + len(committed)
+        if end <= self._committed:
+            return  # known already
+        if len(self.tokens) > end and tuple(self.tokens[start:end]) == tuple(committed):
+            self._committed = end  # agreed, and ahead of it: the run goes on
+            while self._sent and self._sent[0].end <= end:
+                self._sent.popleft()
+            return
+        if len(self.tokens) == end and tuple(self.tokens[start:]) == tuple(committed) and not self.rows_pending:
+            # Everything drafted was kept and nothing beyond it is known: the run goes on from its own end.
+            self._committed = end
+            self._sent.clear()
+            return
+        self._restart(epoch, start, committed)
+
+    @property
+    def rows_pending(self) -> bool:
+        """Whether a draft is being made."""
+        return self.draft_length > 0
+
+    def _restart(self, epoch: int, start: int, committed: Sequence[int]) -> None:
+        kept = start
+        for mine, theirs in zip(self.tokens[start:], committed, strict=False):
+            if mine != theirs:
+                break
+            kept += 1
+        self.computed = min(self.computed, kept)
+        self.tokens[start:] = committed
+        self._committed = len(self.tokens)
+        self._sent.clear()
+        self._ended = False
+        self.epoch = epoch
+        self._begin()
+
+    def _begin(self) -> None:
+        self._start = len(self.tokens)
+        self.rows = []
+        self.draft_ms = 0.0

@@ -1,0 +1,53 @@
+"""Errors, split by blame.
+
+Every error that a user can meet says three things: which field, which value, and what to do about it. The gRPC
+status of each class is decided once, in `paceline.rpc`; the exit code of the command line once, in `deploy.cli`.
+What happens every day (a stale draft, a lost worker) is an event of the core, never one of these.
+"""
+
+from __future__ import annotations
+
+
+class PacelineError(Exception):
+    """Base of every error this project raises on purpose; anything else is a bug."""
+
+
+class InvalidInput(PacelineError):
+    """The caller's input is wrong (INVALID_ARGUMENT, exit code 2)."""
+
+    def __init__(self, field: str, value: object, fix: str) -> None:
+        """`field` as the caller wrote it, the offending `value`, and the `fix` as an instruction."""
+        super().__init__(f"{field}={_short(value)}: {fix}")
+        self.field = field
+
+
+class Unsupported(InvalidInput):
+    """The input is lawful, but no exact way to serve it exists here (FAILED_PRECONDITION, exit code 2)."""
+
+
+class UnknownRequest(PacelineError):
+    """A request id that nobody here holds (NOT_FOUND)."""
+
+    def __init__(self, request_id: str) -> None:
+        super().__init__(f"request_id={_short(request_id)}: no such request; it may have ended already")
+
+
+class Overloaded(PacelineError):
+    """A bounded queue or pool is full (RESOURCE_EXHAUSTED); the same call may succeed later."""
+
+    def __init__(self, what: str, limit: int, retry_after_s: float) -> None:
+        super().__init__(f"{what}: full at {limit}; try again in {retry_after_s:g} s")
+        self.retry_after_s = retry_after_s
+
+
+class Unavailable(PacelineError):
+    """A part that the call needs is not there now (UNAVAILABLE)."""
+
+
+class PeerFault(PacelineError):
+    """The other side of a connection broke the protocol; it costs that peer its request, nobody else."""
+
+
+def _short(value: object, limit: int = 80) -> str:
+    text = repr(value)
+    return text if len(text) <= limit else text[: limit - 1] + "…"

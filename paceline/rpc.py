@@ -1,0 +1,222 @@
+"""How this house does gRPC: options, servers, signals, and errors to status codes and back.
+
+Every channel and every server is made with the options below, and every handler answers errors through
+`answering`: what the caller can meet becomes a status with the error's own text, anything else is a bug, whose
+traceback goes to the log and never over the wire.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ipaddress
+import logging
+import os
+import re
+import signal
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from typing import Any
+
+import grpc
+from grpc import StatusCode
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_health.v1.health import aio as health
+from grpc_reflection.v1alpha import reflection
+
+from paceline.errors import InvalidInput, Overloaded, PacelineError, PeerFault, Unavailable, UnknownRequest, Unsupported
+
+log = logging.getLogger(__name__)
+
+# A prompt of 128 Ki tokens takes 0.5 MiB, a draft of 64 tokens with rows of 1,024 entries 0.4 MiB: eight times the
+# larger. A peer can make us hold this much a message, so not more.
+MAX_MESSAGE_BYTES = 4 * 2**20
+MAX_METADATA_BYTES = 16 * 2**10
+MAX_STREAMS = 1024  # a connection; a client has one a request, a coordinator one a worker
+MAX_DETAILS = 1000  # characters of a status message, which travels as metadata
+RETRY_AFTER = "retry-after-s"  # trailing metadata of RESOURCE_EXHAUSTED, in seconds
+
+_BOTH = (
+    ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+    ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
+    ("grpc.max_metadata_size", MAX_METADATA_BYTES),
+    ("grpc.keepalive_time_ms", 10_000),  # a peer that is gone without a word is noticed within 15 s
+    ("grpc.keepalive_timeout_ms", 5_000),
+    ("grpc.keepalive_permit_without_calls", 1),
+)
+CHANNEL_OPTIONS: Sequence[tuple[str, int]] = (
+    *_BOTH,
+    # gRPC's own backoff starts at 1 s and grows to 120 s; workers and coordinators restart faster than that.
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 1_000),
+    ("grpc.min_reconnect_backoff_ms", 5_000),  # despite its name the bound on one attempt to connect
+    ("grpc.enable_http_proxy", 0),  # http_proxy is set on many machines and knows nothing of the pools
+)
+SERVER_OPTIONS: Sequence[tuple[str, int]] = (
+    *_BOTH,
+    ("grpc.max_concurrent_streams", MAX_STREAMS),
+    # With the defaults an idle stream with the keepalive above dies after 40 s: "Too many pings".
+    ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
+    ("grpc.http2.max_pings_without_data", 0),
+    ("grpc.so_reuseport", 0),  # else a second server on a port takes half of its connections in silence
+)
+
+_STATUS: Sequence[tuple[type[PacelineError], StatusCode]] = (
+    (Unsupported, StatusCode.FAILED_PRECONDITION),
+    (InvalidInput, StatusCode.INVALID_ARGUMENT),
+    (UnknownRequest, StatusCode.NOT_FOUND),
+    (Overloaded, StatusCode.RESOURCE_EXHAUSTED),
+    (Unavailable, StatusCode.UNAVAILABLE),
+    (PeerFault, StatusCode.INTERNAL),  # between our own processes; the caller has done nothing wrong
+)
+_ERROR = {status: kind for kind, status in _STATUS} | {
+    StatusCode.DEADLINE_EXCEEDED: Unavailable,
+    StatusCode.CANCELLED: Unavailable,
+}
+
+
+def status_of(error: BaseException) -> StatusCode:
+    """The gRPC status of an error; INTERNAL for what is not ours."""
+    return next((status for kind, status in _STATUS if isinstance(error, kind)), StatusCode.INTERNAL)
+
+
+def error_of(call: Any) -> PacelineError:
+    """The error that a failed call (a `grpc.RpcError`) stands for, with the server's own text."""
+    status: StatusCode = call.code()
+    text = call.details() or f"the server answered {status.name} without a reason"
+    kind = _ERROR.get(status, PeerFault)
+    # The text is complete already, so the constructors, which compose it from its parts, are passed by.
+    error: PacelineError = kind.__new__(kind, text)
+    if isinstance(error, InvalidInput):
+        error.field = text.partition("=")[0] if "=" in text else "request"
+    if isinstance(error, Overloaded):
+        error.retry_after_s = _retry_after_s(call.trailing_metadata())
+    return error
+
+
+def _retry_after_s(metadata: Any) -> float:
+    value = next((value for key, value in metadata or () if key == RETRY_AFTER), "1")
+    return float(value) if re.fullmatch(r"\d{1,6}(\.\d{1,6})?", str(value)) else 1.0
+
+
+@contextlib.asynccontextmanager
+async def answering(context: Any) -> AsyncIterator[None]:
+    """Around a handler's body: turns an error into the call's status."""
+    try:
+        yield
+    except (grpc.aio.AbortError, grpc.aio.UsageError):
+        raise
+    except PacelineError as error:
+        metadata = ((RETRY_AFTER, f"{error.retry_after_s:.3f}"),) if isinstance(error, Overloaded) else ()
+        await context.abort(status_of(error), str(error)[:MAX_DETAILS], trailing_metadata=metadata)
+    except Exception:
+        log.exception("a handler failed")
+        await context.abort(StatusCode.INTERNAL, "internal error; the server's log says more")
+
+
+def connect(address: str) -> Any:
+    """A `grpc.aio` channel to HOST:PORT. It connects by itself, now and after every loss."""
+    return grpc.aio.insecure_channel(address, options=CHANNEL_OPTIONS)
+
+
+def check_bind(host: str, *, insecure: bool = False) -> None:
+    """Raises `InvalidInput` unless `host` is this machine only, or `insecure` says that the network is trusted."""
+    try:
+        is_loopback = host == "localhost" or ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        is_loopback = False
+    if not (is_loopback or insecure):
+        fix = "others could read and write this traffic; use 127.0.0.1, or --insecure on a network that you trust"
+        raise InvalidInput("host", host, fix)
+
+
+class Server:
+    """A gRPC server with health and reflection."""
+
+    def __init__(self, services: Sequence[tuple[str, Callable[[Any], None]]]) -> None:
+        self.grpc = grpc.aio.server(options=SERVER_OPTIONS)
+        self.health = health.HealthServicer()
+        self.services = [name for name, _ in services]
+        for _, add in services:
+            add(self.grpc)
+        health_pb2_grpc.add_HealthServicer_to_server(self.health, self.grpc)
+        names = (*self.services, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name)
+        reflection.enable_server_reflection((*names, reflection.SERVICE_NAME), self.grpc)
+
+    async def start(self, host: str, port: int) -> int:
+        """The bound port. Raises `InvalidInput` if it is taken."""
+        where = f"[{host}]" if ":" in host and not host.startswith("[") else host
+        try:
+            bound: int = self.grpc.add_insecure_port(f"{where}:{port}")
+        except RuntimeError:
+            bound = 0
+        if not bound:
+            await self.grpc.stop(None)
+            fix = f"cannot be bound on {host}; another process may have it: choose another, or 0 for a free one"
+            raise InvalidInput("port", port, fix)
+        await self.grpc.start()
+        for name in self.services:
+            await self.health.set(name, health_pb2.HealthCheckResponse.SERVING)
+        return bound
+
+    async def stop(self, grace_s: float = 0) -> None:
+        """Say NOT_SERVING, take no new calls, and end those that still run after `grace_s`."""
+        await self.health.enter_graceful_shutdown()
+        await self.grpc.stop(grace_s)
+
+
+async def start_server(
+    services: Sequence[tuple[str, Callable[[Any], None]]], host: str, port: int, *, insecure: bool = False
+) -> tuple[Server, int]:
+    """A running server and its port (a free one for 0).
+
+    `services` are pairs of a full name and what adds the service to a `grpc.aio.Server`. Raises `InvalidInput` for a
+    host that is not safe to bind and for a port that is taken.
+    """
+    check_bind(host, insecure=insecure)
+    server = Server(services)
+    return server, await server.start(host, port)
+
+
+@contextlib.contextmanager
+def signals() -> Any:
+    """An `asyncio.Event` that SIGTERM or SIGINT sets; a second signal ends the process at once."""
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+
+    def on_signal(number: int) -> None:
+        if stop.is_set():
+            os._exit(128 + number)
+        stop.set()
+
+    numbers = (signal.SIGTERM, signal.SIGINT)
+    for number in numbers:
+        loop.add_signal_handler(number, on_signal, number)
+    try:
+        yield stop
+    finally:
+        for number in numbers:
+            loop.remove_signal_handler(number)
+
+
+async def run_until_signalled(
+    shutdown: Callable[[], Awaitable[object]],
+    *,
+    within_s: float = 10,
+    ended: asyncio.Future[int] | None = None,
+) -> int:
+    """The exit code: 0 after a signal, else the result of `ended` if that came first.
+
+    Either way `shutdown` runs, for `within_s` at most: 1 if it took longer. A second signal ends the process at once.
+    """
+    with signals() as stop:
+        ended = ended if ended is not None else asyncio.get_running_loop().create_future()
+        stopped = asyncio.ensure_future(stop.wait())
+        await asyncio.wait((stopped, ended), return_when=asyncio.FIRST_COMPLETED)
+        stopped.cancel()
+        code = ended.result() if ended.done() else 0
+        try:
+            await asyncio.wait_for(shutdown(), within_s)
+        except TimeoutError:
+            log.error("the shutdown took longer than %g s and was cut short", within_s)
+            return code or 1
+        return code

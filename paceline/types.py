@@ -1,0 +1,260 @@
+"""The nouns of the house: what passes between coordinator, drafter and verifier.
+
+Standard library only. Token ids are `tuple[int, ...]` here and tensors inside the engines; `paceline.codec` is the
+border to protobuf. Positions are absolute and 0-based: token `i` of a request is its prompt's token `i`, then its
+output. Every message names its place by `(request_id, epoch, start)`, so any of them may be repeated, lost or
+overtaken without harm (docs/protocol.md).
+"""
+
+from __future__ import annotations
+
+import enum
+import math
+from dataclasses import dataclass, replace
+
+from paceline.errors import InvalidInput
+from paceline.length_policy import LengthPolicy
+
+Tokens = tuple[int, ...]
+
+MAX_SEED = 2**63 - 1
+
+
+class Mode(enum.StrEnum):
+    """How drafting and verification overlap (design, section 6)."""
+
+    OFF = "off"  # plain decoding by the verifier
+    SEQUENTIAL = "sequential"  # draft, verify, draft, …: nothing overlaps
+    PEARL = "pearl"  # drafts stream ahead while earlier ones are verified
+
+
+class Rule(enum.StrEnum):
+    """How a draft is judged (design, section 5)."""
+
+    MATCH = "match"  # keep while the draft equals the target's own sample; exact for any drafter
+    COUPLED = "coupled"  # match, with noise shared through the seed; output independent of the drafter
+    TOKEN = "token"  # rejection sampling, Leviathan et al. 2023; exact if the draft rows are truthful
+
+
+class Source(enum.StrEnum):
+    """Where a committed token comes from (the first three are vLLM's words)."""
+
+    ACCEPTED = "accepted"  # drafted, and kept by the rule
+    RECOVERED = "recovered"  # the target's own token in place of a rejected one
+    BONUS = "bonus"  # the target's own token after a draft that was kept whole
+    SELF_DECODED = "self_decoded"  # the target's own token where no draft was tested
+
+
+class FinishReason(enum.StrEnum):
+    """Why a request ended; the first two are what OpenAI's API calls them."""
+
+    STOP = "stop"  # an end-of-sequence token or a stop string
+    LENGTH = "length"  # max_tokens reached
+    CANCELLED = "cancelled"  # the client left, or its deadline passed
+
+
+class Role(enum.StrEnum):
+    """What a worker does."""
+
+    DRAFTER = "drafter"
+    VERIFIER = "verifier"
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingParams:
+    """The target law's parameters, in the order in which they are applied (`paceline.sampling`)."""
+
+    temperature: float = 1.0  # 0 = greedy
+    top_k: int = 0  # keep the k likeliest tokens; 0 = all
+    top_p: float = 1.0  # then the smallest set of at least this mass
+    seed: int | None = None  # None = drawn by the coordinator; a given seed makes the output reproducible
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.temperature) and 0 <= self.temperature <= 100):
+            raise InvalidInput("temperature", self.temperature, "must be a number from 0 (greedy) to 100")
+        if not (math.isfinite(self.top_p) and 0 < self.top_p <= 1):
+            raise InvalidInput("top_p", self.top_p, "must be greater than 0 and at most 1 (1 = off)")
+        if not 0 <= self.top_k < 2**31:
+            raise InvalidInput("top_k", self.top_k, "must be 0 (off) or a positive number of tokens")
+        if self.seed is not None and not 0 <= self.seed <= MAX_SEED:
+            raise InvalidInput("seed", self.seed, f"must be from 0 to {MAX_SEED}")
+
+    @property
+    def is_greedy(self) -> bool:
+        return self.temperature == 0
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """Sparse draft rows: per position the `width` token ids kept and their integer counts.
+
+    A row's probabilities are `count / 65535`; the counts of a row sum to 65535 exactly, so both sides read the same
+    law bit for bit. `ids` holds `num_rows * width` little-endian uint32, `counts` as many uint16. The coordinator
+    passes them on unread; `paceline.rows` packs and unpacks them.
+    """
+
+    width: int
+    ids: bytes
+    counts: bytes
+
+    @property
+    def num_rows(self) -> int:
+        return len(self.counts) // (2 * self.width)
+
+    def drop(self, num_rows: int) -> Rows:
+        """The same rows without the first `num_rows`."""
+        at = num_rows * self.width
+        return replace(self, ids=self.ids[4 * at :], counts=self.counts[2 * at :])
+
+
+@dataclass(frozen=True, slots=True)
+class Draft:
+    """A run of proposed tokens for positions `start`, `start + 1`, …
+
+    `epoch` names the run of drafting it belongs to. An *open* draft says in advance that its successor will be
+    drafted too, so that under rejection sampling no bonus is taken after it and the retained row judges the
+    successor: timing never chooses between testing a draft and sampling afresh.
+    """
+
+    request_id: str
+    epoch: int
+    start: int
+    token_ids: Tokens
+    is_open: bool = False
+    rows: Rows | None = None  # one per token under `token`; None under `match` and `coupled`
+    draft_ms: float = 0.0  # time the drafter computed for it
+
+    @property
+    def end(self) -> int:
+        return self.start + len(self.token_ids)
+
+    def drop(self, num_tokens: int) -> Draft:
+        """The same draft without its first `num_tokens` tokens."""
+        rows = self.rows.drop(num_tokens) if self.rows else None
+        return replace(self, start=self.start + num_tokens, token_ids=self.token_ids[num_tokens:], rows=rows)
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """The verifier's answer: its committed tokens from `start` on, and where each came from.
+
+    The verifier owns the log of committed tokens; a verdict is a piece of it. Applying one twice, or one that
+    overlaps what is known, changes nothing.
+    """
+
+    request_id: str
+    epoch: int
+    start: int
+    token_ids: Tokens
+    sources: tuple[Source, ...]
+    num_tested: int = 0  # drafted tokens that the rule looked at: those accepted, plus one if one was rejected
+    num_drafts: int = 0  # drafts judged by this pass; several that were waiting are judged as one
+    verify_ms: float = 0.0  # the forward pass that this verdict waited for; 0 if none was needed
+    queue_ms: float = 0.0  # from the ask's arrival to that pass
+    batch_tokens: int = 0  # tokens in that pass, over all its requests
+
+
+# What a coordinator asks of a verifier. One bidi stream per (coordinator, worker), requests multiplexed by id.
+
+
+@dataclass(frozen=True, slots=True)
+class OpenVerify:
+    """Take a request: prefill `token_ids`, then decode `num_decode` tokens unless a draft comes first."""
+
+    request_id: str
+    token_ids: Tokens  # the prompt, and on a move whatever was committed already
+    sampling: SamplingParams
+    rule: Rule
+    seed: int  # of the verifier's coins; under `coupled` the shared one
+    num_decode: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Verify:
+    """Judge a draft. `preverify`: after a rejection forward the recovered token at once (PEARL's pre-verify)."""
+
+    draft: Draft
+    preverify: bool = False
+
+    @property
+    def request_id(self) -> str:
+        return self.draft.request_id
+
+
+@dataclass(frozen=True, slots=True)
+class Decode:
+    """Decode until position `start + num_tokens`, one verdict a token; a draft that arrives ends the run."""
+
+    request_id: str
+    epoch: int
+    start: int
+    num_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Close:
+    """Forget a request and free all it holds. Closing an unknown request is not an error."""
+
+    request_id: str
+
+
+# What a coordinator asks of a drafter (and `Close`).
+
+
+@dataclass(frozen=True, slots=True)
+class OpenDraft:
+    """Take a request and draft after `token_ids`; for a request known already: resynchronise and send again."""
+
+    request_id: str
+    epoch: int
+    token_ids: Tokens
+    sampling: SamplingParams
+    rule: Rule
+    seed: int  # of the draft noise; under `coupled` the shared one
+    policy: LengthPolicy
+    window: int  # drafts that may be unverified at a time; 1 = closed drafts, one at a time
+    end: int  # absolute position at which drafting stops (prompt + max_tokens)
+    stop_token_ids: Tokens = ()  # nothing is drafted after one of these
+
+
+@dataclass(frozen=True, slots=True)
+class Commit:
+    """The committed tokens from `start` on. A run that disagrees starts anew after them, as `epoch`."""
+
+    request_id: str
+    epoch: int
+    start: int
+    token_ids: Tokens
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """A worker's refusal: this request cannot go on there. The worker serves the others on."""
+
+    request_id: str
+    message: str
+    blame_caller: bool = False  # the request itself is wrong, so another worker would refuse it too
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerInfo:
+    """What a worker says of itself when it registers."""
+
+    role: Role
+    address: str  # HOST:PORT of its gRPC server
+    incarnation: int  # drawn at its start; fences off an earlier process at the same address
+    model: str  # the name or path it was started with
+    model_hash: str
+    tokenizer_hash: str
+    vocab_size: int
+    max_model_len: int
+    max_num_seqs: int  # requests it takes at a time
+    eos_token_ids: Tokens
+    dtype: str
+    device: str
+
+
+VerifierAsk = OpenVerify | Verify | Decode | Close
+VerifierReply = Verdict | Fault
+DrafterAsk = OpenDraft | Commit | Close
+DrafterReply = Draft | Fault

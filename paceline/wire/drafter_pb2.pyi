@@ -1,0 +1,80 @@
+from paceline.wire import common_pb2 as _common_pb2
+from google.protobuf.internal import containers as _containers
+from google.protobuf import descriptor as _descriptor
+from google.protobuf import message as _message
+from collections.abc import Iterable as _Iterable, Mapping as _Mapping
+from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
+
+DESCRIPTOR: _descriptor.FileDescriptor
+
+class DrafterAsk(_message.Message):
+    __slots__ = ("open", "commit", "close")
+    OPEN_FIELD_NUMBER: _ClassVar[int]
+    COMMIT_FIELD_NUMBER: _ClassVar[int]
+    CLOSE_FIELD_NUMBER: _ClassVar[int]
+    open: OpenDraft
+    commit: Commit
+    close: _common_pb2.Close
+    def __init__(self, open: _Optional[_Union[OpenDraft, _Mapping]] = ..., commit: _Optional[_Union[Commit, _Mapping]] = ..., close: _Optional[_Union[_common_pb2.Close, _Mapping]] = ...) -> None: ...
+
+class DrafterReply(_message.Message):
+    __slots__ = ("draft", "fault")
+    DRAFT_FIELD_NUMBER: _ClassVar[int]
+    FAULT_FIELD_NUMBER: _ClassVar[int]
+    draft: Draft
+    fault: _common_pb2.Fault
+    def __init__(self, draft: _Optional[_Union[Draft, _Mapping]] = ..., fault: _Optional[_Union[_common_pb2.Fault, _Mapping]] = ...) -> None: ...
+
+class OpenDraft(_message.Message):
+    __slots__ = ("request_id", "epoch", "token_ids", "sampling", "rule", "seed", "policy", "window", "end", "stop_token_ids")
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
+    SAMPLING_FIELD_NUMBER: _ClassVar[int]
+    RULE_FIELD_NUMBER: _ClassVar[int]
+    SEED_FIELD_NUMBER: _ClassVar[int]
+    POLICY_FIELD_NUMBER: _ClassVar[int]
+    WINDOW_FIELD_NUMBER: _ClassVar[int]
+    END_FIELD_NUMBER: _ClassVar[int]
+    STOP_TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
+    request_id: str
+    epoch: int
+    token_ids: bytes
+    sampling: _common_pb2.SamplingParams
+    rule: _common_pb2.Rule
+    seed: int
+    policy: _common_pb2.LengthPolicy
+    window: int
+    end: int
+    stop_token_ids: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, request_id: _Optional[str] = ..., epoch: _Optional[int] = ..., token_ids: _Optional[bytes] = ..., sampling: _Optional[_Union[_common_pb2.SamplingParams, _Mapping]] = ..., rule: _Optional[_Union[_common_pb2.Rule, str]] = ..., seed: _Optional[int] = ..., policy: _Optional[_Union[_common_pb2.LengthPolicy, _Mapping]] = ..., window: _Optional[int] = ..., end: _Optional[int] = ..., stop_token_ids: _Optional[_Iterable[int]] = ...) -> None: ...
+
+class Commit(_message.Message):
+    __slots__ = ("request_id", "epoch", "start", "token_ids")
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    START_FIELD_NUMBER: _ClassVar[int]
+    TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
+    request_id: str
+    epoch: int
+    start: int
+    token_ids: bytes
+    def __init__(self, request_id: _Optional[str] = ..., epoch: _Optional[int] = ..., start: _Optional[int] = ..., token_ids: _Optional[bytes] = ...) -> None: ...
+
+class Draft(_message.Message):
+    __slots__ = ("request_id", "epoch", "start", "token_ids", "is_open", "rows", "draft_ms")
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    START_FIELD_NUMBER: _ClassVar[int]
+    TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
+    IS_OPEN_FIELD_NUMBER: _ClassVar[int]
+    ROWS_FIELD_NUMBER: _ClassVar[int]
+    DRAFT_MS_FIELD_NUMBER: _ClassVar[int]
+    request_id: str
+    epoch: int
+    start: int
+    token_ids: bytes
+    is_open: bool
+    rows: _common_pb2.Rows
+    draft_ms: float
+    def __init__(self, request_id: _Optional[str] = ..., epoch: _Optional[int] = ..., start: _Optional[int] = ..., token_ids: _Optional[bytes] = ..., is_open: _Optional[bool] = ..., rows: _Optional[_Union[_common_pb2.Rows, _Mapping]] = ..., draft_ms: _Optional[float] = ...) -> None: ...

@@ -1,0 +1,212 @@
+"""One request at the verifier: its log of committed tokens, and what to forward next. No tensors, no clock.
+
+The log is the truth of the request and only grows; a verdict is a piece of it, so any ask may be repeated. The KV
+cache holds `log[:computed]`; what is committed but not in it is `pending`: the prompt at first, later at most the one
+token the target chose itself. Under rejection sampling an open draft that was kept whole leaves nothing pending but a
+*retained row*: the target's distribution for the next position, which will judge the next draft's first token.
+
+What is done next, in this order:
+1. judge the drafts that have arrived, as one chain;
+2. decode, while tokens are owed (`decode_until`);
+3. forward pending tokens: a prompt, or under rejection sampling the recovered token of a pre-verify.
+
+Deliberately absent: EOS, stop strings, max_tokens. The coordinator cuts its copy of the log and closes the request.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections import deque
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+from paceline.types import Decode, Draft, OpenVerify, Rule, Source, Tokens, Verdict, Verify
+
+Row = TypeVar("Row")
+
+# Drafts that have queued up are judged as one chain; more than this would make one request the whole batch.
+MAX_CHAIN_TOKENS = 64
+
+
+class Need(enum.Enum):
+    """What a step does for a request."""
+
+    JUDGE = "judge"
+    DECODE = "decode"
+    PREFILL = "prefill"  # forward pending tokens, nothing to choose
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """What a session wants of the next forward pass: tokens at `start`, …, of which the last `num_rows` want rows."""
+
+    need: Need
+    start: int
+    token_ids: Tokens  # pending tokens, then the chain of drafts
+    num_rows: int
+    drafts: tuple[Draft, ...] = ()
+    preverify: bool = False
+
+    @property
+    def draft_ids(self) -> Tokens:
+        return tuple(token for draft in self.drafts for token in draft.token_ids)
+
+    @property
+    def take_bonus(self) -> bool:
+        return not (self.drafts and self.drafts[-1].is_open)
+
+
+@dataclass(slots=True)
+class _Waiting:
+    ask: Verify
+    arrived_s: float
+
+
+class Session(Generic[Row]):
+    """See the top of the file. `Row` is whatever the engine keeps as a retained row."""
+
+    def __init__(self, ask: OpenVerify, now_s: float) -> None:
+        self.ask = ask
+        self.log = list(ask.token_ids)
+        self.sources: list[Source] = []  # of log[len(ask.token_ids):]
+        self.computed = 0  # invariant: <= len(log); the pool may hold more, the next chunk's start cuts it
+        self.retained: Row | None = None  # invariant: None unless computed == len(log)
+        self.decode_until = len(self.log) + ask.num_decode  # absolute position
+        self.since_s = now_s  # when the oldest unanswered ask arrived
+        self._epoch = 0  # of the last ask; verdicts of a decoding run carry it
+        self._floor = 0  # drafts of an earlier epoch are stale
+        self._queue: deque[_Waiting] = deque()
+        self._retain = False  # a pre-verify under rejection sampling is due
+
+    # --- asks
+
+    def reopen(self, ask: OpenVerify, now_s: float) -> Verdict | None:
+        """An open that was sent again: extend the run and say what the log holds beyond its prefix."""
+        self.decode_until = max(self.decode_until, len(ask.token_ids) + ask.num_decode)
+        self.since_s = now_s
+        return self._read(0, len(ask.token_ids))
+
+    def decode(self, ask: Decode, now_s: float) -> Verdict | None:
+        self._epoch = max(self._epoch, ask.epoch)
+        self.decode_until = max(self.decode_until, ask.start + ask.num_tokens)
+        self.since_s = now_s
+        return self._read(ask.epoch, ask.start)
+
+    def verify(self, ask: Verify, now_s: float) -> Verdict | None:
+        """Queue a draft. A draft that cannot be judged is answered with the log, or dropped if it is beyond it."""
+        draft = ask.draft
+        if draft.epoch < self._floor or draft.end <= len(self.log):
+            return self._read(draft.epoch, draft.start)
+        if self._contradicts(draft):
+            self._reject(draft.epoch, preverify=ask.preverify)
+            return self._read(draft.epoch, draft.start)
+        if draft.epoch > self._floor:
+            self._floor = draft.epoch
+            self._queue = deque(w for w in self._queue if w.ask.draft.epoch >= draft.epoch)
+        tail = self._queue[-1].ask.draft.end if self._queue else len(self.log)
+        if draft.start > tail or (self._queue and draft.start < tail):
+            return None  # a draft before it was lost, or it was sent again: the coordinator repeats what is missing
+        if not self._queue:
+            self.since_s = now_s
+        self._queue.append(_Waiting(ask, now_s))
+        self._epoch = max(self._epoch, draft.epoch)
+        return None
+
+    def _read(self, epoch: int, start: int) -> Verdict | None:
+        base = len(self.ask.token_ids)
+        if not base <= start < len(self.log):
+            return None
+        tokens, sources = tuple(self.log[start:]), tuple(self.sources[start - base :])
+        return Verdict(self.ask.request_id, epoch, start, tokens, sources)
+
+    # --- work
+
+    def work(self) -> Work | None:
+        """What to forward next, or `None` if the next move is the coordinator's."""
+        pending = tuple(self.log[self.computed :])
+        chain = self._chain()
+        if chain:
+            drafts = tuple(waiting.ask.draft for waiting in chain)
+            token_ids = pending + tuple(token for draft in drafts for token in draft.token_ids)
+            num_rows = len(token_ids) - max(0, len(pending) - 1)
+            preverify = any(waiting.ask.preverify for waiting in chain)
+            return Work(Need.JUDGE, self.computed, token_ids, num_rows, drafts, preverify)
+        if len(self.log) < self.decode_until:
+            return Work(Need.DECODE, self.computed, pending, 1 if pending else 0)
+        if len(pending) > 1 or (pending and self._retain):
+            return Work(Need.PREFILL, self.computed, pending, 1)
+        return None
+
+    def _chain(self) -> list[_Waiting]:
+        """The drafts that can be judged now, cut to what the log does not hold yet; drops those that disagree."""
+        while self._queue and self._queue[0].ask.draft.end <= len(self.log):
+            if self._contradicts(self._queue[0].ask.draft):
+                break
+            self._queue.popleft()
+        if not self._queue:
+            return []
+        head = self._queue[0].ask
+        if self._contradicts(head.draft):
+            self._reject(head.draft.epoch, preverify=head.preverify)
+            return []
+        known = len(self.log) - head.draft.start
+        if known > 0:
+            self._queue[0] = _Waiting(Verify(head.draft.drop(known), head.preverify), self._queue[0].arrived_s)
+        chain: list[_Waiting] = []
+        num_tokens = 0
+        for waiting in self._queue:
+            num_tokens += len(waiting.ask.draft.token_ids)
+            if chain and num_tokens > MAX_CHAIN_TOKENS:
+                break
+            chain.append(waiting)
+        return chain
+
+    def prefilled(self, num_tokens: int, row: Row | None) -> None:
+        """`num_tokens` pending tokens are in the cache; `row` predicts the next position if all are."""
+        self.computed += num_tokens
+        self.retained = row if self.computed == len(self.log) else None
+        self._retain = self._retain and self.retained is None
+
+    def judged(
+        self, work: Work, num_accepted: int, token_id: int | None, source: Source, retained: Row | None
+    ) -> Verdict:
+        """Commit what the rule decided about `work`; the caller adds its timings to the verdict.
+
+        `token_id` is the target's own token after the accepted ones, `None` if an open draft was kept whole; then
+        `retained` predicts the next position. Also ends a decode: no draft, no accepted token, one `token_id`.
+        """
+        draft_ids, start = work.draft_ids, len(self.log)
+        self.log += draft_ids[:num_accepted]
+        self.sources += [Source.ACCEPTED] * num_accepted
+        self.computed = len(self.log)
+        if token_id is not None:
+            self.log.append(token_id)
+            self.sources.append(source)
+        self.retained = retained if token_id is None else None
+        rejected = num_accepted < len(draft_ids)
+        epoch = work.drafts[0].epoch if work.drafts else self._epoch
+        for _ in work.drafts:
+            self._queue.popleft()
+        if work.drafts:
+            self.decode_until = min(self.decode_until, len(self.log))  # a draft ends a decoding run
+        if rejected:
+            self._reject(epoch, preverify=work.preverify)
+        new = tuple(self.log[start:])
+        sources = tuple(self.sources[start - len(self.ask.token_ids) :])
+        tested = num_accepted + rejected
+        return Verdict(self.ask.request_id, epoch, start, new, sources, tested, len(work.drafts))
+
+    def _reject(self, epoch: int, *, preverify: bool) -> None:
+        """A rejection ends the epoch. Pre-verify: do at once what needs no draft."""
+        self._floor = epoch + 1
+        self._queue.clear()
+        if not preverify:
+            return
+        if self.ask.rule is Rule.TOKEN:
+            self._retain = True
+        else:
+            self.decode_until = max(self.decode_until, len(self.log) + 1)
+
+    def _contradicts(self, draft: Draft) -> bool:
+        known = tuple(self.log[draft.start : draft.end])
+        return draft.token_ids[: len(known)] != known
