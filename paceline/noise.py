@@ -65,7 +65,7 @@ def gumbel(
     at = torch.tensor(list(positions), dtype=torch.int64, device=device)[:, None]
     blocks = torch.arange((vocab_size + 1) // 2, device=device)[None, :]
     even, odd = _bits(seed, domain, at, blocks, epoch)
-    bits = torch.stack((even, odd), dim=-1).view(len(positions), -1)
+    bits = torch.stack((even, odd), dim=-1).flatten(1)
     return _gumbel(bits[:, :vocab_size])
 
 

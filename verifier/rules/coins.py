@@ -20,9 +20,7 @@ class Coins(Protocol):
         """One number strictly between 0 and 1."""
         ...
 
-    def gumbel(
-        self, domain: Domain, positions: Sequence[int], vocab_size: int, device: torch.device
-    ) -> Tensor:
+    def gumbel(self, domain: Domain, positions: Sequence[int], vocab_size: int, device: torch.device) -> Tensor:
         """Standard Gumbel noise [len(positions), vocab_size], float64."""
         ...
 
@@ -40,7 +38,5 @@ class PhiloxCoins:
     def uniform(self, domain: Domain, position: int) -> float:
         return noise.uniform(self.seed, domain, position)
 
-    def gumbel(
-        self, domain: Domain, positions: Sequence[int], vocab_size: int, device: torch.device
-    ) -> Tensor:
+    def gumbel(self, domain: Domain, positions: Sequence[int], vocab_size: int, device: torch.device) -> Tensor:
         return noise.gumbel(self.seed, domain, positions, vocab_size, device=device)

@@ -55,9 +55,7 @@ def judge_by_own_sample(
     return Judgement(num_drafted, own_ids[-1], Source.BONUS if draft_ids else Source.SELF_DECODED)
 
 
-def own_sample(
-    target_logits: Tensor, sampling: SamplingParams, coins: Coins, *, start: int, domain: Domain
-) -> Tensor:
+def own_sample(target_logits: Tensor, sampling: SamplingParams, coins: Coins, *, start: int, domain: Domain) -> Tensor:
     """The target's own tokens [n] for `target_logits` [n, vocab]: argmax, or Gumbel-max of its law."""
     if sampling.is_greedy:
         return target_logits.argmax(-1)

@@ -1,0 +1,23 @@
+"""What a coordinator is started with. Built once at the edge, passed down, never read from the environment later."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from coordinator.core.limits import Limits
+from paceline.length_policy import LengthPolicy
+from paceline.types import Mode, Rule
+
+
+@dataclass(frozen=True, slots=True)
+class CoordinatorConfig:
+    tokenizer: str  # folder or Hugging Face name: the target's
+    host: str = "127.0.0.1"
+    grpc_port: int = 50051  # 0 = a free one
+    insecure: bool = False  # allow a host that is not loopback without TLS
+    mode: Mode | None = None  # for requests that name none; None = auto
+    rule: Rule | None = None
+    policy: LengthPolicy = field(default_factory=LengthPolicy)
+    window: int = 2  # drafts unverified at a time: one being verified, one being drafted
+    lease_s: float = 10.0  # a worker that does not register again within it is dropped; ten missed turns of a busy CPU
+    limits: Limits = field(default_factory=Limits)

@@ -1,0 +1,259 @@
+"""The asyncio shell around the core: owns the clock, the streams to the workers, and the clients' queues.
+
+One thread, one event loop. Whatever happens becomes an event; `feed` hands it to the core and carries out what the
+core wants, at once and without waiting for anything, so the core never sees two events at a time. All waiting is at
+the edges: one task reads and one writes for each worker's stream.
+
+    client --Generate--> api --Arrived--> feed --Ask--> link ==stream==> worker
+                          ^-----Emit------  ^--Drafted, Verified-- link <==
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import grpc
+
+from coordinator.config import CoordinatorConfig
+from coordinator.core.commands import Ask, Command, Emit, Fail, Finish
+from coordinator.core.events import (
+    Arrived,
+    Drafted,
+    Ended,
+    Event,
+    Faulted,
+    RequestSpec,
+    Tick,
+    Verified,
+    WorkerDown,
+    WorkerUp,
+)
+from coordinator.core.pipeline import Pipeline
+from paceline import codec
+from paceline.errors import InvalidInput, PeerFault, Unavailable, Unsupported
+from paceline.rpc import connect
+from paceline.tokenizer import Tokenizer
+from paceline.types import Draft, DrafterReply, Fault, FinishReason, Role, Verdict, VerifierReply, WorkerInfo
+from paceline.wire import drafter_pb2_grpc, verifier_pb2_grpc
+
+log = logging.getLogger(__name__)
+
+MAX_CLIENT_QUEUE = 4096  # replies a client has not read; it stopped reading long before
+MAX_ASK_QUEUE = 8192  # asks a worker has not taken; 64 requests with a window of 64 each, and as much again
+CONNECT_TIMEOUT_S = 5.0
+
+ClientQueue = asyncio.Queue[Emit | Finish | Fail]
+
+
+@dataclass(slots=True)
+class Link:
+    """The stream to one worker, from its registration to its loss."""
+
+    name: str
+    info: WorkerInfo
+    asks: asyncio.Queue[Any]
+    task: asyncio.Task[None] | None = None
+    lease_until_s: float = 0.0
+
+
+class Coordinator:
+    """See the top of the file."""
+
+    def __init__(self, config: CoordinatorConfig, clock: Callable[[], float] = time.monotonic) -> None:
+        self.config = config
+        self.tokenizer = Tokenizer.load(config.tokenizer)
+        self.pipeline = Pipeline(config.limits)
+        self.links: dict[str, Link] = {}
+        self._clock = clock
+        self._clients: dict[str, ClientQueue] = {}
+        self._busy_ms: dict[str, float] = {}  # time spent here, by request
+        self._numbers = itertools.count(1)
+        self._timer: asyncio.TimerHandle | None = None
+
+    # --- the one door to the core
+
+    def feed(self, event: Event) -> None:
+        """Let the core handle an event, and do what it says. Never waits."""
+        started_s = self._clock()
+        for command in self.pipeline.handle(event, started_s):
+            self._carry_out(command)
+        self._set_timer()
+        request_id = _request_id(event)
+        if request_id in self._busy_ms:
+            self._busy_ms[request_id] += 1e3 * (self._clock() - started_s)
+
+    def _carry_out(self, command: Command) -> None:
+        match command:
+            case Ask(worker, ask):
+                self._send(worker, ask)
+            case Emit(request_id):
+                self._tell(request_id, command)
+            case Finish(request_id, _, metrics):
+                metrics.coordinator_ms = self._busy_ms.pop(request_id, 0.0)
+                self._tell(request_id, command)
+            case Fail(request_id):
+                self._busy_ms.pop(request_id, None)
+                self._tell(request_id, command)
+
+    def _send(self, worker: str, ask: Any) -> None:
+        link = self.links.get(worker)
+        if link is None:
+            return  # lost; its WorkerDown has been, or is about to be, handled
+        try:
+            link.asks.put_nowait(ask)
+        except asyncio.QueueFull:
+            log.warning("%s takes no asks: cutting it off", worker)
+            if link.task:
+                link.task.cancel()
+
+    def _tell(self, request_id: str, reply: Emit | Finish | Fail) -> None:
+        queue = self._clients.get(request_id)
+        if queue is None:
+            return  # the client has left
+        try:
+            queue.put_nowait(reply)
+        except asyncio.QueueFull:
+            self._clients.pop(request_id)
+            asyncio.get_running_loop().call_soon(self.feed, Ended(request_id, FinishReason.CANCELLED))
+
+    def _set_timer(self) -> None:
+        deadline_s = self.pipeline.next_deadline_s()
+        if self._timer:
+            self._timer.cancel()
+            self._timer = None
+        if deadline_s < float("inf"):
+            delay_s = max(0.0, deadline_s - self._clock())
+            self._timer = asyncio.get_running_loop().call_later(delay_s, self.feed, Tick())
+
+    # --- clients
+
+    @contextlib.contextmanager
+    def generation(self, spec: RequestSpec) -> Any:
+        """Run a request: a queue of what the core says of it. Leaving the context early cancels it."""
+        if spec.request_id in self._clients:
+            raise InvalidInput("request_id", spec.request_id, "is running already; choose another, or none")
+        queue = self._clients[spec.request_id] = ClientQueue(MAX_CLIENT_QUEUE)
+        self._busy_ms[spec.request_id] = 0.0
+        try:
+            self.feed(Arrived(spec))
+            yield queue
+        finally:
+            if self._clients.pop(spec.request_id, None) and spec.request_id in self._busy_ms:
+                self.feed(Ended(spec.request_id, FinishReason.CANCELLED))
+
+    def abort(self, request_id: str) -> bool:
+        """End a running request; False if there is none of that id."""
+        if request_id not in self._busy_ms:
+            return False
+        self.feed(Ended(request_id, FinishReason.CANCELLED))
+        return True
+
+    # --- workers
+
+    def register(self, info: WorkerInfo) -> None:
+        """Take a worker in, or renew its lease. Raises Unsupported if it cannot serve here, with the reason."""
+        lease_until_s = self._clock() + self.config.lease_s
+        for link in self.links.values():
+            if (link.info.address, link.info.incarnation) == (info.address, info.incarnation):
+                link.lease_until_s = lease_until_s
+                return
+        self._check(info)
+        name = f"{info.role}-{next(self._numbers)}"
+        link = Link(name, info, asyncio.Queue(MAX_ASK_QUEUE), lease_until_s=lease_until_s)
+        self.links[name] = link
+        link.task = asyncio.create_task(self._serve(link), name=name)
+
+    def _check(self, info: WorkerInfo) -> None:
+        if info.tokenizer_hash != self.tokenizer.hash:
+            fix = (
+                f"differs from the coordinator's ({self.config.tokenizer}); start it with a model of the same tokenizer"
+            )
+            raise Unsupported(f"tokenizer of {info.model}", info.tokenizer_hash[:12], fix)
+        for link in self.links.values():
+            if link.info.role is info.role is Role.VERIFIER and link.info.model_hash != info.model_hash:
+                fix = f"another target ({link.info.model}) is being served; start a coordinator of its own for this one"
+                raise Unsupported(f"model {info.model}", info.model_hash[:12], fix)
+
+    async def _serve(self, link: Link) -> None:
+        """The life of a link: connect, exchange, and say that it is over."""
+        is_up = False
+        try:
+            async with connect(link.info.address) as channel:
+                stub_class = (
+                    drafter_pb2_grpc.DrafterStub if link.info.role is Role.DRAFTER else verifier_pb2_grpc.VerifierStub
+                )
+                call = stub_class(channel).Connect()
+                await asyncio.wait_for(call.wait_for_connection(), CONNECT_TIMEOUT_S)
+                log.info("%s up: %s at %s", link.name, link.info.model, link.info.address)
+                is_up = True
+                self.feed(WorkerUp(link.name, link.info))
+                async with asyncio.TaskGroup() as tasks:
+                    tasks.create_task(self._write(link, call))
+                    tasks.create_task(self._read(link, call))
+                    tasks.create_task(self._watch_lease(link))
+        except* (grpc.RpcError, TimeoutError, Unavailable, PeerFault) as group:
+            log.warning("%s down: %s", link.name, _reason(group.exceptions[0]))
+        finally:
+            del self.links[link.name]
+            if is_up:
+                self.feed(WorkerDown(link.name))
+
+    async def _write(self, link: Link, call: Any) -> None:
+        to_wire = codec.drafter_ask_to_wire if link.info.role is Role.DRAFTER else codec.verifier_ask_to_wire
+        while True:
+            await call.write(to_wire(await link.asks.get()))
+
+    async def _read(self, link: Link, call: Any) -> None:
+        from_wire = codec.drafter_reply_from_wire if link.info.role is Role.DRAFTER else codec.verifier_reply_from_wire
+        while (wire := await call.read()) is not grpc.aio.EOF:
+            self.feed(_event(link.name, from_wire(wire)))
+        raise Unavailable("the worker has ended its stream")
+
+    async def _watch_lease(self, link: Link) -> None:
+        while (left_s := link.lease_until_s - self._clock()) > 0:
+            await asyncio.sleep(left_s)
+        raise Unavailable(f"no sign of life for {self.config.lease_s:g} s")
+
+    async def close(self) -> None:
+        """Cancel every request and end every link."""
+        for request_id in list(self._clients):
+            self.feed(Ended(request_id, FinishReason.CANCELLED))
+        tasks = [link.task for link in self.links.values() if link.task]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        if self._timer:
+            self._timer.cancel()
+
+
+def _event(worker: str, reply: DrafterReply | VerifierReply) -> Event:
+    match reply:
+        case Draft():
+            return Drafted(worker, reply)
+        case Verdict():
+            return Verified(worker, reply)
+        case Fault():
+            return Faulted(worker, reply.request_id, reply.message, reply.blame_caller)
+
+
+def _request_id(event: Event) -> str | None:
+    match event:
+        case Arrived(spec):
+            return spec.request_id
+        case Drafted(_, draft):
+            return draft.request_id
+        case Verified(_, verdict):
+            return verdict.request_id
+    return None
+
+
+def _reason(error: BaseException) -> str:
+    details = error.details() if isinstance(error, grpc.aio.AioRpcError) else ""
+    return details or str(error) or type(error).__name__

@@ -1,0 +1,52 @@
+"""The drafter's gRPC service. All it does is in `paceline.worker`; the engine arrives as an argument."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any
+
+from paceline.codec import drafter_ask_from_wire, drafter_reply_to_wire
+from paceline.types import DrafterAsk, DrafterReply
+from paceline.wire import drafter_pb2_grpc
+from paceline.worker import Engine, Kind, serve_worker
+
+
+class DrafterServicer:
+    def __init__(self, serve_stream: Callable[[Any], Awaitable[None]]) -> None:
+        self._serve_stream = serve_stream
+
+    async def Connect(self, _asks: object, context: Any) -> None:  # noqa: N802 (the name in the .proto)
+        await self._serve_stream(context)
+
+
+def _add(serve_stream: Callable[[Any], Awaitable[None]], server: Any) -> None:
+    drafter_pb2_grpc.add_DrafterServicer_to_server(DrafterServicer(serve_stream), server)
+
+
+DRAFTER: Kind[DrafterAsk, DrafterReply] = Kind(
+    service="paceline.wire.Drafter",
+    add=_add,
+    ask_from_wire=drafter_ask_from_wire,
+    reply_to_wire=drafter_reply_to_wire,
+)
+
+
+async def serve(
+    engine: Engine[DrafterAsk, DrafterReply],
+    *,
+    host: str = "127.0.0.1",
+    port: int = 0,
+    coordinators: Sequence[str] = (),
+    insecure: bool = False,
+    advertise: str | None = None,
+) -> int:
+    """Serve `engine` until a signal; the process's exit code (see `paceline.worker.serve_worker`)."""
+    return await serve_worker(
+        engine,
+        DRAFTER,
+        host=host,
+        port=port,
+        coordinators=coordinators,
+        insecure=insecure,
+        advertise=advertise,
+    )

@@ -1,0 +1,51 @@
+"""Which tokens go into the next forward pass: pure policy, no tensors, no clock.
+
+There is no prefill phase and no decode phase, only tokens that are wanted and a budget. Requests that are under way
+(a draft to judge, a token to decode) want few tokens and go first, longest waiting first; what is left of the budget
+goes to prompts, in chunks. So a long prompt never stalls a running request, it only takes the room they leave.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    max_num_batched_tokens: int = 2048  # tokens in a pass; more lengthen it for everyone in it
+    max_num_seqs: int = 64  # requests in a pass
+
+
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """A request that wants `num_pending` committed tokens forwarded, and `num_drafted` after them."""
+
+    key: str
+    num_pending: int
+    num_drafted: int
+    since_s: float  # when it began to wait
+
+    @property
+    def num_tokens(self) -> int:
+        return self.num_pending + self.num_drafted
+
+
+def plan(ready: Sequence[Ready], budget: Budget) -> dict[str, int]:
+    """Tokens to forward now, by request: all it wants, or the first part of a prompt.
+
+    A part leaves at least one pending token over, so that the pass which ends a prompt always yields its rows.
+    Never empty unless `ready` is. Example: budget 10, a draft of 4 and a prompt of 50 → 4 and 6.
+    """
+    shares: dict[str, int] = {}
+    room = budget.max_num_batched_tokens
+    for wish in sorted(ready, key=lambda wish: (wish.num_pending > 1, wish.since_s)):
+        if len(shares) == budget.max_num_seqs:
+            break
+        part = wish.num_tokens if wish.num_tokens <= room else min(room, wish.num_pending - 1)
+        if not shares and part <= 0:
+            part = wish.num_tokens  # it cannot be split, and would wait for ever
+        if part > 0:
+            shares[wish.key] = part
+            room -= part
+    return shares

@@ -1,0 +1,270 @@
+"""The verifier's engine: many requests, one target, one thread.
+
+A step is three beats: see what each session wants and let the batcher choose, forward it all in one ragged pass,
+judge each request's rows by its rule. Sessions decide, the runner computes, rules judge; this file only carries
+tensors between them.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from paceline import rows
+from paceline.engine.runner import Chunk, PoolFull, Runner
+from paceline.errors import InvalidInput, Overloaded, PeerFault
+from paceline.rows import DraftRows
+from paceline.types import (
+    Close,
+    Decode,
+    Fault,
+    OpenVerify,
+    Rule,
+    Source,
+    Verdict,
+    VerifierAsk,
+    VerifierReply,
+    Verify,
+    WorkerInfo,
+)
+from verifier.batcher import Budget, Ready, plan
+from verifier.rules import Judgement, PhiloxCoins, judge
+from verifier.session import Need, Session, Work
+
+log = logging.getLogger(__name__)
+
+Replies = list[tuple[int, VerifierReply]]
+
+
+@dataclass(slots=True)
+class _Entry:
+    """A session, whose it is, and its coins."""
+
+    peer: int
+    session: Session[Tensor]  # a retained row is [1, vocab] float32
+    coins: PhiloxCoins
+
+    @property
+    def request_id(self) -> str:
+        return self.session.ask.request_id
+
+
+class VerifierEngine:
+    """See the top of the file. Belongs to one thread."""
+
+    def __init__(
+        self,
+        runner: Runner,
+        info: WorkerInfo,
+        budget: Budget | None = None,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        self.runner = runner
+        self.info = info
+        self._longest = min(runner.info.max_model_len, runner.room())  # tokens of a request, the pool being empty
+        self.budget = budget or Budget()
+        self._clock = clock
+        self._entries: dict[str, _Entry] = {}  # by the sequence's name in the pool, oldest first
+        self._active: dict[str, None] = {}  # those that may have work; a set that remembers its order
+
+    # --- asks
+
+    def handle(self, peer: int, ask: VerifierAsk) -> Replies:
+        """Take one ask; the answer is empty unless the log answers it already."""
+        key = f"{peer}/{ask.request_id}"
+        entry = self._entries.get(key)
+        now_s = self._clock()
+        verdict: Verdict | None = None
+        match ask:
+            case OpenVerify() if entry:
+                verdict = entry.session.reopen(ask, now_s)
+            case OpenVerify():
+                self._admit(ask)
+                self.runner.open(key)
+                self._entries[key] = _Entry(peer, Session(ask, now_s), PhiloxCoins(ask.seed))
+            case Close():
+                self._close(key)
+                return []
+            case Verify() if entry:
+                self._check(ask)
+                verdict = entry.session.verify(ask, now_s)
+            case Decode() if entry:
+                verdict = entry.session.decode(ask, now_s)
+            case _:
+                return []  # it was closed, or refused, while the ask was on its way
+        self._active[key] = None
+        return [(peer, verdict)] if verdict else []
+
+    def _admit(self, ask: OpenVerify) -> None:
+        """Raises InvalidInput for a prompt that can never be served here, Overloaded if there is no place now."""
+        if len(ask.token_ids) + 1 > self._longest:
+            fix = f"this verifier holds requests of at most {self._longest} tokens: shorten the prompt"
+            raise InvalidInput("token_ids", f"{len(ask.token_ids)} tokens", fix)
+        if max(ask.token_ids) >= self.runner.info.vocab_size:
+            fix = f"must be below the vocabulary's size {self.runner.info.vocab_size}"
+            raise InvalidInput("token_ids", max(ask.token_ids), fix)
+        if len(self._entries) >= self.info.max_num_seqs:
+            raise Overloaded("requests on this verifier", self.info.max_num_seqs, retry_after_s=1.0)
+
+    def _close(self, key: str) -> None:
+        if self._entries.pop(key, None):
+            self.runner.close(key)
+        self._active.pop(key, None)
+
+    def _check(self, ask: Verify) -> None:
+        """Everything that a drafter could get wrong, before it touches a session. Raises PeerFault."""
+        draft = ask.draft
+        vocab_size = self.runner.info.vocab_size
+        if max(draft.token_ids) >= vocab_size:
+            raise PeerFault(f"token id {max(draft.token_ids)} of a draft is not below {vocab_size}")
+        if draft.rows:
+            rows.unpack(draft.rows, vocab_size, token_ids=draft.token_ids)
+
+    def drop(self, peer: int) -> None:
+        """That coordinator's stream has ended: free all its requests."""
+        for key in [key for key, entry in self._entries.items() if entry.peer == peer]:
+            self._close(key)
+
+    def fail(self, error: BaseException) -> Replies:
+        """A step has failed: refuse every request, so that each can go on elsewhere."""
+        faults: Replies = [
+            (entry.peer, Fault(entry.request_id, f"the verifier failed: {type(error).__name__}"))
+            for entry in self._entries.values()
+        ]
+        for key in list(self._entries):
+            self._close(key)
+        return faults
+
+    # --- work
+
+    def has_work(self) -> bool:
+        return bool(self._active)
+
+    def step(self) -> Replies:
+        """At most one forward pass; the verdicts and refusals that came of it."""
+        replies: Replies = []
+        wanted = {key: work for key in list(self._active) if (work := self._wanted(key, replies))}
+        while wanted:
+            shares = plan([self._ready(key, work) for key, work in wanted.items()], self.budget)
+            try:
+                replies += self._forward({key: wanted[key] for key in shares}, shares)
+                break
+            except PoolFull as error:
+                youngest = next(key for key in reversed(self._entries) if key in shares)
+                entry = self._entries[youngest]
+                log.warning("refusing %s: %s", entry.request_id, error)
+                replies.append((entry.peer, Fault(entry.request_id, str(error))))
+                self._close(youngest)
+                del wanted[youngest]
+        return replies
+
+    def _wanted(self, key: str, replies: Replies) -> Work | None:
+        """What the session wants forwarded, once all is done for which a retained row suffices."""
+        entry = self._entries[key]
+        while work := entry.session.work():
+            row = entry.session.retained
+            if row is None:
+                return work
+            if work.need is Need.JUDGE:
+                first = judge(
+                    entry.session.ask.rule,
+                    row,
+                    work.draft_ids[:1],
+                    entry.session.ask.sampling,
+                    entry.coins,
+                    start=len(entry.session.log),
+                    take_bonus=False,
+                    draft_rows=_unpack(work, self.runner.info.vocab_size, 1),
+                )
+                if first.num_accepted:
+                    return work
+            else:
+                first = self._judge(entry, work, row)
+            verdict = self._commit(entry, work, first, None)
+            replies.append((entry.peer, replace(verdict, queue_ms=self._waited_ms(entry))))
+        self._active.pop(key, None)
+        return None
+
+    def _ready(self, key: str, work: Work) -> Ready:
+        num_drafted = len(work.draft_ids)
+        since_s = self._entries[key].session.since_s
+        return Ready(key, len(work.token_ids) - num_drafted, num_drafted, since_s)
+
+    def _forward(self, works: dict[str, Work], shares: dict[str, int]) -> Replies:
+        """Forward each work's share in one pass, and judge those whose rows are complete."""
+        started_s = self._clock()
+        chunks = []
+        for key, work in works.items():
+            whole = shares[key] == len(work.token_ids)
+            tokens = work.token_ids[: shares[key]]
+            chunks.append(Chunk(key, work.start, tokens, work.num_rows if whole else 0))
+        logits = self.runner.forward(chunks)
+        replies: Replies = []
+        at = 0
+        for chunk in chunks:
+            entry, work = self._entries[chunk.sequence], works[chunk.sequence]
+            target_rows = logits[at : at + chunk.num_rows]
+            at += chunk.num_rows
+            if not chunk.num_rows:
+                entry.session.prefilled(len(chunk.token_ids), None)
+            elif work.need is Need.PREFILL:
+                entry.session.prefilled(len(chunk.token_ids), target_rows)
+            else:
+                waited_ms = 1e3 * (started_s - entry.session.since_s)
+                verdict = self._verdict(entry, work, target_rows)
+                took_ms = 1e3 * (self._clock() - started_s)
+                batch_tokens = sum(shares.values())
+                verdict = replace(verdict, verify_ms=took_ms, queue_ms=max(0.0, waited_ms), batch_tokens=batch_tokens)
+                entry.session.since_s = self._clock()
+                replies.append((entry.peer, verdict))
+        return replies
+
+    def _verdict(self, entry: _Entry, work: Work, target_rows: Tensor) -> Verdict:
+        if entry.session.retained is not None:
+            target_rows = torch.cat([entry.session.retained, target_rows])
+        return self._commit(entry, work, self._judge(entry, work, target_rows), target_rows[-1:])
+
+    def _judge(self, entry: _Entry, work: Work, target_rows: Tensor) -> Judgement:
+        ask = entry.session.ask
+        return judge(
+            ask.rule,
+            target_rows,
+            work.draft_ids,
+            ask.sampling,
+            entry.coins,
+            start=len(entry.session.log),
+            take_bonus=work.take_bonus,
+            draft_rows=_unpack(work, self.runner.info.vocab_size) if ask.rule is Rule.TOKEN else None,
+        )
+
+    def _commit(self, entry: _Entry, work: Work, verdict: Judgement, last_row: Tensor | None) -> Verdict:
+        source = verdict.source or Source.BONUS
+        return entry.session.judged(work, verdict.num_accepted, verdict.token_id, source, last_row)
+
+    def _waited_ms(self, entry: _Entry) -> float:
+        return max(0.0, 1e3 * (self._clock() - entry.session.since_s))
+
+
+def _unpack(work: Work, vocab_size: int, num_rows: int | None = None) -> DraftRows | None:
+    """The sparse rows of all the work's drafts; of the first `num_rows` tokens if given."""
+    if not work.drafts:
+        return None
+    parts = []
+    for draft in work.drafts:
+        if draft.rows is None:
+            raise PeerFault(f"{draft.request_id}: a draft without rows cannot be judged by rejection sampling")
+        parts.append(rows.unpack(draft.rows, vocab_size, token_ids=draft.token_ids))
+    width = max(part.ids.shape[1] for part in parts)
+    ids = torch.cat([_widen(part.ids, width) for part in parts])[:num_rows]
+    probs = torch.cat([_widen(part.probs, width) for part in parts])[:num_rows]
+    return DraftRows(ids, probs)
+
+
+def _widen(tensor: Tensor, width: int) -> Tensor:
+    """`tensor` [rows, n] padded to [rows, width] with zeros: token 0 with no further mass changes nothing."""
+    return torch.nn.functional.pad(tensor, (0, width - tensor.shape[1]))
