@@ -92,9 +92,9 @@ class DrafterEngine:
         for key in [key for key, entry in self._entries.items() if entry.peer == peer]:
             self._close(key)
 
-    def fail(self, error: BaseException) -> Replies:
+    def fail(self, error: Exception) -> list[tuple[int, Fault]]:
         """A step has failed: refuse every request; their verifiers go on alone."""
-        faults: Replies = [
+        faults = [
             (entry.peer, Fault(entry.session.ask.request_id, f"the drafter failed: {type(error).__name__}"))
             for entry in self._entries.values()
         ]

@@ -147,8 +147,8 @@ class _Enum(Generic[E]):
         self._to = {member: wire.Value(f"{field.upper()}_{member.name}") for member in kind}
         self._of = {number: member for member, number in self._to.items()}
 
-    def to_wire(self, value: E | None) -> int:
-        return 0 if value is None else int(self._to[value])
+    def to_wire(self, value: E | None) -> Any:
+        return 0 if value is None else self._to[value]
 
     def from_wire(self, field: str, number: int) -> E:
         if number not in self._of:
@@ -202,7 +202,7 @@ def _milliseconds(field: str, value: float) -> float:
     return value
 
 
-def sources_to_wire(sources: Iterable[Source]) -> list[int]:
+def sources_to_wire(sources: Iterable[Source]) -> list[Any]:
     """The numbers of a `repeated Source`."""
     return [_SOURCE.to_wire(source) for source in sources]
 
@@ -253,7 +253,7 @@ _MS = Field(_same, _milliseconds)
 _SEED = _integer(0, MAX_SEED)
 _POSITIVE = _integer(1, 2**32 - 1)
 _NAME = _string(1, MAX_NAME)
-_SHA256 = _matching("[0-9a-f]{64}", "a SHA-256 in 64 hexadecimal digits")
+_HASH = _matching("([a-z0-9-]{1,32}:)?[0-9a-f]{64}", "a SHA-256 in 64 hexadecimal digits")
 
 _SAMPLING = _Message("sampling", SamplingParams, common_pb2.SamplingParams)  # checks its own ranges
 _ROWS = _Message("rows", Rows, common_pb2.Rows, _check_rows, width=_integer(1, MAX_ROW_WIDTH))
@@ -313,8 +313,8 @@ _WORKER = _Message(
     role=_ROLE.field,
     address=_matching(r"\S{1,255}:[0-9]{1,5}", "HOST:PORT of the worker's gRPC server"),
     model=_NAME,
-    model_hash=_SHA256,
-    tokenizer_hash=_SHA256,
+    model_hash=_HASH,
+    tokenizer_hash=_HASH,
     vocab_size=_POSITIVE,
     max_model_len=_POSITIVE,
     max_num_seqs=_POSITIVE,

@@ -14,7 +14,7 @@ import logging
 import os
 import re
 import signal
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from typing import Any
 
 import grpc
@@ -103,7 +103,7 @@ async def answering(context: Any) -> AsyncIterator[None]:
     """Around a handler's body: turns an error into the call's status."""
     try:
         yield
-    except (grpc.aio.AbortError, grpc.aio.UsageError):
+    except grpc.aio.AbortError:
         raise
     except PacelineError as error:
         metadata = ((RETRY_AFTER, f"{error.retry_after_s:.3f}"),) if isinstance(error, Overloaded) else ()
@@ -178,7 +178,7 @@ async def start_server(
 
 
 @contextlib.contextmanager
-def signals() -> Any:
+def signals() -> Iterator[asyncio.Event]:
     """An `asyncio.Event` that SIGTERM or SIGINT sets; a second signal ends the process at once."""
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()

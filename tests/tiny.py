@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import torch
@@ -29,10 +30,23 @@ def write_tokenizer(folder: Path, *, extra: tuple[str, ...] = ()) -> int:
 
 
 def write_model(
-    folder: Path, *, seed: int, hidden_size: int = 32, num_layers: int = 2, sharpness: float = 6.0, extra: tuple[str, ...] = ()
+    folder: Path,
+    *,
+    seed: int,
+    hidden_size: int = 32,
+    num_layers: int = 2,
+    sharpness: float = 6.0,
+    extra: tuple[str, ...] = (),
+    tokenizer_of: Path | None = None,
 ) -> Path:
     """A random Llama in `folder`. `sharpness` scales its logits: 6 gives laws that are neither flat nor certain."""
-    vocab_size = write_tokenizer(folder, extra=extra)
+    if tokenizer_of:
+        folder.mkdir(parents=True)
+        for name in ("tokenizer.json", "tokenizer_config.json"):
+            shutil.copy(tokenizer_of / name, folder / name)
+        vocab_size = json.loads((tokenizer_of / "config.json").read_text())["vocab_size"]
+    else:
+        vocab_size = write_tokenizer(folder, extra=extra)
     torch.manual_seed(seed)
     config = LlamaConfig(
         vocab_size=vocab_size,

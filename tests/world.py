@@ -10,7 +10,7 @@ import heapq
 import itertools
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import drafter.session
 import verifier.session
@@ -122,12 +122,10 @@ class ToyVerifier:
         for session, work in works:
             reply = self._apply(session, work)
             if reply:
-                self.world.send(self.name, reply)
+                self.world.send(self.name, replace(reply, verify_ms=1e3 * self.pass_s))
         self._go()
 
-    def _apply(
-        self, session: verifier.session.Session[bool], work: verifier.session.Work
-    ) -> Verdict | None:
+    def _apply(self, session: verifier.session.Session[bool], work: verifier.session.Work) -> Verdict | None:
         if work.need is verifier.session.Need.PREFILL:
             session.prefilled(len(work.token_ids), True)
             return None

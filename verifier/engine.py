@@ -130,9 +130,9 @@ class VerifierEngine:
         for key in [key for key, entry in self._entries.items() if entry.peer == peer]:
             self._close(key)
 
-    def fail(self, error: BaseException) -> Replies:
+    def fail(self, error: Exception) -> list[tuple[int, Fault]]:
         """A step has failed: refuse every request, so that each can go on elsewhere."""
-        faults: Replies = [
+        faults = [
             (entry.peer, Fault(entry.request_id, f"the verifier failed: {type(error).__name__}"))
             for entry in self._entries.values()
         ]

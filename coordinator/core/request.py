@@ -177,6 +177,7 @@ class Request:
         for i, token in enumerate(tokens[:room]):
             if token in self.spec.stop_token_ids:
                 room = i + 1
+                break
         return tokens[:room], sources[:room]
 
     def _finish_reason(self) -> FinishReason | None:

@@ -52,6 +52,11 @@ def random_world(seed: int) -> World:
 
 def _add_deaths(world: World, rng: random.Random) -> None:
     """Workers die at random moments; a verifier is always replaced, a drafter sometimes."""
+
+    def replace(name: str, role: str) -> None:
+        join = world.verifier if role == "v" else world.drafter
+        join(name + "'")
+
     for name in list(world.workers):
         if rng.random() < 0.7:
             continue
@@ -59,10 +64,8 @@ def _add_deaths(world: World, rng: random.Random) -> None:
 
         def die(name: str = name, role: str = role) -> None:
             world.kill(name, seen_after_s=rng.choice([0.0, 0.1]))
-            if role == "v":
-                world.at(0.3, lambda: world.verifier(name + "'") and None)
-            elif rng.random() < 0.5:
-                world.at(0.2, lambda: world.drafter(name + "'") and None)
+            if role == "v" or rng.random() < 0.5:
+                world.at(0.3, lambda: replace(name, role))
 
         world.at(rng.random() * 0.5, die)
 

@@ -72,6 +72,17 @@ def test_top_p_drops_the_highest_of_equal_ids() -> None:
     assert law.tolist() == [[0.5, 0.5, 0.0, 0.0]]
 
 
+def test_ties_are_broken_alike_whether_little_or_all_is_sorted() -> None:
+    torch.manual_seed(0)
+    logits = torch.randint(0, 6, (50, 400)).float()
+    logits[:, 10:] -= 20  # so that top-k leaves few of a vocabulary
+    for top_p in (0.2, 0.5, 0.9):
+        little = sampling.target_probs(logits, SamplingParams(top_k=4, top_p=top_p))
+        all_of_it = sampling.target_probs(logits[:, :10], SamplingParams(top_k=4, top_p=top_p))
+        assert torch.equal(little[:, :10] > 0, all_of_it > 0)
+        torch.testing.assert_close(little[:, :10], all_of_it)
+
+
 def test_top_p_is_the_smallest_set_of_at_least_its_mass() -> None:
     logits = torch.tensor([[0.5, 0.3, 0.15, 0.05]]).log()
     kept = [
@@ -119,11 +130,11 @@ def test_gumbel_max_never_draws_an_impossible_token() -> None:
 
 def test_gumbel_max_has_the_law() -> None:
     seed, n = 11, 20_000
-    law = torch.tensor([0.5, 0.3, 0.0, 0.15, 0.05])
+    law = torch.tensor([0.5, 0.3, 0.0, 0.15, 0.05], dtype=torch.float64)
     drawn = sampling.sample_log_probs(law.log().expand(n, 5), noise.gumbel(seed, Domain.SAMPLE, range(n), 5))
     seen = drawn.bincount(minlength=5)
     assert seen[2] == 0
-    p_value = stats.chisquare(seen[law > 0], n * law[law > 0].double()).pvalue
+    p_value = stats.chisquare(seen[law > 0], n * law[law > 0]).pvalue
     assert p_value > 1e-3, f"seed {seed}: p = {p_value}"
     one_by_one = [sampling.sample(law, row) for row in noise.gumbel(seed, Domain.SAMPLE, range(50), 5)]
     assert one_by_one == drawn[:50].tolist()

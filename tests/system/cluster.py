@@ -60,13 +60,13 @@ class Cluster:
         """Start a worker and wait until the coordinator uses it."""
         runner = load(model)
         info = worker_info(role, model, runner)
-        engine: VerifierEngine | DrafterEngine
+        worker: WorkerServer[Any, Any]
         if role is Role.VERIFIER:
-            engine = VerifierEngine(runner, info)
+            verifier = self.engines[name] = VerifierEngine(runner, info)
+            worker = WorkerServer(verifier, VERIFIER)
         else:
-            engine = DrafterEngine(runner, info, row_width=16)
-        self.engines[name] = engine
-        worker: WorkerServer[Any, Any] = WorkerServer(engine, VERIFIER if role is Role.VERIFIER else DRAFTER)
+            drafter = self.engines[name] = DrafterEngine(runner, info, row_width=16)
+            worker = WorkerServer(drafter, DRAFTER)
         self.workers[name] = worker
         await worker.start(coordinators=[self.address])
         address = worker.info.address

@@ -1,0 +1,401 @@
+"""The shell that drafter and verifier share: streams of asks in, an engine in its own thread, replies out.
+
+    coordinator ==stream==> reader --inbox--> engine thread --one call a batch--> outbox --> writer ==> coordinator
+
+Rules. The engine is synchronous and belongs to one thread, and so does its device. A coordinator's stream is a
+*peer*, a number; when the stream ends, the engine drops all that the peer had. A bad ask costs its request, a peer
+that does not read costs its stream, an engine that fails three steps running ends the process. Every queue is
+bounded: a full inbox stops the readers, and flow control carries that to the coordinators.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import logging
+import math
+import queue
+import secrets
+import sys
+import threading
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Generic, Protocol, TypeVar, cast
+
+import grpc
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+
+from paceline.codec import request_id_of, worker_info_from_wire, worker_info_to_wire
+from paceline.errors import InvalidInput, Overloaded, PacelineError, Unavailable
+from paceline.rpc import answering, connect, error_of, run_until_signalled, start_server
+from paceline.types import Close, Fault, WorkerInfo
+from paceline.wire import coordinator_pb2_grpc
+
+log = logging.getLogger(__name__)
+
+MAX_INBOX = 4096  # asks waiting for the engine; at 256 requests a peer, several asks of each
+MAX_OUTBOX = 4096  # replies waiting for one peer; it has stopped reading long before
+MAX_STEP_FAILURES = 3  # in a row: the device is gone, not a request bad
+REGISTER_TIMEOUT_S = 5.0
+FIRST_BACKOFF_S, MAX_BACKOFF_S = 0.05, 1.0
+WRITE_GRACE_S = 1.0
+SHUTDOWN_S = 10.0  # more than a forward pass takes, less than the 30 s after which Kubernetes kills
+
+
+class Named(Protocol):
+    """What every ask is: about one request."""
+
+    @property
+    def request_id(self) -> str: ...
+
+
+Ask = TypeVar("Ask", bound=Named)
+Reply = TypeVar("Reply")
+AskIn = TypeVar("AskIn", bound=Named, contravariant=True)
+
+
+class Engine(Protocol[AskIn, Reply]):
+    """What computes. Only the engine thread calls it."""
+
+    @property
+    def info(self) -> WorkerInfo:
+        """What to register; the shell fills in the address and the incarnation."""
+
+    def handle(self, peer: int, ask: AskIn) -> list[tuple[int, Reply]]:
+        """Take one ask of stream `peer`. What it raises becomes a `Fault`, and a `Close` follows."""
+
+    def step(self) -> list[tuple[int, Reply]]:
+        """One forward pass."""
+
+    def has_work(self) -> bool:
+        """Whether `step` would do anything."""
+
+    def drop(self, peer: int) -> None:
+        """Stream `peer` has ended: free all its requests."""
+
+    def fail(self, error: Exception) -> list[tuple[int, Fault]]:
+        """`step` raised this: give up the requests that it may have spoilt."""
+
+
+class EngineThread(Generic[Ask, Reply]):
+    """Owns the engine. All public methods are for the event loop's thread."""
+
+    def __init__(
+        self,
+        engine: Engine[Ask, Reply],
+        deliver: Callable[[list[tuple[int, Reply | Fault]]], None],
+        died: Callable[[BaseException], None],
+        *,
+        max_inbox: int = MAX_INBOX,
+    ) -> None:
+        """`deliver` gets the replies of a batch and `died` the last error, both called in the event loop."""
+        self._engine, self._deliver, self._died = engine, deliver, died
+        self._max_inbox = max_inbox
+        self._inbox: queue.SimpleQueue[tuple[int, Ask | None] | None] = queue.SimpleQueue()
+        self._room = asyncio.Event()
+        self._wants_room = False
+        self._failures = 0
+        self._loop = asyncio.get_running_loop()
+        # A daemon: a pass that hangs must not keep the process from ending.
+        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+        self._thread.start()
+
+    async def submit(self, peer: int, ask: Ask) -> None:
+        """Hand over an ask; waits while the inbox is full."""
+        while self._inbox.qsize() >= self._max_inbox:
+            self._room.clear()
+            self._wants_room = True
+            # Looked at again after the flag is up, else the thread may have emptied the inbox just before.
+            if self._inbox.qsize() >= self._max_inbox:
+                await self._room.wait()
+        self._inbox.put((peer, ask))
+
+    def drop(self, peer: int) -> None:
+        """Free all that `peer` had. Never waits."""
+        self._inbox.put((peer, None))
+
+    async def stop(self, within_s: float) -> bool:
+        """End the thread after its current step; False if it did not end in time."""
+        self._inbox.put(None)
+        await self._loop.run_in_executor(None, self._thread.join, within_s)
+        return not self._thread.is_alive()
+
+    def _run(self) -> None:
+        try:
+            while self._turn():
+                pass
+        except BaseException as error:
+            log.critical("the engine has failed for good", exc_info=error)
+            self._call(self._died, error)
+
+    def _turn(self) -> bool:
+        """Take what has come, then one step; False when told to stop."""
+        items = [] if self._engine.has_work() else [self._inbox.get()]
+        items += [self._inbox.get_nowait() for _ in range(self._inbox.qsize())]
+        if self._wants_room:
+            self._wants_room = False
+            self._call(self._room.set)
+        replies: list[tuple[int, Reply | Fault]] = []
+        for item in items:
+            if item is None:
+                return False
+            replies += self._take(*item)
+        self._send(replies)
+        if self._engine.has_work():
+            self._send(self._step())
+        return True
+
+    def _take(self, peer: int, ask: Ask | None) -> Sequence[tuple[int, Reply | Fault]]:
+        if ask is None:
+            self._quietly(self._engine.drop, peer)
+            return ()
+        try:
+            return self._engine.handle(peer, ask)
+        except PacelineError as error:
+            fault = Fault(ask.request_id, str(error), blame_caller=isinstance(error, InvalidInput))
+        except Exception:
+            log.exception("request %s: the engine failed on %s", ask.request_id, type(ask).__name__)
+            fault = Fault(ask.request_id, "internal error; the worker's log says more")
+        if not isinstance(ask, Close):
+            self._quietly(self._engine.handle, peer, cast(Ask, Close(ask.request_id)))
+        return [(peer, fault)]
+
+    def _step(self) -> Sequence[tuple[int, Reply | Fault]]:
+        try:
+            replies = self._engine.step()
+        except Exception as error:
+            self._failures += 1
+            log.exception("step failure %d of %d in a row", self._failures, MAX_STEP_FAILURES)
+            faults = self._engine.fail(error)
+            if self._failures < MAX_STEP_FAILURES:
+                return faults
+            self._send(faults)
+            raise
+        self._failures = 0
+        return replies
+
+    def _quietly(self, call: Callable[..., object], *arguments: object) -> None:
+        """For what frees: its failure has nobody to be told to but the log."""
+        try:
+            call(*arguments)
+        except Exception:
+            log.exception("the engine failed to free %s", arguments)
+
+    def _send(self, replies: Sequence[tuple[int, Reply | Fault]]) -> None:
+        if replies:
+            self._call(self._deliver, list(replies))
+
+    def _call(self, call: Callable[..., object], *arguments: object) -> None:
+        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody is left to hear
+            self._loop.call_soon_threadsafe(call, *arguments)
+
+
+@dataclass(frozen=True, slots=True)
+class Kind(Generic[Ask, Reply]):
+    """What differs on the wire between a drafter and a verifier."""
+
+    service: str  # full name
+    add: Callable[[Callable[[Any], Any], Any], None]  # add(serve_stream, server): register the servicer
+    ask_from_wire: Callable[[Any], Ask]
+    reply_to_wire: Callable[[Any], Any]
+
+
+class _Stream:
+    """One coordinator's stream: what it has yet to be sent, and why it must end."""
+
+    def __init__(self) -> None:
+        self.outbox: deque[Any] = deque()
+        self.ready = asyncio.Event()
+        self.ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    def put(self, reply: Any) -> None:
+        if len(self.outbox) >= MAX_OUTBOX:
+            self.end(Overloaded("replies that this coordinator has not read", MAX_OUTBOX, 1))
+            return
+        self.outbox.append(reply)
+        self.ready.set()
+
+    async def wait(self) -> None:
+        """Until there is something to send, or no more will be."""
+        self.ready.clear()
+        if not self.outbox and not self.ended.done():
+            await self.ready.wait()
+
+    def end(self, error: PacelineError) -> None:
+        if not self.ended.done():
+            self.ended.set_exception(error)
+        self.ready.set()
+
+    def close(self) -> None:
+        self.ended.cancel()
+        self.ready.set()
+
+
+class WorkerServer(Generic[Ask, Reply]):
+    """A worker's server: `start`, wait for `ended`, `stop`."""
+
+    def __init__(self, engine: Engine[Ask, Reply], kind: Kind[Ask, Reply]) -> None:
+        self.ended: asyncio.Future[int] = asyncio.get_running_loop().create_future()  # exit code
+        self.info = engine.info
+        self._kind = kind
+        self._peers = itertools.count(1)
+        self._streams: dict[int, _Stream] = {}
+        self._is_stopping = False
+        self._registrations: list[asyncio.Task[None]] = []
+        self._engine: EngineThread[Ask, Reply] = EngineThread(engine, self._deliver, self._died)
+
+    async def start(
+        self,
+        *,
+        host: str = "127.0.0.1",
+        port: int = 0,
+        coordinators: Sequence[str] = (),
+        insecure: bool = False,
+        advertise: str | None = None,
+    ) -> None:
+        """Serve on `host`, and keep registered with each coordinator as `advertise` (a host; else `host`)."""
+        if advertise is None and host.strip("[]") in ("0.0.0.0", "::"):
+            fix = "give the host name by which coordinators reach this machine"
+            raise InvalidInput("advertise", advertise, fix)
+
+        def add(server: Any) -> None:
+            self._kind.add(self._serve_stream, server)
+
+        self._server, bound = await start_server(((self._kind.service, add),), host, port, insecure=insecure)
+        name = advertise or host
+        address = f"[{name}]:{bound}" if ":" in name and not name.startswith("[") else f"{name}:{bound}"
+        info = replace(self.info, address=address, incarnation=secrets.randbits(64))
+        try:
+            self.info = worker_info_from_wire(worker_info_to_wire(info))
+        except InvalidInput:
+            await self._server.stop()
+            raise
+        self._registrations = [asyncio.create_task(self._keep_registered(to)) for to in coordinators]
+
+    async def stop(self, within_s: float = SHUTDOWN_S) -> bool:
+        """End registrations, streams and the engine thread; False if the thread did not end in time."""
+        self._is_stopping = True
+        for task in self._registrations:
+            task.cancel()
+        await asyncio.gather(*self._registrations, return_exceptions=True)
+        for stream in self._streams.values():
+            stream.end(Unavailable("this worker is shutting down"))
+        if hasattr(self, "_server"):
+            await self._server.stop(grace_s=min(1, within_s / 2))
+        return await self._engine.stop(within_s / 2)
+
+    async def _serve_stream(self, context: Any) -> None:
+        """One coordinator's `Connect`, until either side ends it."""
+        async with answering(context):
+            if self._is_stopping:
+                raise Unavailable("this worker is shutting down")
+            peer, stream = next(self._peers), _Stream()
+            self._streams[peer] = stream
+            reader = asyncio.ensure_future(self._read(peer, stream, context))
+            writer = asyncio.ensure_future(self._write(stream, context))
+            work = (reader, writer, stream.ended)
+            try:
+                done, _ = await asyncio.wait(work, return_when=asyncio.FIRST_COMPLETED)
+                for future in done:
+                    future.result()
+            finally:
+                del self._streams[peer]
+                self._engine.drop(peer)
+                reader.cancel()
+                stream.close()
+                # gRPC cannot send a status while a write is under way, so that one gets a moment to end.
+                await asyncio.wait((writer,), timeout=WRITE_GRACE_S)
+                writer.cancel()
+                await asyncio.gather(*work, return_exceptions=True)
+
+    async def _read(self, peer: int, stream: _Stream, context: Any) -> None:
+        while (wire := await _next(context)) is not grpc.aio.EOF:
+            try:
+                ask = self._kind.ask_from_wire(wire)
+            except InvalidInput as error:
+                request_id = request_id_of(wire)
+                if request_id is None:
+                    raise
+                stream.put(Fault(request_id, str(error), blame_caller=True))
+                ask = cast(Ask, Close(request_id))
+            await self._engine.submit(peer, ask)
+
+    async def _write(self, stream: _Stream, context: Any) -> None:
+        while not stream.ended.done():
+            while stream.outbox and not stream.ended.done():
+                await context.write(self._kind.reply_to_wire(stream.outbox.popleft()))
+            await stream.wait()
+
+    def _deliver(self, replies: list[tuple[int, Reply | Fault]]) -> None:
+        for peer, reply in replies:
+            if stream := self._streams.get(peer):  # else it has ended, and its drop is on the way
+                stream.put(reply)
+
+    def _died(self, error: BaseException) -> None:
+        self._end(1, f"the engine has failed: {type(error).__name__}: {error}")
+
+    def _end(self, code: int, reason: str) -> None:
+        print(f"paceline {self.info.role}: {reason}", file=sys.stderr, flush=True)
+        if not self.ended.done():
+            self.ended.set_result(code)
+
+    async def _keep_registered(self, coordinator: str) -> None:
+        """Register, and again thrice a lease; a coordinator that is not there yet, or no more, is waited for."""
+        info = worker_info_to_wire(self.info)
+        backoff_s, is_known = FIRST_BACKOFF_S, False
+        async with connect(coordinator) as channel:
+            register = coordinator_pb2_grpc.CoordinatorStub(channel).Register
+            while True:
+                try:
+                    reply = await register(info, timeout=REGISTER_TIMEOUT_S)
+                except grpc.aio.AioRpcError as error:
+                    reason = error_of(error)
+                    if isinstance(reason, InvalidInput):
+                        self._end(2, f"coordinator {coordinator} refuses this worker: {reason}")
+                        return
+                    if is_known or backoff_s == FIRST_BACKOFF_S:
+                        log.warning("coordinator %s cannot be reached, trying on: %s", coordinator, reason)
+                    is_known = False
+                    await asyncio.sleep(backoff_s)
+                    backoff_s = min(2 * backoff_s, MAX_BACKOFF_S)
+                    continue
+                if not is_known:
+                    log.info("registered with coordinator %s", coordinator)
+                backoff_s, is_known = FIRST_BACKOFF_S, True
+                await asyncio.sleep(_pause_s(reply.lease_s))
+
+
+async def _next(context: Any) -> Any:
+    try:
+        return await context.read()
+    except DecodeError as error:
+        raise InvalidInput("ask", str(error), "these bytes are no message of this service") from None
+
+
+def _pause_s(lease_s: float) -> float:
+    """A third of the lease: two calls may be lost before it ends. Bounded, since a coordinator may be wrong."""
+    return min(max(lease_s, 0.15), 600) / 3 if math.isfinite(lease_s) else MAX_BACKOFF_S
+
+
+async def serve_worker(
+    engine: Engine[Ask, Reply],
+    kind: Kind[Ask, Reply],
+    *,
+    host: str = "127.0.0.1",
+    port: int = 0,
+    coordinators: Sequence[str] = (),
+    insecure: bool = False,
+    advertise: str | None = None,
+) -> int:
+    """Serve until a signal; the process's exit code: 0, 1 if the engine failed, 2 if a coordinator refused it."""
+    worker = WorkerServer(engine, kind)
+    try:
+        await worker.start(host=host, port=port, coordinators=coordinators, insecure=insecure, advertise=advertise)
+    except InvalidInput:
+        await worker.stop(1)
+        raise
+    info = worker.info
+    print(f"paceline {info.role} ready on {info.address} (model {info.model})", flush=True)
+    return await run_until_signalled(worker.stop, within_s=SHUTDOWN_S + 2, ended=worker.ended)

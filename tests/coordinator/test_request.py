@@ -1,0 +1,215 @@
+"""Behaviours of one request, seen through the commands of the core."""
+
+from __future__ import annotations
+
+import pytest
+
+from coordinator.core.commands import Ask, Command, Fail
+from coordinator.core.events import Arrived, Drafted, Faulted, RequestSpec, Tick, Verified, WorkerDown, WorkerUp
+from coordinator.core.limits import Limits
+from coordinator.core.metrics import RequestMetrics, _overlap_s
+from coordinator.core.pipeline import Pipeline
+from paceline.errors import InvalidInput, Overloaded, Unavailable
+from paceline.types import (
+    Close,
+    Commit,
+    Decode,
+    Draft,
+    FinishReason,
+    Mode,
+    OpenDraft,
+    OpenVerify,
+    Role,
+    Rule,
+    SamplingParams,
+    Source,
+    Verdict,
+    Verify,
+    WorkerInfo,
+)
+from tests.world import Network, World
+
+GREEDY = SamplingParams(temperature=0)
+
+
+def info(role: Role, places: int = 4) -> WorkerInfo:
+    return WorkerInfo(role, "", 1, "toy", "", "", 50, 4096, places, (), "float32", "cpu")
+
+
+def pipeline(*, drafter: bool = True, places: int = 4, limits: Limits | None = None) -> Pipeline:
+    it = Pipeline(limits)
+    it.handle(WorkerUp("v", info(Role.VERIFIER, places)), 0.0)
+    if drafter:
+        it.handle(WorkerUp("d", info(Role.DRAFTER, places)), 0.0)
+    return it
+
+
+def spec(name: str = "r", **settings: object) -> RequestSpec:
+    fields: dict[str, object] = {"max_tokens": 20, "sampling": GREEDY, "seed": 1, "draft_seed": 2, "mode": Mode.PEARL}
+    return RequestSpec(name, (1, 2, 3), **(fields | settings))  # type: ignore[arg-type]
+
+
+def asks(commands: list[Command]) -> list[object]:
+    return [command.ask for command in commands if isinstance(command, Ask)]
+
+
+def verdict(start: int, *tokens: int, source: Source = Source.SELF_DECODED) -> Verified:
+    return Verified("v", Verdict("r", 0, start, tokens, (source,) * len(tokens)))
+
+
+def test_both_workers_start_prefilling_at_once() -> None:
+    first, second = asks(pipeline().handle(Arrived(spec()), 0.0))
+    assert isinstance(first, OpenDraft)
+    assert isinstance(second, OpenVerify)
+    assert second.num_decode == 1, "the first token is plain target output and does not wait for a draft"
+
+
+def test_without_a_drafter_the_verifier_decodes_on_without_being_asked_again() -> None:
+    it = pipeline(drafter=False)
+    (opened,) = asks(it.handle(Arrived(spec()), 0.0))
+    assert isinstance(opened, OpenVerify)
+    assert opened.num_decode == 20
+    assert asks(it.handle(verdict(3, 7), 0.1)) == []
+
+
+def test_a_drafter_that_comes_back_takes_up_the_request_where_it_is() -> None:
+    it = pipeline(drafter=False)
+    it.handle(Arrived(spec()), 0.0)
+    it.handle(verdict(3, 7, 8), 0.1)
+    (opened,) = asks(it.handle(WorkerUp("d", info(Role.DRAFTER)), 0.2))
+    assert isinstance(opened, OpenDraft)
+    assert opened.token_ids == (1, 2, 3, 7, 8)
+
+
+def test_losing_the_drafter_lets_the_verifier_decode_the_rest() -> None:
+    it = pipeline()
+    it.handle(Arrived(spec()), 0.0)
+    it.handle(verdict(3, 7), 0.1)
+    (decode,) = asks(it.handle(WorkerDown("d"), 0.2))
+    assert decode == Decode("r", 2, 4, 19)
+
+
+def test_losing_the_verifier_moves_committed_tokens_and_drafts_in_flight() -> None:
+    it = pipeline()
+    it.handle(Arrived(spec()), 0.0)
+    it.handle(verdict(3, 7), 0.1)
+    it.handle(Drafted("d", Draft("r", 2, 4, (8, 9))), 0.15)
+    assert asks(it.handle(WorkerDown("v"), 0.2)) == []
+    opened, again = asks(it.handle(WorkerUp("w", info(Role.VERIFIER)), 0.3))
+    assert isinstance(opened, OpenVerify)
+    assert opened.token_ids == (1, 2, 3, 7)
+    assert isinstance(again, Verify)
+    assert again.draft.token_ids == (8, 9)
+
+
+def test_without_any_verifier_a_request_waits_then_fails_as_unavailable() -> None:
+    it = Pipeline(Limits(queue_timeout_s=5))
+    assert it.handle(Arrived(spec()), 0.0) == []
+    assert it.next_deadline_s() == 5
+    (fail,) = it.handle(Tick(), 5.0)
+    assert isinstance(fail, Fail)
+    assert isinstance(fail.error, Unavailable)
+
+
+def test_over_the_queue_bound_clients_are_told_at_once() -> None:
+    it = Pipeline(Limits(max_waiting=1))
+    it.handle(Arrived(spec("a")), 0.0)
+    (fail,) = it.handle(Arrived(spec("b")), 0.0)
+    assert isinstance(fail, Fail)
+    assert isinstance(fail.error, Overloaded)
+
+
+def test_a_request_waits_for_a_free_place_and_gets_the_one_given_back() -> None:
+    it = pipeline(places=1)
+    it.handle(Arrived(spec("r", max_tokens=1)), 0.0)
+    assert it.handle(Arrived(spec("s")), 0.0) == []
+    commands = it.handle(verdict(3, 7), 0.1)
+    assert [type(ask) for ask in asks(commands)] == [Close, Close, OpenDraft, OpenVerify]
+
+
+def test_a_request_that_is_wrong_itself_is_not_tried_elsewhere() -> None:
+    it = pipeline()
+    it.handle(Arrived(spec()), 0.0)
+    commands = it.handle(Faulted("v", "r", "too long", blame_caller=True), 0.1)
+    assert any(isinstance(command, Fail) and isinstance(command.error, InvalidInput) for command in commands)
+
+
+def test_a_drafter_that_refuses_costs_only_its_drafts() -> None:
+    it = pipeline()
+    it.handle(Arrived(spec()), 0.0)
+    it.handle(verdict(3, 7), 0.1)
+    commands = it.handle(Faulted("d", "r", "no place"), 0.2)
+    assert any(isinstance(ask, Decode) for ask in asks(commands))
+
+
+@pytest.mark.parametrize(("tokens", "kept"), [((7, 9, 5, 9), (7, 9)), ((9,), (9,))])
+def test_output_ends_with_the_first_stop_token_anywhere_in_a_verdict(
+    tokens: tuple[int, ...], kept: tuple[int, ...]
+) -> None:
+    it = pipeline()
+    it.handle(Arrived(spec(stop_token_ids=(9,))), 0.0)
+    emit, *_, finish = it.handle(verdict(3, *tokens), 0.1)
+    assert emit.token_ids == kept  # type: ignore[union-attr]
+    assert finish.reason is FinishReason.STOP  # type: ignore[union-attr]
+
+
+def test_never_more_than_max_tokens_are_emitted() -> None:
+    it = pipeline()
+    it.handle(Arrived(spec(max_tokens=2)), 0.0)
+    emit, *_, finish = it.handle(verdict(3, 7, 8, 9), 0.1)
+    assert emit.token_ids == (7, 8)  # type: ignore[union-attr]
+    assert finish.reason is FinishReason.LENGTH  # type: ignore[union-attr]
+
+
+def test_a_verdict_applied_twice_changes_nothing() -> None:
+    it = pipeline()
+    it.handle(Arrived(spec()), 0.0)
+    assert it.handle(verdict(3, 7), 0.1)
+    assert it.handle(verdict(3, 7), 0.1) == []
+
+
+def test_the_drafter_hears_of_every_commit() -> None:
+    it = pipeline()
+    it.handle(Arrived(spec()), 0.0)
+    commits = [ask for ask in asks(it.handle(verdict(3, 7), 0.1)) if isinstance(ask, Commit)]
+    assert commits == [Commit("r", 2, 3, (7,))]
+
+
+@pytest.mark.parametrize(
+    ("sampling", "rule"),
+    [
+        (GREEDY, Rule.MATCH),
+        (SamplingParams(temperature=1, seed=5), Rule.COUPLED),
+        (SamplingParams(temperature=1), Rule.TOKEN),
+    ],
+)
+def test_auto_chooses_an_exact_rule_for_the_sampling(sampling: SamplingParams, rule: Rule) -> None:
+    opened = asks(pipeline().handle(Arrived(spec(sampling=sampling)), 0.0))
+    assert {ask.rule for ask in opened} == {rule}  # type: ignore[attr-defined]
+
+
+def test_only_the_coupled_rule_shares_its_seed_with_the_drafter() -> None:
+    """The verifier's coins must not be visible to a drafter: it could choose drafts that suit them."""
+    for sampling, shared in ((SamplingParams(seed=5), True), (SamplingParams(), False)):
+        drafted, verified = asks(pipeline().handle(Arrived(spec(sampling=sampling)), 0.0))
+        assert (drafted.seed == verified.seed) is shared  # type: ignore[attr-defined]
+
+
+def test_metrics_account_for_every_token() -> None:
+    world = World(3, network=Network(delay_s=0.0005))
+    world.verifier()
+    world.drafter(agreement=0.8)
+    client = world.request(max_tokens=300)
+    world.run().check_lossless()
+    metrics = client.metrics
+    assert metrics is not None
+    assert metrics.num_generated_tokens == 300 == sum(metrics.sources.values())
+    assert metrics.num_accepted_tokens <= metrics.num_tested_tokens <= metrics.num_draft_tokens
+    assert metrics.num_tested_tokens - metrics.num_accepted_tokens >= metrics.sources[Source.RECOVERED]
+    assert 0.2 < metrics.overlap_share <= 1
+
+
+def test_overlap_is_measured_against_the_union_of_verifications() -> None:
+    assert _overlap_s([(0, 4)], [(1, 2), (1.5, 2.5), (3, 9)]) == 2.5
+    assert _overlap_s([(0, 1), (2, 3)], [(0.5, 2.5)]) == 1.0
+    assert RequestMetrics("off", "match", "", 1, 3).overlap_share == 0

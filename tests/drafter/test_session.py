@@ -1,0 +1,91 @@
+"""The drafter's chain: it streams ahead, and learns from commits whether it still stands."""
+
+from __future__ import annotations
+
+from drafter.session import Session
+from paceline.length_policy import LengthPolicy
+from paceline.types import Commit, Draft, OpenDraft, Rule, SamplingParams
+
+
+def opened(window: int = 2, end: int = 100, stop_token_ids: tuple[int, ...] = (), epoch: int = 0) -> OpenDraft:
+    sampling = SamplingParams(temperature=0)
+    policy = LengthPolicy.of("fixed", {"length": 2})
+    return OpenDraft("r", epoch, (1, 2, 3), sampling, Rule.MATCH, 1, policy, window, end, stop_token_ids)
+
+
+def draft(it: Session[None], *tokens: int) -> Draft:
+    for i, token in enumerate(tokens):
+        assert it.wants_token()
+        complete = it.push(token, stop=i == len(tokens) - 1)
+    assert complete
+    return it.send(None)
+
+
+def test_it_streams_until_the_window_is_full() -> None:
+    it: Session[None] = Session(opened(window=2))
+    first, second = draft(it, 10, 11), draft(it, 12, 13)
+    assert (first.start, second.start) == (3, 5)
+    assert first.is_open
+    assert not it.wants_token()
+    it.commit(Commit("r", 0, 3, (10, 11)))
+    assert it.wants_token(), "the first is verified, so there is room"
+
+
+def test_with_a_window_of_one_drafts_are_closed() -> None:
+    assert not draft(Session(opened(window=1)), 10, 11).is_open
+
+
+def test_a_commit_that_agrees_keeps_the_run() -> None:
+    it: Session[None] = Session(opened())
+    draft(it, 10, 11)
+    it.push(12, stop=False)
+    it.commit(Commit("r", 1, 3, (10, 11)))
+    assert it.epoch == 0
+    assert (it.send(None).start, it.tokens) == (5, [1, 2, 3, 10, 11, 12])
+
+
+def test_a_commit_that_disagrees_starts_a_new_run_and_keeps_the_cache_that_agrees() -> None:
+    it: Session[None] = Session(opened())
+    draft(it, 10, 11)
+    it.computed = 4
+    it.commit(Commit("r", 1, 3, (10, 99)))
+    assert (it.tokens, it.epoch, it.computed) == ([1, 2, 3, 10, 99], 1, 4)
+    assert draft(it, 12, 13).start == 5
+
+
+def test_a_bonus_beyond_the_chain_starts_a_new_run_after_it() -> None:
+    it: Session[None] = Session(opened(window=1))
+    draft(it, 10, 11)
+    it.commit(Commit("r", 1, 3, (10, 11, 12)))
+    redraft = draft(it, 13, 14)
+    assert (redraft.start, redraft.epoch) == (6, 1)
+
+
+def test_nothing_is_drafted_after_an_end_of_sequence_token() -> None:
+    it: Session[None] = Session(opened(stop_token_ids=(0,)))
+    assert it.push(0, stop=False), "the draft is complete with it"
+    assert not it.send(None).is_open
+    assert not it.wants_token()
+    it.commit(Commit("r", 1, 3, (7,)))
+    assert it.wants_token(), "the target decided otherwise"
+
+
+def test_nothing_is_drafted_beyond_the_end() -> None:
+    it: Session[None] = Session(opened(end=4))
+    assert it.push(10, stop=False)
+    assert not it.send(None).is_open
+    assert not it.wants_token()
+
+
+def test_an_open_that_is_repeated_sends_what_is_unverified_again() -> None:
+    it: Session[None] = Session(opened())
+    first, second = draft(it, 10, 11), draft(it, 12, 13)
+    assert it.reopen(opened()) == [first, second]
+    it.commit(Commit("r", 0, 3, (10, 11)))
+    assert it.reopen(opened()) == [second]
+
+
+def test_a_commit_that_leaves_a_gap_is_ignored() -> None:
+    it: Session[None] = Session(opened())
+    it.commit(Commit("r", 1, 9, (10,)))
+    assert it.tokens == [1, 2, 3]

@@ -1,0 +1,101 @@
+"""Whatever drafts, however it overlaps: greedy output is transformers' own, coupled output is a function of the seed.
+
+Real gRPC on loopback, real engines in their threads, fp32.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from paceline.tokenizer import Tokenizer
+from paceline.types import Role
+from tests.system.cluster import Cluster, cluster
+from tests.tiny import write_model
+
+ROOT = Path(__file__).parents[2]
+TARGET, DRAFTER = ROOT / "models/demo-target", ROOT / "models/demo-drafter"
+MODES = ("off", "sequential", "pearl")
+NUM_TOKENS = 48
+
+
+def prompts() -> list[str]:
+    lines = (ROOT / "tests/data/gsm8k_dev_12.jsonl").read_text().splitlines()
+    return [f"Question: {json.loads(line)['question']}\nAnswer:" for line in lines]
+
+
+@pytest.fixture(scope="module")
+def greedy() -> list[tuple[int, ...]]:
+    """transformers' own greedy continuation of every prompt."""
+    model: Any = AutoModelForCausalLM.from_pretrained(TARGET, dtype=torch.float32)
+    tokenizer = Tokenizer.load(TARGET)
+    expected = []
+    for prompt in prompts():
+        ids = tokenizer.encode(prompt)
+        tensor = torch.tensor([ids])
+        out = model.generate(tensor, attention_mask=torch.ones_like(tensor), max_new_tokens=NUM_TOKENS, do_sample=False)
+        expected.append(tuple(out[0, len(ids) :].tolist()))
+    return expected
+
+
+@pytest.fixture(scope="module")
+def random_drafter(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A drafter of the demo pair's vocabulary that knows nothing."""
+    folder = tmp_path_factory.mktemp("random") / "drafter"
+    return write_model(folder, seed=3, tokenizer_of=TARGET)
+
+
+async def _complete_all(it: Cluster, **settings: object) -> list[tuple[int, ...]]:
+    async with it.client() as client:
+        return [
+            (await client.complete(prompt, max_tokens=NUM_TOKENS, **settings)).token_ids  # type: ignore[arg-type]
+            for prompt in prompts()
+        ]
+
+
+@pytest.mark.parametrize("drafter", ["demo", "random", "none"])
+async def test_greedy_output_is_transformers_own(
+    drafter: str, greedy: Sequence[tuple[int, ...]], random_drafter: Path
+) -> None:
+    async with cluster(TARGET) as it:
+        await it.add("v", Role.VERIFIER, TARGET)
+        if drafter != "none":
+            await it.add("d", Role.DRAFTER, DRAFTER if drafter == "demo" else random_drafter)
+        for mode in MODES:
+            assert await _complete_all(it, temperature=0, mode=mode) == list(greedy), (drafter, mode)
+
+
+async def test_coupled_output_depends_on_nothing_but_prompt_and_seed(random_drafter: Path) -> None:
+    outputs = {}
+    for drafter in (None, DRAFTER, random_drafter):
+        async with cluster(TARGET) as it:
+            await it.add("v", Role.VERIFIER, TARGET)
+            if drafter:
+                await it.add("d", Role.DRAFTER, drafter)
+            for mode in MODES:
+                key = (drafter and drafter.parent.name, mode)
+                outputs[key] = await _complete_all(it, temperature=1.0, top_p=0.95, seed=11, mode=mode)
+    plain = outputs[None, "off"]
+    assert all(output == plain for output in outputs.values()), [k for k, v in outputs.items() if v != plain]
+
+
+async def test_many_requests_at_once_are_each_as_if_alone(greedy: Sequence[tuple[int, ...]]) -> None:
+    async with cluster(TARGET) as it:
+        await it.add("v", Role.VERIFIER, TARGET)
+        await it.add("d", Role.DRAFTER, DRAFTER)
+        async with it.client() as client:
+            answers = await asyncio.gather(
+                *(
+                    client.complete(prompt, max_tokens=NUM_TOKENS, temperature=0, mode=mode)
+                    for prompt in prompts()
+                    for mode in MODES
+                )
+            )
+    assert [answer.token_ids for answer in answers] == [tokens for tokens in greedy for _ in MODES]

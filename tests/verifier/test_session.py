@@ -1,0 +1,157 @@
+"""The verifier's log: every ask may be repeated, overtaken or stale, and the answer is a piece of the log."""
+
+from __future__ import annotations
+
+from paceline.types import Decode, Draft, OpenVerify, Rule, SamplingParams, Source, Verdict, Verify
+from verifier.session import Need, Session
+
+
+def session(rule: Rule = Rule.MATCH, num_decode: int = 1) -> Session[str]:
+    ask = OpenVerify("r", (1, 2, 3), SamplingParams(temperature=0), rule, seed=1, num_decode=num_decode)
+    return Session(ask, 0.0)
+
+
+def verify(start: int, *tokens: int, epoch: int = 0, is_open: bool = False, preverify: bool = False) -> Verify:
+    return Verify(Draft("r", epoch, start, tokens, is_open), preverify)
+
+
+def decode(it: Session[str], token: int) -> Verdict:
+    work = it.work()
+    assert work is not None
+    assert work.need is Need.DECODE
+    return it.judged(work, 0, token, Source.SELF_DECODED, None)
+
+
+def judge(it: Session[str], accepted: int, token: int | None) -> Verdict:
+    work = it.work()
+    assert work is not None
+    assert work.need is Need.JUDGE
+    source = Source.BONUS if accepted == len(work.draft_ids) else Source.RECOVERED
+    return it.judged(work, accepted, token, source, "row" if token is None else None)
+
+
+def test_the_prompt_and_the_first_token_take_one_pass() -> None:
+    it = session()
+    work = it.work()
+    assert work is not None
+    assert (work.start, work.token_ids, work.num_rows) == (0, (1, 2, 3), 1)
+    assert decode(it, 7).token_ids == (7,)
+    assert it.work() is None, "the next move is the coordinator's"
+
+
+def test_a_draft_is_forwarded_after_the_one_pending_token() -> None:
+    it = session()
+    decode(it, 7)
+    it.verify(verify(4, 8, 9), 0.0)
+    work = it.work()
+    assert work is not None
+    assert (work.start, work.token_ids, work.num_rows) == (3, (7, 8, 9), 3)
+    assert judge(it, 1, 5).token_ids == (8, 5)
+    assert it.log == [1, 2, 3, 7, 8, 5]
+    assert it.computed == 5, "the recovered token is not in the cache"
+
+
+def test_drafts_that_queued_up_are_judged_as_one_chain() -> None:
+    it = session()
+    decode(it, 7)
+    it.verify(verify(4, 8, 9), 0.0)
+    it.verify(verify(6, 10), 0.0)
+    work = it.work()
+    assert work is not None
+    assert work.draft_ids == (8, 9, 10)
+
+
+def test_after_a_rejection_drafts_of_that_epoch_are_stale() -> None:
+    it = session()
+    decode(it, 7)
+    it.verify(verify(4, 8, 9), 0.0)
+    judge(it, 0, 5)
+    assert it.verify(verify(6, 10), 0.0) is None
+    assert it.work() is None
+    it.verify(verify(5, 11, epoch=1), 0.0)
+    work = it.work()
+    assert work is not None
+    assert work.draft_ids == (11,)
+
+
+def test_an_ask_that_is_repeated_gets_the_same_answer_from_the_log() -> None:
+    it = session()
+    decode(it, 7)
+    ask = verify(4, 8, 9)
+    it.verify(ask, 0.0)
+    first = judge(it, 1, 5)
+    again = it.verify(ask, 0.0)
+    assert again is not None
+    assert (again.start, again.token_ids, again.sources) == (first.start, first.token_ids, first.sources)
+    assert it.decode(Decode("r", 0, 3, 1), 0.0) is not None
+    assert it.work() is None
+
+
+def test_a_draft_that_arrives_ends_a_decoding_run() -> None:
+    it = session(num_decode=100)
+    decode(it, 7)
+    it.verify(verify(4, 8), 0.0)
+    judge(it, 1, 9)
+    assert it.work() is None
+
+
+def test_a_late_draft_that_disagrees_does_not_end_a_decoding_run() -> None:
+    it = session(num_decode=100)
+    decode(it, 7)
+    decode(it, 8)
+    it.verify(verify(4, 99, 100), 0.0)
+    work = it.work()
+    assert work is not None
+    assert work.need is Need.DECODE
+
+
+def test_a_late_draft_that_still_fits_is_cut_and_judged() -> None:
+    it = session(num_decode=100)
+    decode(it, 7)
+    decode(it, 8)
+    it.verify(verify(4, 8, 9, 10), 0.0)
+    work = it.work()
+    assert work is not None
+    assert work.draft_ids == (9, 10)
+
+
+def test_an_open_draft_kept_whole_leaves_a_row_that_judges_its_successor() -> None:
+    it = session(Rule.TOKEN)
+    decode(it, 7)
+    it.verify(verify(4, 8, is_open=True), 0.0)
+    assert judge(it, 1, None).token_ids == (8,)
+    assert (it.retained, it.computed) == ("row", 5)
+    it.verify(verify(5, 9, 10, is_open=True), 0.0)
+    work = it.work()
+    assert work is not None
+    assert (work.start, work.token_ids, work.num_rows) == (5, (9, 10), 2), "the first token's row is there already"
+
+
+def test_a_missing_successor_is_decoded_from_the_retained_row_without_a_pass() -> None:
+    it = session(Rule.TOKEN)
+    decode(it, 7)
+    it.verify(verify(4, 8, is_open=True), 0.0)
+    judge(it, 1, None)
+    it.decode(Decode("r", 0, 5, 1), 0.0)
+    work = it.work()
+    assert work is not None
+    assert (work.need, work.token_ids, work.num_rows) == (Need.DECODE, (), 0)
+
+
+def test_preverify_forwards_the_recovered_token_at_once() -> None:
+    """Under match the row gives a token of the target's own; under rejection sampling it waits for the redraft."""
+    for rule, need in ((Rule.MATCH, Need.DECODE), (Rule.TOKEN, Need.PREFILL)):
+        it = session(rule)
+        decode(it, 7)
+        it.verify(verify(4, 8, 9, preverify=True), 0.0)
+        judge(it, 0, 5)
+        work = it.work()
+        assert work is not None
+        assert (work.need, work.token_ids) == (need, (5,))
+
+
+def test_a_draft_beyond_the_log_is_dropped_for_the_coordinator_repeats_what_was_lost() -> None:
+    it = session()
+    decode(it, 7)
+    assert it.verify(verify(6, 10), 0.0) is None
+    assert it.work() is None
