@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
-from typing import Any
+from collections.abc import Awaitable, Callable
+from typing import Any, Unpack
 
 from paceline.codec import verifier_ask_from_wire, verifier_reply_to_wire
 from paceline.types import VerifierAsk, VerifierReply
 from paceline.wire import verifier_pb2_grpc
-from paceline.worker import Engine, Kind, serve_worker
+from paceline.worker import Engine, Kind, Place, serve_worker
 
 
 class VerifierServicer:
@@ -31,22 +31,6 @@ VERIFIER: Kind[VerifierAsk, VerifierReply] = Kind(
 )
 
 
-async def serve(
-    engine: Engine[VerifierAsk, VerifierReply],
-    *,
-    host: str = "127.0.0.1",
-    port: int = 0,
-    coordinators: Sequence[str] = (),
-    insecure: bool = False,
-    advertise: str | None = None,
-) -> int:
+async def serve(engine: Engine[VerifierAsk, VerifierReply], **place: Unpack[Place]) -> int:
     """Serve `engine` until a signal; the process's exit code (see `paceline.worker.serve_worker`)."""
-    return await serve_worker(
-        engine,
-        VERIFIER,
-        host=host,
-        port=port,
-        coordinators=coordinators,
-        insecure=insecure,
-        advertise=advertise,
-    )
+    return await serve_worker(engine, VERIFIER, **place)

@@ -97,9 +97,6 @@ class Session(Generic[Row]):
         draft = ask.draft
         if draft.epoch < self._floor or draft.end <= len(self.log):
             return self._read(draft.epoch, draft.start)
-        if self._contradicts(draft):
-            self._reject(draft.epoch, preverify=ask.preverify)
-            return self._read(draft.epoch, draft.start)
         if draft.epoch > self._floor:
             self._floor = draft.epoch
             self._queue = deque(w for w in self._queue if w.ask.draft.epoch >= draft.epoch)

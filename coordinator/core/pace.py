@@ -31,7 +31,7 @@ class Pace:
         self.turnaround_s = _mean(self.turnaround_s, turnaround_s)
 
     def preverify_pays(self) -> bool:
-        """Whether to forward a recovered token while its redraft is awaited (algorithms A.4).
+        """Whether to forward a recovered token while its redraft is awaited (Liu et al. 2024, PEARL, pre-verify).
 
         It saves a turnaround whenever the next draft fails at once, and costs the rest of the pass whenever the
         draft arrives, and would have been right, before the pass ends.

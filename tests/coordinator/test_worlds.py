@@ -6,9 +6,10 @@ import random
 
 import pytest
 
+from coordinator.core.commands import Ask
 from coordinator.core.limits import Limits
-from paceline.types import Mode, Rule
-from tests.world import Network, World
+from paceline.types import Decode, Mode, Rule, Verify
+from tests.world import Network, ToyVerifier, World
 
 NUM_WORLDS = 300
 
@@ -91,6 +92,10 @@ def test_patience_shorter_than_an_honest_answer_does_not_livelock() -> None:
     world.drafter()
     world.request(max_tokens=30)
     world.run().check_lossless()
+    verifier = world.workers["v0"]
+    assert isinstance(verifier, ToyVerifier)
+    asks = [c for _, c in world.log if isinstance(c, Ask) and isinstance(c.ask, Verify | Decode)]
+    assert len(asks) < 8 * verifier.num_passes, "patience grows, so a slow answer is not drowned in retries"
 
 
 def test_a_hung_drafter_costs_little_more_than_plain_decoding() -> None:

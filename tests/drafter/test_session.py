@@ -47,7 +47,7 @@ def test_a_commit_that_agrees_keeps_the_run() -> None:
 def test_a_commit_that_disagrees_starts_a_new_run_and_keeps_the_cache_that_agrees() -> None:
     it: Session[None] = Session(opened())
     draft(it, 10, 11)
-    it.computed = 4
+    it.computed = 5
     it.commit(Commit("r", 1, 3, (10, 99)))
     assert (it.tokens, it.epoch, it.computed) == ([1, 2, 3, 10, 99], 1, 4)
     assert draft(it, 12, 13).start == 5

@@ -12,6 +12,7 @@ import torch
 import transformers
 
 from paceline.engine import step
+from paceline.engine.executor import Executor
 from paceline.engine.runner import Chunk, PoolFull, Runner
 from paceline.errors import UnknownRequest
 from tests.engine.conftest import ARCHITECTURES, VOCAB_SIZE, WINDOW
@@ -132,6 +133,7 @@ def test_a_corrupted_key_is_noticed(model_folder: Folders) -> None:
     text = list(range(40))
     runner.open("a")
     runner.forward([Chunk("a", 0, text[:39], 0)])
+    assert isinstance(runner._executor, Executor)
     store = runner._executor._store
     assert store is not None
     store.keys[0, :, 20] += 1.0

@@ -20,6 +20,10 @@ from tests.paceline.test_codec import worker_info
 METRICS = coordinator_pb2.RequestMetrics(mode="pearl", num_drafts=2, fallbacks={"deadline": 1}, e2e_ms=1.5)
 
 
+def reply(**fields: Any) -> Any:
+    return coordinator_pb2.GenerateReply(**fields)
+
+
 class Pretends:
     """Generates two chunks, and fails by prompt."""
 
@@ -35,10 +39,8 @@ class Pretends:
             if request.prompt == "wrong":
                 raise InvalidInput("prompt", "wrong", "ask for something else")
             if request.prompt == "nonsense":
-                yield coordinator_pb2.GenerateReply(sources=[77])
-            yield coordinator_pb2.GenerateReply(
-                text="né", token_ids=[5, 6], sources=[1, 2], text_lengths=[1, 1], request_id="r-1"
-            )
+                yield reply(sources=[77])
+            yield reply(text="né", token_ids=[5, 6], sources=[1, 2], text_lengths=[1, 1], request_id="r-1")
             if request.prompt == "cut":
                 return
             if request.prompt == "hang":
@@ -47,9 +49,7 @@ class Pretends:
                 except asyncio.CancelledError:
                     self.cancelled.set()
                     raise
-            yield coordinator_pb2.GenerateReply(
-                text="!", token_ids=[1], sources=[4], text_lengths=[1], finish_reason="stop", metrics=METRICS
-            )
+            yield reply(text="!", token_ids=[1], sources=[4], text_lengths=[1], finish_reason="stop", metrics=METRICS)
 
     async def Abort(self, request: Any, context: Any) -> Any:  # noqa: N802
         async with rpc.answering(context):

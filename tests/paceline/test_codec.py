@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from google.protobuf.message import DecodeError
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
 from paceline import codec
 from paceline.errors import InvalidInput, PeerFault
@@ -163,12 +163,14 @@ def test_a_token_id_of_33_bits_is_a_bug_and_not_cut() -> None:
         codec.tokens_to_wire((2**32,))
 
 
-@pytest.mark.parametrize("kind", [Mode, Rule])
-def test_an_unspecified_mode_or_rule_is_none(kind: Any) -> None:
-    to_wire, from_wire = {
-        Mode: (codec.mode_to_wire, codec.mode_from_wire),
-        Rule: (codec.rule_to_wire, codec.rule_from_wire),
-    }[kind]
+@pytest.mark.parametrize(
+    ("kind", "to_wire", "from_wire"),
+    [
+        (Mode, codec.mode_to_wire, codec.mode_from_wire),
+        (Rule, codec.rule_to_wire, codec.rule_from_wire),
+    ],
+)
+def test_an_unspecified_mode_or_rule_is_none(kind: Any, to_wire: Any, from_wire: Any) -> None:
     assert from_wire(0) is None
     assert to_wire(None) == 0
     assert [from_wire(to_wire(member)) for member in kind] == list(kind)
@@ -190,17 +192,27 @@ def draft(**changes: Any) -> Any:
     return drafter_pb2.Draft(**({"request_id": "r", "token_ids": b"\0\0\0\0"} | changes))
 
 
+def verdict(**changes: Any) -> Any:
+    return verifier_pb2.Verdict(**({"request_id": "r"} | changes))
+
+
 def rows(width: int, ids: int, counts: int) -> Any:
     return common_pb2.Rows(width=width, ids=bytes(ids), counts=bytes(counts))
 
 
 def open_verify(**changes: Any) -> Any:
-    given = {"request_id": "r", "token_ids": b"\0\0\0\0", "rule": 1, "sampling": {"top_p": 1}}
+    given: dict[str, Any] = {"request_id": "r", "token_ids": b"\0\0\0\0", "rule": 1, "sampling": {"top_p": 1}}
     return {"open": verifier_pb2.OpenVerify(**(given | changes))}
 
 
 def open_draft(**changes: Any) -> Any:
-    given = {"request_id": "r", "token_ids": b"\0\0\0\0", "rule": 1, "sampling": {"top_p": 1}, "window": 1}
+    given: dict[str, Any] = {
+        "request_id": "r",
+        "token_ids": b"\0\0\0\0",
+        "rule": 1,
+        "sampling": {"top_p": 1},
+        "window": 1,
+    }
     given["policy"] = {"name": "fixed"}
     return {"open": drafter_pb2.OpenDraft(**(given | changes))}
 
@@ -239,15 +251,15 @@ MALFORMED: list[tuple[str, dict[str, Any], str]] = [
     ("drafter_reply", {}, "reply"),
     ("drafter_reply", {"draft": draft(token_ids=b"")}, "draft.token_ids"),
     ("drafter_reply", {"fault": common_pb2.Fault(request_id="r", message="x" * 1001)}, "fault.message"),
-    ("verifier_reply", {"verdict": verifier_pb2.Verdict(request_id="r", sources=[1])}, "verdict.sources"),
+    ("verifier_reply", {"verdict": verdict(sources=[1])}, "verdict.sources"),
     (
         "verifier_reply",
-        {"verdict": verifier_pb2.Verdict(request_id="r", token_ids=bytes(4), sources=[5])},
+        {"verdict": verdict(token_ids=bytes(4), sources=[5])},
         "verdict.sources",
     ),
     (
         "verifier_reply",
-        {"verdict": verifier_pb2.Verdict(request_id="r", verify_ms=math.inf)},
+        {"verdict": verdict(verify_ms=math.inf)},
         "verdict.verify_ms",
     ),
 ]

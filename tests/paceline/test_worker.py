@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import math
 import os
 import signal
 import threading
@@ -304,12 +305,14 @@ async def test_a_worker_registers_again_within_its_lease() -> None:
     await coordinator.stop()
 
 
-async def test_a_worker_waits_for_a_coordinator_that_starts_later_or_again() -> None:
+async def test_a_worker_waits_for_a_coordinator_that_starts_later_or_again(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     first, port = await Registry().start()
     await first.stop()
     server = WorkerServer(Toy(), VERIFIER)
     await server.start(coordinators=[f"127.0.0.1:{port}"])
-    await asyncio.sleep(0.1)
+    await until(lambda: "does not answer" in caplog.text)
     for _ in range(2):
         registry = Registry()
         coordinator, _ = await registry.start(port)
@@ -317,6 +320,22 @@ async def test_a_worker_waits_for_a_coordinator_that_starts_later_or_again() -> 
         await coordinator.stop()
     assert not server.ended.done()
     assert await server.stop(4)
+
+
+@pytest.mark.parametrize("lease_s", [0.0, -1.0, math.nan, math.inf, 1e300])
+async def test_a_lease_that_makes_no_sense_is_bounded(lease_s: float) -> None:
+    assert 0.04 <= rpc._pause_s(lease_s) <= 200
+
+
+async def test_a_registration_that_breaks_ends_the_worker(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async def breaks(*_: object) -> PacelineError:
+        raise KeyError("a bug")
+
+    monkeypatch.setattr(worker, "keep_registered", breaks)
+    assert await worker.serve_worker(Toy(), VERIFIER, coordinators=["127.0.0.1:1"]) == 1
+    assert "KeyError" in capsys.readouterr().err
 
 
 async def test_a_refused_worker_exits_with_code_2_and_the_reason(capsys: pytest.CaptureFixture[str]) -> None:

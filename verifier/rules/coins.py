@@ -30,7 +30,7 @@ class PhiloxCoins:
     """A request's coins from its seed.
 
     They are not keyed by the epoch, so that judging again gives the same answer. That is safe because a
-    rejection under `token` depends on no coin and no draft behind it (docs/algorithms.md, A.6, trap 7).
+    rejection under `token` depends on no coin and no draft behind it (docs/exactness.md, Traps).
     """
 
     seed: int

@@ -1,0 +1,219 @@
+"""The modes side by side: the served system in every mode and draft length, against plain decoding and against
+transformers' assisted generation, prompt by prompt in turn, so that a noisy minute falls on all of them alike.
+
+    python -m bench.modes --target models/demo-target --prompts FILE.jsonl
+
+Every row is the same work on the same two cores: the target is expanded to `--parameters` first (extra weights that
+contribute nothing, models/expand.py), so that verifying costs what it costs with real pairs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+
+from bench import prompts, system
+from bench.assisted import SETTINGS, Assisted, Knobs
+from paceline.client import Client
+from paceline.tokenizer import Tokenizer
+
+FIXED = (4, 6, 8, 12)
+SVIP = (0.6, 1.2)
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One row: a mode of ours with its policy, or transformers with its knobs."""
+
+    name: str
+    mode: str = ""
+    policy: str = ""
+    window: int = 0
+    knobs: Knobs | None = None
+
+
+@dataclass
+class Row:
+    setting: Setting
+    num_tokens: int = 0
+    seconds: float = 0.0
+    ratios: list[float] = field(default_factory=list)  # tokens/s over those of `off` on the same prompt
+    metrics: list[dict[str, Any]] = field(default_factory=list)
+
+    @property
+    def tokens_per_s(self) -> float:
+        return self.num_tokens / self.seconds
+
+    def total(self, name: str) -> float:
+        return float(sum(metrics[name] for metrics in self.metrics))
+
+    def summary(self) -> dict[str, Any]:
+        """The row's figures; the speed-up is the median of paired ratios, with the quartiles beside it."""
+        quartiles = statistics.quantiles(self.ratios, n=4) if len(self.ratios) > 1 else [self.ratios[0]] * 3
+        out: dict[str, Any] = {
+            "setting": asdict(self.setting),
+            "tokens_per_s": self.tokens_per_s,
+            "speed_up": statistics.median(self.ratios),
+            "speed_up_quartiles": [quartiles[0], quartiles[2]],
+        }
+        if self.metrics and self.total("num_tested_tokens"):
+            out |= {
+                "accepted_per_tested": self.total("num_accepted_tokens") / self.total("num_tested_tokens"),
+                "passes_per_token": self.total("num_target_passes") / self.total("num_generated_tokens"),
+                "wasted_per_drafted": self.total("num_wasted_tokens") / self.total("num_draft_tokens"),
+                "overlap_share": statistics.mean(m["overlap_share"] for m in self.metrics),
+                "verify_ms_per_pass": self.total("verify_ms") / self.total("num_target_passes"),
+                "draft_ms_per_token": self.total("draft_ms") / self.total("num_draft_tokens"),
+            }
+        return out
+
+
+def settings(given: argparse.Namespace) -> list[Setting]:
+    """What is compared: `off` first, it is what the others are measured against."""
+    policies = [f"fixed:length={n}" for n in given.lengths] + [f"svip:threshold_nats={t:g}" for t in given.svip]
+    rows = [Setting("off", "off")]
+    rows += [Setting(f"sequential {policy}", "sequential", policy) for policy in policies]
+    rows += [
+        Setting(f"pearl {policy} window={window}", "pearl", policy, window)
+        for policy in policies
+        for window in given.windows
+    ]
+    if not given.no_assisted:
+        rows.append(Setting("transformers plain", knobs=None))
+        rows += [Setting(f"transformers assisted {knobs}", knobs=knobs) for knobs in SETTINGS]
+    return rows
+
+
+def run(given: argparse.Namespace, target: str, temperature: float) -> list[Row]:
+    """Every setting on every prompt, in an order that moves on with each prompt."""
+    rows = [Row(setting) for setting in settings(given)]
+    token_ids = [Tokenizer.load(target).encode(text) for text in prompts.read(given.prompts, given.num_prompts)]
+    with (
+        system.serve(target, given.drafter, "--dtype", given.dtype) as address,
+        Assisted(target, given.drafter, given.dtype) as assisted,
+        Client(address) as client,
+        Progress(console=Console(stderr=True)) as progress,
+    ):
+        task = progress.add_task(f"T={temperature:g}", total=(len(token_ids) + 1) * len(rows))
+        for number, prompt in enumerate([token_ids[0], *token_ids]):  # the first one warms up and is not counted
+            rates: dict[str, float] = {}
+            for row in rows[number % len(rows) :] + rows[: number % len(rows)]:
+                num_tokens, seconds, metrics = measure(row.setting, prompt, given, temperature, client, assisted)
+                rates[row.setting.name] = num_tokens / seconds
+                progress.advance(task)
+                if number:
+                    row.num_tokens += num_tokens
+                    row.seconds += seconds
+                    row.metrics += metrics
+            for row in rows if number else ():
+                row.ratios.append(rates[row.setting.name] / rates["off"])
+    return rows
+
+
+def measure(
+    setting: Setting,
+    prompt: tuple[int, ...],
+    given: argparse.Namespace,
+    temperature: float,
+    client: Client,
+    assisted: Assisted,
+) -> tuple[int, float, list[dict[str, Any]]]:
+    """Tokens, seconds and metrics of one prompt under one setting."""
+    if not setting.mode:
+        return (*assisted.generate(prompt, given.max_tokens, temperature, setting.knobs), [])
+    answer = client.complete(
+        prompt,
+        max_tokens=given.max_tokens,
+        temperature=temperature,
+        mode=setting.mode,
+        length_policy=setting.policy or None,
+        window=setting.window,
+    )
+    return len(answer.token_ids), answer.metrics["e2e_ms"] / 1e3, [answer.metrics]
+
+
+def show(rows: Sequence[Row], temperature: float, console: Console) -> None:
+    table = Table(
+        title=f"temperature {temperature:g}: speed-up is the median of paired ratios over off, with quartiles"
+    )
+    for column in (
+        "setting",
+        "tokens/s",
+        "speed-up",
+        "accepted/tested",
+        "passes/token",
+        "overlap",
+        "verify ms",
+        "draft ms",
+    ):
+        table.add_column(column, justify="left" if column == "setting" else "right", no_wrap=True)
+    for row in rows:
+        figures = row.summary()
+        low, high = figures["speed_up_quartiles"]
+        names = ("accepted_per_tested", "passes_per_token", "overlap_share", "verify_ms_per_pass", "draft_ms_per_token")
+        cells = [f"{figures[name]:.2f}" if name in figures else "" for name in names]
+        speed_up = f"{figures['speed_up']:.2f} ({low:.2f}–{high:.2f})"
+        table.add_row(row.setting.name, f"{row.tokens_per_s:.1f}", speed_up, *cells)
+    console.print(table)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="bench.modes", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--target", default="models/demo-target", help="unexpanded target")
+    parser.add_argument("--drafter", default="models/demo-drafter")
+    parser.add_argument("--parameters", default="90M", help="expand the target to about this; 0 = leave it")
+    parser.add_argument("--prompts", default="tests/data/gsm8k_dev_12.jsonl")
+    parser.add_argument("--num-prompts", type=int, default=12)
+    parser.add_argument("--max-tokens", type=int, default=96)
+    parser.add_argument("--temperatures", type=_numbers, default=(0.0, 1.0), help="comma separated (0,1)")
+    parser.add_argument("--lengths", type=_integers, default=FIXED, help="fixed draft lengths (4,6,8,12)")
+    parser.add_argument("--svip", type=_numbers, default=SVIP, help="svip thresholds in nats (0.6,1.2)")
+    parser.add_argument("--windows", type=_integers, default=(2,), help="pearl windows in drafts (2)")
+    parser.add_argument("--dtype", default="bfloat16")
+    parser.add_argument("--no-assisted", action="store_true", help="leave transformers out")
+    parser.add_argument("--json", metavar="FILE", help="write all figures there")
+    given = parser.parse_args(arguments)
+    console = Console(width=170)
+    with tempfile.TemporaryDirectory() as folder:
+        target = given.target if given.parameters == "0" else _expand(given, Path(folder) / "target")
+        report: dict[str, Any] = {"commit": system.commit(), "machine": system.machine(), "arguments": vars(given)}
+        console.print(f"commit {report['commit']}; {report['machine']}; target expanded to {given.parameters}")
+        for temperature in given.temperatures:
+            rows = run(given, target, temperature)
+            show(rows, temperature, console)
+            report[f"T={temperature:g}"] = [row.summary() for row in rows]
+    if given.json:
+        Path(given.json).write_text(json.dumps(report, indent=1))
+    return 0
+
+
+def _expand(given: argparse.Namespace, output: Path) -> str:
+    from models import expand
+
+    expand.main([given.target, str(output), "--parameters", given.parameters])
+    return str(output)
+
+
+def _numbers(text: str) -> tuple[float, ...]:
+    return tuple(float(item) for item in filter(None, text.split(",")))
+
+
+def _integers(text: str) -> tuple[int, ...]:
+    return tuple(int(item) for item in filter(None, text.split(",")))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
