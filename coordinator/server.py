@@ -240,7 +240,7 @@ def _event(worker: str, reply: DrafterReply | VerifierReply) -> Event:
         case Verdict():
             return Verified(worker, reply)
         case Fault():
-            return Faulted(worker, reply.request_id, reply.message, reply.blame_caller)
+            return Faulted(worker, reply.request_id, reply.message, reply.blame)
 
 
 def _request_id(event: Event) -> str | None:

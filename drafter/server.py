@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
-from typing import Any
+from collections.abc import Awaitable, Callable
+from typing import Any, Unpack
 
 from paceline.codec import drafter_ask_from_wire, drafter_reply_to_wire
 from paceline.types import DrafterAsk, DrafterReply
 from paceline.wire import drafter_pb2_grpc
-from paceline.worker import Engine, Kind, serve_worker
+from paceline.worker import Engine, Kind, Place, serve_worker
 
 
 class DrafterServicer:
@@ -31,22 +31,6 @@ DRAFTER: Kind[DrafterAsk, DrafterReply] = Kind(
 )
 
 
-async def serve(
-    engine: Engine[DrafterAsk, DrafterReply],
-    *,
-    host: str = "127.0.0.1",
-    port: int = 0,
-    coordinators: Sequence[str] = (),
-    insecure: bool = False,
-    advertise: str | None = None,
-) -> int:
+async def serve(engine: Engine[DrafterAsk, DrafterReply], **place: Unpack[Place]) -> int:
     """Serve `engine` until a signal; the process's exit code (see `paceline.worker.serve_worker`)."""
-    return await serve_worker(
-        engine,
-        DRAFTER,
-        host=host,
-        port=port,
-        coordinators=coordinators,
-        insecure=insecure,
-        advertise=advertise,
-    )
+    return await serve_worker(engine, DRAFTER, **place)

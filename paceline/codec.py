@@ -27,6 +27,7 @@ from paceline.errors import InvalidInput, PeerFault
 from paceline.length_policy import LengthPolicy
 from paceline.types import (
     MAX_SEED,
+    Blame,
     Close,
     Commit,
     Decode,
@@ -246,6 +247,7 @@ _RULE = _Enum("rule", Rule, common_pb2.Rule)
 _MODE = _Enum("mode", Mode, common_pb2.Mode)
 _SOURCE = _Enum("source", Source, common_pb2.Source)
 _ROLE = _Enum("role", Role, common_pb2.Role)
+_BLAME = _Enum("blame", Blame, common_pb2.Blame)
 
 _ID = _string(1, MAX_REQUEST_ID)
 _IDS = Field(_same, lambda _, values: tuple(values))
@@ -268,7 +270,14 @@ _DRAFT = _Message(
     draft_ms=_MS,
 )
 _CLOSE = _Message("close", Close, common_pb2.Close, request_id=_ID)
-_FAULT = _Message("fault", Fault, common_pb2.Fault, request_id=_ID, message=_string(0, MAX_FAULT_MESSAGE, cut=True))
+_FAULT = _Message(
+    "fault",
+    Fault,
+    common_pb2.Fault,
+    request_id=_ID,
+    message=_string(0, MAX_FAULT_MESSAGE, cut=True),
+    blame=_BLAME.field,
+)
 _OPEN_VERIFY = _Message(
     "open",
     OpenVerify,

@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import ipaddress
 import logging
+import math
 import os
 import re
 import signal
@@ -24,6 +25,7 @@ from grpc_health.v1.health import aio as health
 from grpc_reflection.v1alpha import reflection
 
 from paceline.errors import InvalidInput, Overloaded, PacelineError, PeerFault, Unavailable, UnknownRequest, Unsupported
+from paceline.wire import coordinator_pb2_grpc
 
 log = logging.getLogger(__name__)
 
@@ -33,6 +35,8 @@ MAX_MESSAGE_BYTES = 4 * 2**20
 MAX_METADATA_BYTES = 16 * 2**10
 MAX_STREAMS = 1024  # a connection; a client has one a request, a coordinator one a worker
 MAX_DETAILS = 1000  # characters of a status message, which travels as metadata
+REGISTER_TIMEOUT_S = 5.0
+FIRST_BACKOFF_S, MAX_BACKOFF_S = 0.05, 1.0
 RETRY_AFTER = "retry-after-s"  # trailing metadata of RESOURCE_EXHAUSTED, in seconds
 
 _BOTH = (
@@ -118,6 +122,42 @@ def connect(address: str) -> Any:
     return grpc.aio.insecure_channel(address, options=CHANNEL_OPTIONS)
 
 
+async def keep_registered(coordinator: str, worker_info: Any) -> PacelineError:
+    """Register a worker (a protobuf `WorkerInfo`) for as long as it runs; returns the reason if it is refused.
+
+    A coordinator that is not there yet, or no more, is waited for.
+    """
+    backoff_s, is_known = FIRST_BACKOFF_S, False
+    async with connect(coordinator) as channel:
+        register = coordinator_pb2_grpc.CoordinatorStub(channel).Register
+        while True:
+            try:
+                reply = await register(worker_info, timeout=REGISTER_TIMEOUT_S)
+            except grpc.aio.AioRpcError as error:
+                reason = error_of(error)
+                if isinstance(reason, InvalidInput):
+                    return reason
+                if is_known or backoff_s == FIRST_BACKOFF_S:
+                    log.warning("coordinator %s does not answer, trying on: %s", coordinator, reason)
+                is_known = False
+                await asyncio.sleep(backoff_s)
+                backoff_s = min(2 * backoff_s, MAX_BACKOFF_S)
+                continue
+            log.log(logging.DEBUG if is_known else logging.INFO, "registered with %s", coordinator)
+            backoff_s, is_known = FIRST_BACKOFF_S, True
+            await asyncio.sleep(_pause_s(reply.lease_s))
+
+
+def _pause_s(lease_s: float) -> float:
+    """A third of the lease: two calls may be lost before it ends. Bounded, since a coordinator may be wrong."""
+    return min(max(lease_s, 0.15), 600) / 3 if math.isfinite(lease_s) else MAX_BACKOFF_S
+
+
+def join(host: str, port: int) -> str:
+    """HOST:PORT, with the brackets that an IPv6 host needs."""
+    return f"[{host}]:{port}" if ":" in host and not host.startswith("[") else f"{host}:{port}"
+
+
 def check_bind(host: str, *, insecure: bool = False) -> None:
     """Raises `InvalidInput` unless `host` is this machine only, or `insecure` says that the network is trusted."""
     try:
@@ -144,9 +184,8 @@ class Server:
 
     async def start(self, host: str, port: int) -> int:
         """The bound port. Raises `InvalidInput` if it is taken."""
-        where = f"[{host}]" if ":" in host and not host.startswith("[") else host
         try:
-            bound: int = self.grpc.add_insecure_port(f"{where}:{port}")
+            bound: int = self.grpc.add_insecure_port(join(host, port))
         except RuntimeError:
             bound = 0
         if not bound:

@@ -53,6 +53,14 @@ class FinishReason(enum.StrEnum):
     CANCELLED = "cancelled"  # the client left, or its deadline passed
 
 
+class Blame(enum.StrEnum):
+    """Whose fault a refusal is, and so what follows from it."""
+
+    WORKER = "worker"  # its own: the request is tried on another
+    CALLER = "caller"  # the request itself is wrong: another worker would refuse it too
+    DRAFTER = "drafter"  # it sent a draft that no honest one sends: the request goes on without it
+
+
 class Role(enum.StrEnum):
     """What a worker does."""
 
@@ -233,7 +241,7 @@ class Fault:
 
     request_id: str
     message: str
-    blame_caller: bool = False  # the request itself is wrong, so another worker would refuse it too
+    blame: Blame = Blame.WORKER
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,6 @@ import asyncio
 import contextlib
 import itertools
 import logging
-import math
 import queue
 import secrets
 import sys
@@ -22,24 +21,22 @@ import threading
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Generic, Protocol, TypeVar, cast
+from functools import partial
+from typing import Any, Generic, Protocol, TypedDict, TypeVar, Unpack, cast
 
 import grpc
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
 from paceline.codec import request_id_of, worker_info_from_wire, worker_info_to_wire
 from paceline.errors import InvalidInput, Overloaded, PacelineError, Unavailable
-from paceline.rpc import answering, connect, error_of, run_until_signalled, start_server
-from paceline.types import Close, Fault, WorkerInfo
-from paceline.wire import coordinator_pb2_grpc
+from paceline.rpc import Server, answering, join, keep_registered, run_until_signalled, start_server
+from paceline.types import Blame, Close, Fault, WorkerInfo
 
 log = logging.getLogger(__name__)
 
 MAX_INBOX = 4096  # asks waiting for the engine; at 256 requests a peer, several asks of each
 MAX_OUTBOX = 4096  # replies waiting for one peer; it has stopped reading long before
 MAX_STEP_FAILURES = 3  # in a row: the device is gone, not a request bad
-REGISTER_TIMEOUT_S = 5.0
-FIRST_BACKOFF_S, MAX_BACKOFF_S = 0.05, 1.0
 WRITE_GRACE_S = 1.0
 SHUTDOWN_S = 10.0  # more than a forward pass takes, less than the 30 s after which Kubernetes kills
 
@@ -86,11 +83,11 @@ class EngineThread(Generic[Ask, Reply]):
         self,
         engine: Engine[Ask, Reply],
         deliver: Callable[[list[tuple[int, Reply | Fault]]], None],
-        died: Callable[[BaseException], None],
+        died: Callable[[str], None],
         *,
         max_inbox: int = MAX_INBOX,
     ) -> None:
-        """`deliver` gets the replies of a batch and `died` the last error, both called in the event loop."""
+        """`deliver` gets the replies of a batch and `died` the reason, both called in the event loop."""
         self._engine, self._deliver, self._died = engine, deliver, died
         self._max_inbox = max_inbox
         self._inbox: queue.SimpleQueue[tuple[int, Ask | None] | None] = queue.SimpleQueue()
@@ -128,7 +125,7 @@ class EngineThread(Generic[Ask, Reply]):
                 pass
         except BaseException as error:
             log.critical("the engine has failed for good", exc_info=error)
-            self._call(self._died, error)
+            self._call(self._died, f"the engine has failed: {type(error).__name__}: {error}")
 
     def _turn(self) -> bool:
         """Take what has come, then one step; False when told to stop."""
@@ -154,7 +151,8 @@ class EngineThread(Generic[Ask, Reply]):
         try:
             return self._engine.handle(peer, ask)
         except PacelineError as error:
-            fault = Fault(ask.request_id, str(error), blame_caller=isinstance(error, InvalidInput))
+            blame = Blame.CALLER if isinstance(error, InvalidInput) else Blame.WORKER
+            fault = Fault(ask.request_id, str(error), blame)
         except Exception:
             log.exception("request %s: the engine failed on %s", ask.request_id, type(ask).__name__)
             fault = Fault(ask.request_id, "internal error; the worker's log says more")
@@ -177,7 +175,7 @@ class EngineThread(Generic[Ask, Reply]):
         return replies
 
     def _quietly(self, call: Callable[..., object], *arguments: object) -> None:
-        """For what frees: its failure has nobody to be told to but the log."""
+        """For what frees: if it fails, only the log can be told."""
         try:
             call(*arguments)
         except Exception:
@@ -202,6 +200,16 @@ class Kind(Generic[Ask, Reply]):
     reply_to_wire: Callable[[Any], Any]
 
 
+class Place(TypedDict, total=False):
+    """Where a worker serves, and whom it tells; see `WorkerServer.start`."""
+
+    host: str
+    port: int
+    coordinators: Sequence[str]
+    insecure: bool
+    advertise: str | None
+
+
 class _Stream:
     """One coordinator's stream: what it has yet to be sent, and why it must end."""
 
@@ -211,11 +219,11 @@ class _Stream:
         self.ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     def put(self, reply: Any) -> None:
-        if len(self.outbox) >= MAX_OUTBOX:
+        if len(self.outbox) < MAX_OUTBOX:
+            self.outbox.append(reply)
+            self.ready.set()
+        else:
             self.end(Overloaded("replies that this coordinator has not read", MAX_OUTBOX, 1))
-            return
-        self.outbox.append(reply)
-        self.ready.set()
 
     async def wait(self) -> None:
         """Until there is something to send, or no more will be."""
@@ -229,6 +237,7 @@ class _Stream:
         self.ready.set()
 
     def close(self) -> None:
+        """No more is sent."""
         self.ended.cancel()
         self.ready.set()
 
@@ -242,9 +251,10 @@ class WorkerServer(Generic[Ask, Reply]):
         self._kind = kind
         self._peers = itertools.count(1)
         self._streams: dict[int, _Stream] = {}
+        self._server: Server | None = None
         self._is_stopping = False
         self._registrations: list[asyncio.Task[None]] = []
-        self._engine: EngineThread[Ask, Reply] = EngineThread(engine, self._deliver, self._died)
+        self._engine: EngineThread[Ask, Reply] = EngineThread(engine, self._deliver, partial(self._end, 1))
 
     async def start(
         self,
@@ -264,25 +274,22 @@ class WorkerServer(Generic[Ask, Reply]):
             self._kind.add(self._serve_stream, server)
 
         self._server, bound = await start_server(((self._kind.service, add),), host, port, insecure=insecure)
-        name = advertise or host
-        address = f"[{name}]:{bound}" if ":" in name and not name.startswith("[") else f"{name}:{bound}"
+        address = join(advertise or host, bound)
         info = replace(self.info, address=address, incarnation=secrets.randbits(64))
         try:
             self.info = worker_info_from_wire(worker_info_to_wire(info))
         except InvalidInput:
             await self._server.stop()
             raise
-        self._registrations = [asyncio.create_task(self._keep_registered(to)) for to in coordinators]
+        self._registrations = [asyncio.create_task(self._register(to)) for to in coordinators]
 
     async def stop(self, within_s: float = SHUTDOWN_S) -> bool:
         """End registrations, streams and the engine thread; False if the thread did not end in time."""
         self._is_stopping = True
-        for task in self._registrations:
-            task.cancel()
-        await asyncio.gather(*self._registrations, return_exceptions=True)
+        await _cancel(*self._registrations)
         for stream in self._streams.values():
             stream.end(Unavailable("this worker is shutting down"))
-        if hasattr(self, "_server"):
+        if self._server:
             await self._server.stop(grace_s=min(1, within_s / 2))
         return await self._engine.stop(within_s / 2)
 
@@ -307,8 +314,7 @@ class WorkerServer(Generic[Ask, Reply]):
                 stream.close()
                 # gRPC cannot send a status while a write is under way, so that one gets a moment to end.
                 await asyncio.wait((writer,), timeout=WRITE_GRACE_S)
-                writer.cancel()
-                await asyncio.gather(*work, return_exceptions=True)
+                await _cancel(*work)
 
     async def _read(self, peer: int, stream: _Stream, context: Any) -> None:
         while (wire := await _next(context)) is not grpc.aio.EOF:
@@ -318,7 +324,7 @@ class WorkerServer(Generic[Ask, Reply]):
                 request_id = request_id_of(wire)
                 if request_id is None:
                     raise
-                stream.put(Fault(request_id, str(error), blame_caller=True))
+                stream.put(Fault(request_id, str(error), Blame.CALLER))
                 ask = cast(Ask, Close(request_id))
             await self._engine.submit(peer, ask)
 
@@ -333,38 +339,25 @@ class WorkerServer(Generic[Ask, Reply]):
             if stream := self._streams.get(peer):  # else it has ended, and its drop is on the way
                 stream.put(reply)
 
-    def _died(self, error: BaseException) -> None:
-        self._end(1, f"the engine has failed: {type(error).__name__}: {error}")
-
     def _end(self, code: int, reason: str) -> None:
         print(f"paceline {self.info.role}: {reason}", file=sys.stderr, flush=True)
         if not self.ended.done():
             self.ended.set_result(code)
 
-    async def _keep_registered(self, coordinator: str) -> None:
-        """Register, and again thrice a lease; a coordinator that is not there yet, or no more, is waited for."""
-        info = worker_info_to_wire(self.info)
-        backoff_s, is_known = FIRST_BACKOFF_S, False
-        async with connect(coordinator) as channel:
-            register = coordinator_pb2_grpc.CoordinatorStub(channel).Register
-            while True:
-                try:
-                    reply = await register(info, timeout=REGISTER_TIMEOUT_S)
-                except grpc.aio.AioRpcError as error:
-                    reason = error_of(error)
-                    if isinstance(reason, InvalidInput):
-                        self._end(2, f"coordinator {coordinator} refuses this worker: {reason}")
-                        return
-                    if is_known or backoff_s == FIRST_BACKOFF_S:
-                        log.warning("coordinator %s cannot be reached, trying on: %s", coordinator, reason)
-                    is_known = False
-                    await asyncio.sleep(backoff_s)
-                    backoff_s = min(2 * backoff_s, MAX_BACKOFF_S)
-                    continue
-                if not is_known:
-                    log.info("registered with coordinator %s", coordinator)
-                backoff_s, is_known = FIRST_BACKOFF_S, True
-                await asyncio.sleep(_pause_s(reply.lease_s))
+    async def _register(self, coordinator: str) -> None:
+        try:
+            reason = await keep_registered(coordinator, worker_info_to_wire(self.info))
+        except Exception as error:
+            log.exception("the registration with %s failed", coordinator)
+            self._end(1, f"the registration with {coordinator} failed: {type(error).__name__}")
+        else:
+            self._end(2, f"coordinator {coordinator} refuses this worker: {reason}")
+
+
+async def _cancel(*futures: asyncio.Future[None]) -> None:
+    for future in futures:
+        future.cancel()
+    await asyncio.gather(*futures, return_exceptions=True)
 
 
 async def _next(context: Any) -> Any:
@@ -374,25 +367,11 @@ async def _next(context: Any) -> Any:
         raise InvalidInput("ask", str(error), "these bytes are no message of this service") from None
 
 
-def _pause_s(lease_s: float) -> float:
-    """A third of the lease: two calls may be lost before it ends. Bounded, since a coordinator may be wrong."""
-    return min(max(lease_s, 0.15), 600) / 3 if math.isfinite(lease_s) else MAX_BACKOFF_S
-
-
-async def serve_worker(
-    engine: Engine[Ask, Reply],
-    kind: Kind[Ask, Reply],
-    *,
-    host: str = "127.0.0.1",
-    port: int = 0,
-    coordinators: Sequence[str] = (),
-    insecure: bool = False,
-    advertise: str | None = None,
-) -> int:
+async def serve_worker(engine: Engine[Ask, Reply], kind: Kind[Ask, Reply], **place: Unpack[Place]) -> int:
     """Serve until a signal; the process's exit code: 0, 1 if the engine failed, 2 if a coordinator refused it."""
     worker = WorkerServer(engine, kind)
     try:
-        await worker.start(host=host, port=port, coordinators=coordinators, insecure=insecure, advertise=advertise)
+        await worker.start(**place)
     except InvalidInput:
         await worker.stop(1)
         raise

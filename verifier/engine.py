@@ -20,8 +20,10 @@ from paceline.engine.runner import Chunk, PoolFull, Runner
 from paceline.errors import InvalidInput, Overloaded, PeerFault
 from paceline.rows import DraftRows
 from paceline.types import (
+    Blame,
     Close,
     Decode,
+    Draft,
     Fault,
     OpenVerify,
     Rule,
@@ -91,7 +93,10 @@ class VerifierEngine:
                 self._close(key)
                 return []
             case Verify() if entry:
-                self._check(ask)
+                try:
+                    self._check(entry.session.ask.rule, ask.draft)
+                except PeerFault as error:
+                    return [(peer, Fault(ask.request_id, str(error), Blame.DRAFTER))]
                 verdict = entry.session.verify(ask, now_s)
             case Decode() if entry:
                 verdict = entry.session.decode(ask, now_s)
@@ -116,14 +121,16 @@ class VerifierEngine:
             self.runner.close(key)
         self._active.pop(key, None)
 
-    def _check(self, ask: Verify) -> None:
+    def _check(self, rule: Rule, draft: Draft) -> None:
         """Everything that a drafter could get wrong, before it touches a session. Raises PeerFault."""
-        draft = ask.draft
         vocab_size = self.runner.info.vocab_size
         if max(draft.token_ids) >= vocab_size:
             raise PeerFault(f"token id {max(draft.token_ids)} of a draft is not below {vocab_size}")
-        if draft.rows:
-            rows.unpack(draft.rows, vocab_size, token_ids=draft.token_ids)
+        if rule is not Rule.TOKEN:
+            return
+        if draft.rows is None:
+            raise PeerFault("a draft to be judged by rejection sampling came without its rows")
+        rows.unpack(draft.rows, vocab_size, token_ids=draft.token_ids)
 
     def drop(self, peer: int) -> None:
         """That coordinator's stream has ended: free all its requests."""
@@ -254,11 +261,7 @@ def _unpack(work: Work, vocab_size: int, num_rows: int | None = None) -> DraftRo
     """The sparse rows of all the work's drafts; of the first `num_rows` tokens if given."""
     if not work.drafts:
         return None
-    parts = []
-    for draft in work.drafts:
-        if draft.rows is None:
-            raise PeerFault(f"{draft.request_id}: a draft without rows cannot be judged by rejection sampling")
-        parts.append(rows.unpack(draft.rows, vocab_size, token_ids=draft.token_ids))
+    parts = [rows.unpack(draft.rows, vocab_size) for draft in work.drafts if draft.rows]
     width = max(part.ids.shape[1] for part in parts)
     ids = torch.cat([_widen(part.ids, width) for part in parts])[:num_rows]
     probs = torch.cat([_widen(part.probs, width) for part in parts])[:num_rows]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from paceline.length_policy import LengthPolicy
-from paceline.types import Draft, FinishReason, Mode, Rule, SamplingParams, Tokens, Verdict, WorkerInfo
+from paceline.types import Blame, Draft, FinishReason, Mode, Rule, SamplingParams, Tokens, Verdict, WorkerInfo
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +57,7 @@ class Faulted:
     worker: str
     request_id: str
     message: str
-    blame_caller: bool = False
+    blame: Blame = Blame.WORKER
 
 
 @dataclass(frozen=True, slots=True)

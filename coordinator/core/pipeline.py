@@ -30,7 +30,7 @@ from coordinator.core.limits import Limits
 from coordinator.core.placement import Pools
 from coordinator.core.request import Request
 from paceline.errors import InvalidInput, Overloaded, UnknownRequest
-from paceline.types import Role
+from paceline.types import Blame, Role
 
 
 class Pipeline:
@@ -170,16 +170,16 @@ class Pipeline:
                 yield from self._run(request, request.lose_drafter("drafter lost", now_s))
 
     def _faulted(self, event: Faulted, now_s: float) -> Iterable[Command]:
-        """A refusal ends the request if it is to blame itself, else it is tried on another worker."""
+        """A refusal ends the request if it is to blame itself; else the request goes on without whoever is."""
         request = self._requests.get(event.request_id)
-        if request and event.worker == request.drafter:
+        if request is None or event.worker not in (request.verifier, request.drafter):
+            return ()
+        if event.worker == request.drafter or event.blame is Blame.DRAFTER:
             return self._run(request, request.refuse_drafter(now_s))
-        if request and event.worker == request.verifier:
-            if event.blame_caller:
-                error = InvalidInput("request_id", event.request_id, event.message)
-                return self._run(request, request.fail(error))
-            return self._run(request, request.lose_verifier(now_s))
-        return ()
+        if event.blame is Blame.CALLER:
+            error = InvalidInput("request_id", event.request_id, event.message)
+            return self._run(request, request.fail(error))
+        return self._run(request, request.lose_verifier(now_s))
 
     # --- time
 

@@ -117,8 +117,11 @@ class Request:
             yield from self._self_decode(reason, now_s)
 
     def refuse_drafter(self, now_s: float) -> Iterator[Command]:
-        """The drafter will not take the request; after a few of these none is asked any more."""
+        """The drafter will not take the request, or sent what no honest one sends; after a few, none is asked."""
         self.num_refusals += 1
+        self._window.restart()
+        if self.drafter:
+            yield Ask(self.drafter, Close(self.spec.request_id))
         yield from self.lose_drafter("drafter refused", now_s)
 
     # --- answers

@@ -2,7 +2,7 @@
 
 Rules. A policy is asked after a token has been kept, and sees only what could be known before it was drawn:
 its place in the draft and its row, never the token or its own probability. A draft may end after such a
-token; dropping it would change the output's law under rejection sampling (docs/algorithms.md, A.6, trap 1).
+token; dropping it would change the output's law under rejection sampling (docs/exactness.md, Traps).
 """
 
 from __future__ import annotations

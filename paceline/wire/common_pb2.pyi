@@ -29,6 +29,13 @@ class Source(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     SOURCE_BONUS: _ClassVar[Source]
     SOURCE_SELF_DECODED: _ClassVar[Source]
 
+class Blame(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    BLAME_UNSPECIFIED: _ClassVar[Blame]
+    BLAME_WORKER: _ClassVar[Blame]
+    BLAME_CALLER: _ClassVar[Blame]
+    BLAME_DRAFTER: _ClassVar[Blame]
+
 class Role(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
     ROLE_UNSPECIFIED: _ClassVar[Role]
@@ -47,6 +54,10 @@ SOURCE_ACCEPTED: Source
 SOURCE_RECOVERED: Source
 SOURCE_BONUS: Source
 SOURCE_SELF_DECODED: Source
+BLAME_UNSPECIFIED: Blame
+BLAME_WORKER: Blame
+BLAME_CALLER: Blame
+BLAME_DRAFTER: Blame
 ROLE_UNSPECIFIED: Role
 ROLE_DRAFTER: Role
 ROLE_VERIFIER: Role
@@ -95,14 +106,14 @@ class Close(_message.Message):
     def __init__(self, request_id: _Optional[str] = ...) -> None: ...
 
 class Fault(_message.Message):
-    __slots__ = ("request_id", "message", "blame_caller")
+    __slots__ = ("request_id", "message", "blame")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     MESSAGE_FIELD_NUMBER: _ClassVar[int]
-    BLAME_CALLER_FIELD_NUMBER: _ClassVar[int]
+    BLAME_FIELD_NUMBER: _ClassVar[int]
     request_id: str
     message: str
-    blame_caller: bool
-    def __init__(self, request_id: _Optional[str] = ..., message: _Optional[str] = ..., blame_caller: _Optional[bool] = ...) -> None: ...
+    blame: Blame
+    def __init__(self, request_id: _Optional[str] = ..., message: _Optional[str] = ..., blame: _Optional[_Union[Blame, str]] = ...) -> None: ...
 
 class WorkerInfo(_message.Message):
     __slots__ = ("role", "address", "incarnation", "model", "model_hash", "tokenizer_hash", "vocab_size", "max_model_len", "max_num_seqs", "eos_token_ids", "dtype", "device")

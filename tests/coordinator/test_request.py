@@ -11,6 +11,7 @@ from coordinator.core.metrics import RequestMetrics, _overlap_s
 from coordinator.core.pipeline import Pipeline
 from paceline.errors import InvalidInput, Overloaded, Unavailable
 from paceline.types import (
+    Blame,
     Close,
     Commit,
     Decode,
@@ -130,7 +131,7 @@ def test_a_request_waits_for_a_free_place_and_gets_the_one_given_back() -> None:
 def test_a_request_that_is_wrong_itself_is_not_tried_elsewhere() -> None:
     it = pipeline()
     it.handle(Arrived(spec()), 0.0)
-    commands = it.handle(Faulted("v", "r", "too long", blame_caller=True), 0.1)
+    commands = it.handle(Faulted("v", "r", "too long", Blame.CALLER), 0.1)
     assert any(isinstance(command, Fail) and isinstance(command.error, InvalidInput) for command in commands)
 
 

@@ -16,6 +16,7 @@ from paceline.errors import InvalidInput, PeerFault
 from paceline.length_policy import LengthPolicy
 from paceline.types import (
     MAX_SEED,
+    Blame,
     Close,
     Commit,
     Decode,
@@ -106,7 +107,7 @@ class World:
 
     def message(self, envelope: str) -> Any:
         close = Close(self.request_id())
-        fault = Fault(self.request_id(), "no room", self.rng.random() < 0.5)
+        fault = Fault(self.request_id(), "no room", self.rng.choice(list(Blame)))
         choices: dict[str, tuple[Any, ...]] = {
             "verifier_ask": (
                 self.open_verify(),

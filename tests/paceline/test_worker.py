@@ -20,7 +20,7 @@ from drafter.server import DRAFTER
 from drafter.server import serve as serve_drafter
 from paceline import codec, rpc, worker
 from paceline.errors import InvalidInput, PacelineError, Unsupported
-from paceline.types import Close, Decode, Fault, Role, Source, Verdict, VerifierAsk, VerifierReply, WorkerInfo
+from paceline.types import Blame, Close, Decode, Fault, Role, Source, Verdict, VerifierAsk, VerifierReply, WorkerInfo
 from paceline.wire import coordinator_pb2, coordinator_pb2_grpc, verifier_pb2, verifier_pb2_grpc
 from paceline.worker import EngineThread, WorkerServer
 from verifier.server import VERIFIER
@@ -179,7 +179,7 @@ async def test_a_bad_ask_costs_its_request_and_no_other(toy: Any) -> None:
     await call.write(verifier_pb2.VerifierAsk(decode={"request_id": "bad", "num_tokens": 0}))
     fault = await read(call)
     assert isinstance(fault, Fault)
-    assert (fault.request_id, fault.blame_caller) == ("bad", True)
+    assert (fault.request_id, fault.blame) == ("bad", Blame.CALLER)
     assert "decode.num_tokens" in fault.message
     await call.write(ask("good"))
     assert isinstance(await read(call), Verdict)
@@ -212,7 +212,7 @@ async def test_an_engine_that_raises_on_an_ask_faults_that_request_and_frees_it(
     await call.write(ask(request_id))
     fault = await read(call)
     assert isinstance(fault, Fault)
-    assert fault.blame_caller is is_blamed
+    assert (fault.blame is Blame.CALLER) is is_blamed
     assert "secret" not in fault.message
     assert ("the secret" in caplog.text) is not is_blamed
     await call.write(ask("next"))

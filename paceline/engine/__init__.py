@@ -1,0 +1,1 @@
+"""The one place that knows torch models. The door is `paceline.engine.runner`."""

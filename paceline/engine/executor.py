@@ -1,0 +1,231 @@
+"""What every rank does with a plan: one forward pass of the model over its share of the KV pool.
+
+Before it serves, an executor runs the model three times over eight tokens: once to learn the shapes of the
+keys and to meet arguments that our attention refuses, once with transformers' own attention, and once in
+chunks with a wrong token and a rollback over the paged pool. The last two must agree. So a model with
+anything that this engine does not keep (a recurrent state, keys shared between layers, attention sinks) is
+refused at start, not served wrongly.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.nn.functional import scaled_dot_product_attention
+
+from paceline.engine import weights
+from paceline.engine.attention import NAME as ATTENTION
+from paceline.engine.attention import Attends
+from paceline.engine.lean import LeanDecoder, Site
+from paceline.engine.plan import Span, StepPlan
+from paceline.engine.step import KVStore, Step
+from paceline.engine.weights import Checkpoint
+from paceline.errors import Unsupported
+
+_NUM_PROBE_TOKENS = 8
+# Where copying a sequence's keys costs a CPU core about as much as one more call of the attention kernel (measured
+# with 8 sequences of 256 tokens and models of 1 to 90 million parameters).
+_MAX_BATCHED_BYTES = 256 << 10
+# Relative error (Frobenius norm) of the rehearsal: far above rounding, far below a forgotten feature.
+_MAX_ERROR = {torch.float32: 1e-3, torch.bfloat16: 0.2}
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What every rank must agree on to build its executor. All fields are plain: they travel as JSON.
+
+    The pool holds `max_num_tokens` tokens, or if that is None what fits in `kv_cache_bytes` on each rank.
+    """
+
+    folder: str
+    dtype: str
+    device: str
+    max_num_tokens: int | None
+    kv_cache_bytes: int
+    block_size: int
+    max_model_len: int | None
+    tensor_parallel_size: int
+
+
+def prepare(checkpoint: Checkpoint, options: Options, *, rank: int = 0) -> Executor:
+    """A rehearsed executor. All ranks of a group call this at the same time. Raises InvalidInput, Unsupported."""
+    size = options.tensor_parallel_size
+    device = f"cuda:{rank}" if options.device == "cuda" and size > 1 else options.device
+    model = weights.load(checkpoint, dtype=options.dtype, device=device, tensor_parallel_size=size)
+    executor = Executor(model, device=device, block_size=options.block_size)
+    if size == 1:
+        executor.slim(checkpoint.max_model_len)
+    num_tokens = options.max_num_tokens or options.kv_cache_bytes // executor.token_bytes
+    executor.allocate(max(1, num_tokens // options.block_size))
+    return executor
+
+
+class Executor:
+    """A model, its KV memory, and the forward pass over both."""
+
+    def __init__(self, model: Any, *, device: str, block_size: int) -> None:
+        """Learns the attention's shapes in a dry run; `allocate` must follow. Raises Unsupported."""
+        self.model = model
+        self._device = torch.device(device)
+        self._block_size = block_size
+        self._name = model.config.model_type
+        self._lean: LeanDecoder | None = None
+        self._store: KVStore | None = None
+        probe = _Probe(self._name)
+        with torch.inference_mode():
+            logits = self._forward(list(range(_NUM_PROBE_TOKENS)), list(range(_NUM_PROBE_TOKENS)), probe, None)
+        self._sites = probe.sites
+        self.vocab_size = int(logits.shape[-1])
+        self.num_blocks = 0
+        self._shape = probe.shape(model.config.get_text_config())
+
+    @property
+    def token_bytes(self) -> int:
+        """KV memory of one token, all layers, on this rank."""
+        shape = self._shape
+        item = torch.empty((), dtype=shape.dtype).element_size()
+        return shape.num_layers * shape.num_kv_heads * (shape.key_size + shape.value_size) * item
+
+    def slim(self, max_model_len: int) -> None:
+        """Runs on the lean forward pass from now on, if this model has one."""
+        self._lean = LeanDecoder.adopt(self.model, self._sites, max_model_len)
+
+    def allocate(self, num_blocks: int) -> None:
+        """Makes the KV memory and rehearses (see the head of the file). Raises Unsupported."""
+        shape, num_slots = self._shape, num_blocks * self._block_size
+        lead = (shape.num_layers, shape.num_kv_heads, num_slots)
+        # Zeros, not empty: a padded read multiplies slots nobody wrote by 0, and 0 * NaN is NaN.
+        self._store = KVStore(
+            keys=torch.zeros(*lead, shape.key_size, dtype=shape.dtype, device=self._device),
+            values=torch.zeros(*lead, shape.value_size, dtype=shape.dtype, device=self._device),
+            block_size=self._block_size,
+            max_batched_bytes=_MAX_BATCHED_BYTES if self._device.type == "cpu" else float("inf"),
+        )
+        self.num_blocks = num_blocks
+        self._rehearse()
+
+    def shutdown(self) -> None:
+        """Nothing to end: a single process has no followers."""
+
+    @torch.inference_mode()
+    def run(self, plan: StepPlan) -> torch.Tensor:
+        """Logits of the plan's rows, [num_rows, vocab_size] float32."""
+        assert self._store is not None, "allocate first"
+        step = Step(plan, self._store, self._shape.heads_per_kv)
+        positions: list[int] = []
+        for span in plan.spans:
+            positions.extend(range(span.start, span.start + span.num_tokens))
+        rows = plan.rows
+        if len(rows) == len(positions) and rows == list(range(len(rows))):
+            return self._forward(plan.token_ids, positions, step, None).float()
+        # A step without rows still asks for one: not every model takes an empty index.
+        index = torch.tensor(rows or [0], device=self._device)
+        return self._forward(plan.token_ids, positions, step, index)[: len(rows)].float()
+
+    def _forward(
+        self, token_ids: list[int], positions: list[int], step: Attends, rows: torch.Tensor | None
+    ) -> torch.Tensor:
+        """Logits of the tokens that the index `rows` names, all if None: [num_rows, vocab_size]."""
+        if self._lean is not None:
+            tokens = torch.tensor(token_ids, device=self._device)
+            return self._lean.forward(tokens, positions, step, rows)
+        logits: torch.Tensor = self.model(
+            input_ids=torch.tensor([token_ids], device=self._device),
+            position_ids=torch.tensor([positions], device=self._device),
+            use_cache=False,
+            step=step,
+            logits_to_keep=0 if rows is None else rows,
+        ).logits
+        return logits[0]
+
+    @torch.inference_mode()
+    def _rehearse(self) -> None:
+        count = min(_NUM_PROBE_TOKENS, self.num_blocks * self._block_size)
+        tokens = [(7 * index + 1) % self.vocab_size for index in range(count)]
+        self.model.set_attn_implementation("eager")
+        try:
+            inputs = {
+                "input_ids": torch.tensor([tokens], device=self._device),
+                "position_ids": torch.arange(count, device=self._device)[None],
+            }
+            expected = self.model(**inputs, use_cache=False).logits[0].float()
+        finally:
+            self.model.set_attn_implementation(ATTENTION)
+        half = count // 2
+        blocks = tuple(range(-(-count // self._block_size)))
+        wrong = [(tokens[half] + 1) % self.vocab_size]
+        head = self.run(StepPlan(tokens[:half], list(range(half)), [Span(0, half, blocks)]))
+        self.run(StepPlan(wrong, [0], [Span(half, 1, blocks)]))
+        rest = tokens[half:]
+        tail = self.run(StepPlan(rest, list(range(len(rest))), [Span(half, len(rest), blocks)]))
+        error = float((torch.cat([head, tail]) - expected).norm() / expected.norm().clamp_min(1e-6))
+        if not error <= _MAX_ERROR[self._shape.dtype]:
+            raise Unsupported(
+                "model",
+                self._name,
+                f"the paged engine's logits differ from the model's own by {error:.2g}; use another model",
+            )
+
+
+class _Shape:
+    """Shapes of a layer's keys and values on this rank, the same for all layers."""
+
+    def __init__(self, num_layers: int, num_heads: int, key: torch.Tensor, value: torch.Tensor) -> None:
+        self.num_layers = num_layers
+        self.num_kv_heads = key.shape[1]
+        self.heads_per_kv = num_heads // key.shape[1]
+        self.key_size = key.shape[3]
+        self.value_size = value.shape[3]
+        self.dtype = key.dtype
+
+
+class _Probe:
+    """Stands in for a step during the dry run: attends within the tokens given and notes their shapes."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._seen: dict[int, tuple[int, torch.Tensor, torch.Tensor]] = {}
+        self._sites: dict[int, Site] = {}
+
+    def attend(
+        self,
+        layer: int,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        scaling: float | None,
+        window: int | None,
+        softcap: float | None,
+    ) -> torch.Tensor:
+        if layer in self._seen:
+            self._refuse(f"layer {layer} attends twice in one pass")
+        self._seen[layer] = (query.shape[1], key, value)
+        self._sites[layer] = Site(scaling, window, softcap)
+        output = scaled_dot_product_attention(query, key, value, is_causal=True, scale=scaling, enable_gqa=True)
+        return output.transpose(1, 2)
+
+    @property
+    def sites(self) -> list[Site]:
+        """How each layer calls its attention."""
+        return [self._sites[layer] for layer in sorted(self._sites)]
+
+    def shape(self, config: Any) -> _Shape:
+        """What all layers have in common. Raises Unsupported if they differ, or if a window got lost."""
+        layers = sorted(self._seen)
+        if layers != list(range(config.num_hidden_layers)):
+            self._refuse(f"only layers {layers} of {config.num_hidden_layers} call the attention function")
+        shapes = {(heads, key.shape, value.shape, key.dtype) for heads, key, value in self._seen.values()}
+        if len(shapes) > 1:
+            self._refuse("its layers differ in the shape of their keys")
+        kinds = getattr(config, "layer_types", None) or ["sliding_attention"] * len(layers)
+        expected = getattr(config, "sliding_window", None)
+        for layer, kind in zip(layers, kinds, strict=True):
+            if kind == "sliding_attention" and expected and self._sites[layer].window is None:
+                self._refuse(f"layer {layer} has a sliding window that it does not pass to its attention")
+        heads, key, value = self._seen[0]
+        return _Shape(len(layers), heads, key, value)
+
+    def _refuse(self, reason: str) -> None:
+        raise Unsupported("model", self._name, f"{reason}, which the paged engine cannot serve; use another model")

@@ -1,0 +1,178 @@
+"""A lean forward pass for plain decoders: Llama, Mistral, Qwen2 and Qwen3.
+
+transformers' modelling code spends about 0.14 ms of Python a layer, which is most of what a small drafter costs. This
+is the same arithmetic on the same weights with a third of the operations: projections of the same input are
+fused, a norm is one call, and a residual is added by the matrix product that feeds it. Any other architecture, and
+any option that these do not share, runs on transformers' own forward pass; `executor.py` compares this one
+with it before serving.
+
+Shapes: N tokens, H query heads, KV kv heads, D head size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.nn.functional import embedding, linear, rms_norm, silu
+
+from paceline.engine.attention import Attends
+
+_FAMILIES = frozenset({"LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM"})
+# Ropes whose angles depend on nothing but the position.
+_ROPES = frozenset({"default", "linear", "llama3", "yarn"})
+# Cosines and sines of all positions are kept if they fit; a longer context would cost more memory than it saves time.
+_MAX_TABLE_BYTES = 64 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Site:
+    """How one layer calls its attention."""
+
+    scaling: float | None
+    window: int | None
+    softcap: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class _Layer:
+    input_norm: torch.Tensor
+    qkv: torch.Tensor  # [(H + 2 KV) * D, hidden]
+    qkv_bias: torch.Tensor | None
+    qk_norm: torch.Tensor | None  # [H + KV, D]
+    output: torch.Tensor  # [H * D, hidden]
+    mlp_norm: torch.Tensor
+    gate_up: torch.Tensor  # [2 * inner, hidden]
+    down: torch.Tensor  # [inner, hidden]
+    site: Site
+
+
+class LeanDecoder:
+    """The forward pass of one model, over its own weights. Create it with `adopt`."""
+
+    def __init__(self, model: Any, sites: Sequence[Site], max_model_len: int) -> None:
+        """Fuses the model's projections in place: its modules then hold views, so memory does not grow."""
+        base, config = model.model, model.config
+        attention = base.layers[0].self_attn
+        self._size: int = attention.head_dim
+        self._num_heads: int = config.num_attention_heads
+        self._num_kv_heads: int = config.num_key_value_heads
+        self._eps: float = config.rms_norm_eps
+        self._hidden = (config.hidden_size,)
+        self._embedding = base.embed_tokens.weight.detach()
+        self._norm = base.norm.weight.detach()
+        self._head = model.lm_head.weight.detach()
+        self._rotary = base.rotary_emb
+        self._layers = [self._make_layer(layer, site) for layer, site in zip(base.layers, sites, strict=True)]
+        self._table: tuple[torch.Tensor, torch.Tensor] | None = None
+        if max_model_len * self._size * 2 * self._embedding.element_size() <= _MAX_TABLE_BYTES:
+            self._table = self._angles(torch.arange(max_model_len, device=self._embedding.device))
+
+    @classmethod
+    @torch.inference_mode(False)
+    @torch.no_grad()
+    def adopt(cls, model: Any, sites: Sequence[Site], max_model_len: int) -> LeanDecoder | None:
+        """A lean decoder over this model's weights, or None if it is not plain enough."""
+        config = model.config
+        if type(model).__name__ not in _FAMILIES or config.hidden_act != "silu":
+            return None
+        if (getattr(config, "rope_parameters", None) or {}).get("rope_type") not in _ROPES:
+            return None
+        for layer in model.model.layers:
+            attention, mlp = layer.self_attn, layer.mlp
+            others = (attention.o_proj, mlp.gate_proj, mlp.up_proj, mlp.down_proj, model.lm_head)
+            if any(type(module) is not torch.nn.Linear or module.bias is not None for module in others):
+                return None
+        return cls(model, sites, max_model_len)
+
+    def forward(
+        self, token_ids: torch.Tensor, positions: Sequence[int], step: Attends, rows: torch.Tensor | None
+    ) -> torch.Tensor:
+        """token_ids: [N] -> logits [len(rows), vocab_size], of all tokens if `rows` is None."""
+        hidden = embedding(token_ids, self._embedding)
+        cos, sin = self._rotation(positions)
+        for index, layer in enumerate(self._layers):
+            inputs = rms_norm(hidden, self._hidden, layer.input_norm, self._eps)
+            mixed = self._attend(index, layer, inputs, cos, sin, step)
+            hidden = torch.addmm(hidden, mixed, layer.output)
+            inputs = rms_norm(hidden, self._hidden, layer.mlp_norm, self._eps)
+            gate, up = linear(inputs, layer.gate_up).chunk(2, dim=-1)
+            hidden = torch.addmm(hidden, silu(gate).mul_(up), layer.down)
+        if rows is not None:
+            hidden = hidden.index_select(0, rows)
+        return linear(rms_norm(hidden, self._hidden, self._norm, self._eps), self._head)
+
+    def _attend(
+        self,
+        index: int,
+        layer: _Layer,
+        inputs: torch.Tensor,
+        cos: torch.Tensor,
+        sin: torch.Tensor,
+        step: Attends,
+    ) -> torch.Tensor:
+        """[N, hidden] -> [N, H * D]."""
+        heads = linear(inputs, layer.qkv, layer.qkv_bias).view(inputs.shape[0], -1, self._size)
+        rotated, value = heads.split_with_sizes((self._num_heads + self._num_kv_heads, self._num_kv_heads), 1)
+        if layer.qk_norm is not None:
+            rotated = rms_norm(rotated, (self._size,), None, self._eps).mul_(layer.qk_norm)
+        # Each half of a head is rotated against the other; `sin` carries the sign.
+        rotated = torch.addcmul(rotated * cos, rotated.roll(self._size // 2, dims=-1), sin)
+        rotated = rotated.transpose(0, 1)[None]
+        query, key = rotated.split_with_sizes((self._num_heads, self._num_kv_heads), 1)
+        value = value.transpose(0, 1)[None]
+        site = layer.site
+        mixed = step.attend(index, query, key, value, site.scaling, site.window, site.softcap)
+        return mixed.reshape(inputs.shape[0], -1)
+
+    def _rotation(self, positions: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Cosines and signed sines, [N, 1, D] each."""
+        if self._table is None:
+            return self._angles(torch.tensor(positions, device=self._embedding.device))
+        cos, sin = self._table
+        first, count = positions[0], len(positions)
+        if positions[-1] == first + count - 1 and (count < 3 or list(positions) == [*range(first, first + count)]):
+            return cos[first : first + count], sin[first : first + count]
+        index = torch.tensor(positions, device=self._embedding.device)
+        return cos.index_select(0, index), sin.index_select(0, index)
+
+    def _angles(self, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        cos, sin = self._rotary(self._embedding[:1, None], position_ids=positions[None])
+        half = self._size // 2
+        signed = torch.cat((-sin[..., :half], sin[..., half:]), dim=-1)
+        return cos[0, :, None], signed[0, :, None]
+
+    def _make_layer(self, layer: Any, site: Site) -> _Layer:
+        attention, mlp = layer.self_attn, layer.mlp
+        qkv, bias = _fuse([attention.q_proj, attention.k_proj, attention.v_proj])
+        gate_up, _ = _fuse([mlp.gate_proj, mlp.up_proj])
+        norms = None
+        if hasattr(attention, "q_norm"):
+            query = attention.q_norm.weight.detach().expand(self._num_heads, -1)
+            norms = torch.cat([query, attention.k_norm.weight.detach().expand(self._num_kv_heads, -1)])
+        return _Layer(
+            input_norm=layer.input_layernorm.weight.detach(),
+            qkv=qkv,
+            qkv_bias=bias,
+            qk_norm=norms,
+            output=attention.o_proj.weight.detach().t(),
+            mlp_norm=layer.post_attention_layernorm.weight.detach(),
+            gate_up=gate_up,
+            down=mlp.down_proj.weight.detach().t(),
+            site=site,
+        )
+
+
+def _fuse(modules: Sequence[Any]) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """One weight, and one bias if there are any, for projections of the same input; they become views of it."""
+    weight = torch.cat([module.weight.detach() for module in modules])
+    first = 0
+    for module in modules:
+        last = first + module.weight.shape[0]
+        module.weight = torch.nn.Parameter(weight[first:last], requires_grad=False)
+        first = last
+    if modules[0].bias is None:
+        return weight, None
+    return weight, torch.cat([module.bias.detach() for module in modules])

@@ -1,0 +1,162 @@
+"""The engine's one door: one model, many sequences, one ragged forward pass at a time.
+
+A drafter and a verifier run the same engine; nothing here knows which one it is. A Runner belongs to one
+thread.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from paceline.engine import weights
+from paceline.engine.executor import Executor, Options, prepare
+from paceline.engine.parallel import Leader
+from paceline.engine.plan import Chunk, build
+from paceline.engine.pool import BlockPool, Extension, PoolFull
+from paceline.engine.weights import ModelInfo
+from paceline.errors import InvalidInput
+
+__all__ = ["Chunk", "ModelInfo", "PoolFull", "Runner"]
+
+
+class Runner:
+    """A loaded model over a paged KV pool. Create it with `load`."""
+
+    def __init__(self, executor: Executor | Leader, pool: BlockPool, info: ModelInfo) -> None:
+        self.info = info
+        self._executor = executor
+        self._pool = pool
+
+    @classmethod
+    def load(
+        cls,
+        model: str,
+        *,
+        dtype: str = "float32",
+        device: str = "cpu",
+        max_num_tokens: int | None = None,
+        kv_cache_bytes: int = 1 << 30,
+        block_size: int = 16,
+        revision: str | None = None,
+        max_model_len: int | None = None,
+        tensor_parallel_size: int = 1,
+        tensor_parallel_timeout_s: float = 20.0,
+    ) -> Runner:
+        """Loads and validates `model`, a folder or a Hugging Face name.
+
+        The pool holds `max_num_tokens` tokens over all sequences, or what fits in `kv_cache_bytes` on each
+        rank. Sets torch to one thread for this process: a second OpenMP thread makes a busy CPU ten times
+        slower. Raises InvalidInput for bad options or a bad model folder, Unsupported for a model this engine
+        cannot serve.
+        """
+        _check_options(dtype, device, max_num_tokens, kv_cache_bytes, block_size, tensor_parallel_size)
+        torch.set_num_threads(1)
+        checkpoint = weights.inspect(model, revision=revision, max_model_len=max_model_len)
+        options = Options(
+            folder=str(checkpoint.folder),
+            dtype=dtype,
+            device=device,
+            max_num_tokens=max_num_tokens,
+            kv_cache_bytes=kv_cache_bytes,
+            block_size=block_size,
+            max_model_len=max_model_len,
+            tensor_parallel_size=tensor_parallel_size,
+        )
+        executor: Executor | Leader
+        if tensor_parallel_size > 1:
+            executor = Leader.start(checkpoint, options, timeout_s=tensor_parallel_timeout_s)
+        else:
+            executor = prepare(checkpoint, options)
+        model_hash, tokenizer_hash = checkpoint.hashes()
+        info = ModelInfo(
+            model_hash=model_hash,
+            tokenizer_hash=tokenizer_hash,
+            vocab_size=executor.vocab_size,
+            max_model_len=checkpoint.max_model_len,
+            eos_token_ids=weights.eos_token_ids(executor.model),
+            dtype=dtype,
+            device=device,
+            num_parameters=sum(parameter.numel() for parameter in executor.model.parameters()),
+        )
+        return cls(executor, BlockPool(executor.num_blocks, block_size), info)
+
+    def open(self, sequence: str) -> None:
+        """Adds an empty sequence. Raises InvalidInput if it is open already."""
+        self._pool.open(sequence)
+
+    def close(self, sequence: str) -> None:
+        """Frees the sequence's blocks; unknown ids are a no-op, so a close may be repeated."""
+        self._pool.close(sequence)
+
+    def length(self, sequence: str) -> int:
+        """Cached tokens of a sequence. Raises UnknownRequest if it is not open."""
+        return self._pool.length(sequence)
+
+    def room(self) -> int:
+        """Tokens in free blocks. A sequence may also fill up the last block that it owns."""
+        return self._pool.num_free_blocks * self._pool.block_size
+
+    def forward(self, chunks: Sequence[Chunk]) -> torch.Tensor:
+        """One ragged forward pass: logits [sum of num_rows, vocab_size] float32, rows in the chunks' order.
+
+        Each chunk cuts its sequence to `start` and extends it by its tokens. A chunk without tokens only
+        cuts. Raises PoolFull, UnknownRequest, or ValueError (a caller's bug) before anything has changed. If
+        the pass itself fails, every sequence of the step is left cut to its `start`.
+        """
+        self._check(chunks)
+        wishes = [Extension(chunk.sequence, chunk.start, chunk.start + len(chunk.token_ids)) for chunk in chunks]
+        tables = self._pool.extend(wishes)
+        pairs = [pair for pair in zip(chunks, tables, strict=True) if pair[0].token_ids]
+        if not pairs:
+            return torch.empty(0, self.info.vocab_size)
+        plan = build([chunk for chunk, _ in pairs], [table for _, table in pairs])
+        try:
+            return self._executor.run(plan)
+        except BaseException:
+            for chunk in chunks:
+                self._pool.cut(chunk.sequence, chunk.start)
+            raise
+
+    def shutdown(self) -> None:
+        """Ends the other ranks of a tensor parallel group, if there are any. May be repeated."""
+        self._executor.shutdown()
+
+    def check_integrity(self) -> None:
+        """Raises AssertionError if a block is leaked, owned twice, or owned without need."""
+        self._pool.check_integrity()
+
+    def _check(self, chunks: Sequence[Chunk]) -> None:
+        if len({chunk.sequence for chunk in chunks}) < len(chunks):
+            raise ValueError("a sequence appears twice in one step")
+        for chunk in chunks:
+            count = len(chunk.token_ids)
+            if not 0 <= chunk.num_rows <= count:
+                raise ValueError(f"{chunk.sequence!r} wants {chunk.num_rows} rows of {count} tokens")
+            if chunk.start + count > self.info.max_model_len:
+                raise ValueError(f"{chunk.sequence!r} exceeds max_model_len={self.info.max_model_len}")
+            if count and (min(chunk.token_ids) < 0 or max(chunk.token_ids) >= self.info.vocab_size):
+                raise ValueError(f"{chunk.sequence!r} has a token id outside 0..{self.info.vocab_size - 1}")
+
+
+def _check_options(
+    dtype: str,
+    device: str,
+    max_num_tokens: int | None,
+    kv_cache_bytes: int,
+    block_size: int,
+    tensor_parallel_size: int,
+) -> None:
+    if dtype not in weights.DTYPES:
+        raise InvalidInput("dtype", dtype, f"choose one of {', '.join(weights.DTYPES)}")
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise InvalidInput("device", device, f"torch cannot use it ({error}); use cpu or cuda") from error
+    limits = {"max_num_tokens": max_num_tokens, "block_size": block_size, "kv_cache_bytes": kv_cache_bytes}
+    for field, value in (limits | {"tensor_parallel_size": tensor_parallel_size}).items():
+        if value is not None and value < 1:
+            raise InvalidInput(field, value, "must be at least 1")
+    if max_num_tokens is not None and max_num_tokens < block_size:
+        raise InvalidInput("max_num_tokens", max_num_tokens, f"must hold at least one block of {block_size}")
