@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
-from paceline import codec
+from paceline import codec, fields
 from paceline.errors import InvalidInput, PeerFault
 from paceline.length_policy import LengthPolicy
 from paceline.types import (
@@ -155,13 +155,13 @@ def test_a_worker_info_comes_back_as_it_was_sent() -> None:
 
 
 def test_token_ids_are_little_endian_uint32() -> None:
-    assert codec.tokens_to_wire((1, 258)) == b"\x01\0\0\0\x02\x01\0\0"
-    assert codec.tokens_from_wire("token_ids", b"\x01\0\0\0\x02\x01\0\0") == (1, 258)
+    assert fields.tokens_to_wire((1, 258)) == b"\x01\0\0\0\x02\x01\0\0"
+    assert fields.tokens_from_wire("token_ids", b"\x01\0\0\0\x02\x01\0\0") == (1, 258)
 
 
 def test_a_token_id_of_33_bits_is_a_bug_and_not_cut() -> None:
     with pytest.raises(struct.error):
-        codec.tokens_to_wire((2**32,))
+        fields.tokens_to_wire((2**32,))
 
 
 @pytest.mark.parametrize(
