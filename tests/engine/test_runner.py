@@ -11,8 +11,8 @@ import pytest
 import torch
 import transformers
 
-from paceline.engine import step
-from paceline.engine.executor import Executor
+from paceline.engine import executor, step
+from paceline.engine.pool import BlockPool
 from paceline.engine.runner import Chunk, PoolFull, Runner
 from paceline.errors import UnknownRequest
 from tests.engine.conftest import ARCHITECTURES, VOCAB_SIZE, WINDOW
@@ -39,6 +39,12 @@ def reference(folder: Path) -> Callable[[list[int]], torch.Tensor]:
 def error(found: torch.Tensor, expected: torch.Tensor) -> float:
     """The largest difference, relative to the largest logit (at least 1)."""
     return float((found - expected).abs().max() / expected.abs().max().clamp_min(1.0))
+
+
+def kv_store(runner: Runner) -> step.KVStore:
+    assert isinstance(runner._executor, executor.Executor)
+    assert runner._executor._store is not None
+    return runner._executor._store
 
 
 class Conversation:
@@ -112,14 +118,35 @@ def test_mixed_steps_with_rollback_equal_plain_forwards(model_folder: Folders, a
     assert len(conversation.rows) > 50
 
 
+def take_any(pool: BlockPool, last: int | None) -> int:
+    """A block that does not follow the sequence's last one, if there is a choice."""
+    free = [block for block in range(pool.num_blocks) if pool._free[block]]
+    block = free[(7 * len(free)) // 11]
+    pool._free[block] = 0
+    pool._num_free -= 1
+    return block
+
+
+@pytest.mark.parametrize("max_batched_bytes", [0, 1 << 30])
+@pytest.mark.parametrize("scattered", [False, True])
 @pytest.mark.parametrize("architecture", ["Llama", "Gemma2"])
-def test_a_padded_batch_over_scattered_blocks_equals_plain_forwards(
-    model_folder: Folders, architecture: str, monkeypatch: pytest.MonkeyPatch
+def test_every_form_of_the_attention_equals_plain_forwards(
+    model_folder: Folders,
+    architecture: str,
+    scattered: bool,
+    max_batched_bytes: int,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """The form for other devices than the CPU, and for sequences that no longer fit in one run."""
-    monkeypatch.setattr(step, "_is_consecutive", lambda blocks: False)
+    """Alone or in a padded batch, over consecutive or scattered blocks, whatever others left in the pool."""
+    monkeypatch.setattr(executor, "_MAX_BATCHED_BYTES", max_batched_bytes)
+    if scattered:
+        monkeypatch.setattr(BlockPool, "_take", take_any)
     folder = model_folder(architecture)
-    conversation = Conversation(Runner.load(str(folder), max_num_tokens=640, block_size=8), seed=2)
+    runner = Runner.load(str(folder), max_num_tokens=640, block_size=8)
+    store = kv_store(runner)
+    store.keys.fill_(float("nan"))
+    store.values.fill_(float("nan"))
+    conversation = Conversation(runner, seed=2)
     conversation.run(30)
     difference, same_argmax = conversation.compare(reference(folder))
     assert difference <= TOLERANCE
@@ -133,10 +160,7 @@ def test_a_corrupted_key_is_noticed(model_folder: Folders) -> None:
     text = list(range(40))
     runner.open("a")
     runner.forward([Chunk("a", 0, text[:39], 0)])
-    assert isinstance(runner._executor, Executor)
-    store = runner._executor._store
-    assert store is not None
-    store.keys[0, :, 20] += 1.0
+    kv_store(runner).keys[0, :, 20] += 1.0
     found = runner.forward([Chunk("a", 39, text[39:], 1)])
     assert error(found, reference(folder)(text)[-1:]) > 100 * TOLERANCE
 

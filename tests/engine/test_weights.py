@@ -108,6 +108,11 @@ def test_a_missing_tokenizer(folder: Path) -> None:
     assert "tokenizer.json is missing" in refusal(folder)
 
 
+def test_a_tokenizer_without_vocabulary(folder: Path) -> None:
+    (folder / "tokenizer.json").write_text('{"model": {"type": "BPE"}}')
+    assert "no readable vocabulary" in refusal(folder)
+
+
 def test_a_tokenizer_larger_than_the_embedding(folder: Path) -> None:
     write_tokenizer(folder, num_tokens=VOCAB_SIZE + 1)
     assert f"ids up to {VOCAB_SIZE}" in refusal(folder)
@@ -172,3 +177,17 @@ def test_large_weights_are_hashed_by_sample_and_say_so(folder: Path, monkeypatch
     assert before.startswith("sha256-sampled:")
     edit_tensors(folder, lambda tensors: [tensor.mul_(2) for tensor in tensors.values()])
     assert weights.inspect(str(folder)).hashes()[0] != before
+
+
+def test_tied_embeddings_are_not_missing_tensors(tmp_path: Path) -> None:
+    folder = save_model(tmp_path, make_config("Llama", tie_word_embeddings=True))
+    assert "lm_head.weight" not in load_file(folder / "model.safetensors")
+    Runner.load(str(folder), max_num_tokens=64)
+
+
+def test_a_model_in_several_shards_is_loaded(folder: Path, tmp_path: Path) -> None:
+    factory: Any = transformers.AutoModelForCausalLM
+    factory.from_pretrained(folder).save_pretrained(tmp_path / "shards", max_shard_size="100KB")
+    shutil.copy(folder / "tokenizer.json", tmp_path / "shards")
+    assert len(weights.inspect(str(tmp_path / "shards")).shards) > 1
+    Runner.load(str(tmp_path / "shards"), max_num_tokens=64)

@@ -1,0 +1,70 @@
+"""The lean forward pass: who gets it, and that it is the same model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from paceline.engine import lean
+from paceline.engine.executor import Executor
+from paceline.engine.runner import Chunk, Runner
+from tests.engine.conftest import ARCHITECTURES, make_config, save_model
+
+Folders = Callable[[str], Path]
+
+
+def logits(runner: Runner) -> torch.Tensor:
+    """Rows of two sequences at different positions, after a rollback."""
+    for sequence in "ab":
+        runner.open(sequence)
+    runner.forward([Chunk("a", 0, list(range(40)), 0), Chunk("b", 0, list(range(9)), 0)])
+    rows = runner.forward([Chunk("a", 30, [1, 2, 3], 3), Chunk("b", 9, [4], 1)])
+    for sequence in "ab":
+        runner.close(sequence)
+    return rows
+
+
+def lean_decoder(runner: Runner) -> lean.LeanDecoder | None:
+    assert isinstance(runner._executor, Executor)
+    return runner._executor._lean
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_only_the_plain_families_run_lean(model_folder: Folders, architecture: str) -> None:
+    runner = Runner.load(str(model_folder(architecture)), max_num_tokens=64)
+    assert (lean_decoder(runner) is not None) == (architecture in ["Llama", "Qwen2", "Qwen3", "Mistral"])
+
+
+@pytest.mark.parametrize("architecture", ["Llama", "Qwen2", "Qwen3", "Mistral"])
+def test_lean_and_full_code_agree(model_folder: Folders, architecture: str) -> None:
+    runner = Runner.load(str(model_folder(architecture)), max_num_tokens=128)
+    found = logits(runner)
+    assert isinstance(runner._executor, Executor)
+    runner._executor._lean = None
+    assert float((logits(runner) - found).abs().max()) < 1e-5
+
+
+def test_long_contexts_compute_their_angles_step_by_step(
+    model_folder: Folders, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = str(model_folder("Llama"))
+    expected = logits(Runner.load(folder, max_num_tokens=128))
+    monkeypatch.setattr(lean, "_MAX_TABLE_BYTES", 0)
+    assert float((logits(Runner.load(folder, max_num_tokens=128)) - expected).abs().max()) < 1e-6
+
+
+def test_fused_projections_share_their_memory_with_the_model(model_folder: Folders) -> None:
+    runner = Runner.load(str(model_folder("Llama")), max_num_tokens=64)
+    decoder = lean_decoder(runner)
+    assert decoder is not None
+    attention = runner._executor.model.model.layers[0].self_attn
+    assert attention.q_proj.weight.data_ptr() == decoder._layers[0].qkv.data_ptr()
+
+
+@pytest.mark.parametrize("option", ["mlp_bias", "attention_bias"])
+def test_a_model_with_other_biases_runs_on_its_own_code(tmp_path: Path, option: str) -> None:
+    runner = Runner.load(str(save_model(tmp_path, make_config("Llama", **{option: True}))), max_num_tokens=64)
+    assert lean_decoder(runner) is None

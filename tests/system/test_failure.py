@@ -1,0 +1,77 @@
+"""Real processes, really killed, in the middle of a request."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from paceline.client import Client
+from paceline.types import Role
+from tests.system import processes
+
+ROOT = Path(__file__).parents[2]
+TARGET, DRAFTER = ROOT / "models/demo-target", ROOT / "models/demo-drafter"
+NUM_TOKENS = 160
+
+
+def prompt() -> str:
+    line = (ROOT / "tests/data/gsm8k_dev_12.jsonl").read_text().splitlines()[0]
+    return f"Question: {json.loads(line)['question']}\nAnswer:"
+
+
+@pytest.mark.parametrize("fault", ["kill", "hang"])
+def test_a_drafter_lost_mid_request_costs_speed_and_nothing_else(fault: str) -> None:
+    """Same greedy tokens, no error; and one that comes back is used again, in the same coordinator."""
+    it = processes.coordinator(TARGET, "--max-draft-wait-ms", "50")
+    verifier = processes.worker(Role.VERIFIER, TARGET, it.address)
+    drafter = processes.worker(Role.DRAFTER, DRAFTER, it.address)
+    with (
+        processes.running(it, verifier, drafter),
+        Client(
+            it.address,
+        ) as client,
+    ):
+        expected = client.complete(prompt(), max_tokens=NUM_TOKENS, mode="off", ignore_eos=True)
+        tokens: list[int] = []
+        for chunk in client.generate(prompt(), max_tokens=NUM_TOKENS, mode="pearl", ignore_eos=True):
+            if not tokens and chunk.token_ids:
+                getattr(drafter, fault)()
+            tokens += chunk.token_ids
+            metrics = chunk.metrics or {}
+        assert tuple(tokens) == expected.token_ids
+        assert metrics["num_self_decoded_tokens"] > NUM_TOKENS / 2
+        assert sum(metrics["fallbacks"].values()) > 0
+        drafter.stop()
+        replacement = processes.worker(Role.DRAFTER, DRAFTER, it.address)
+        with processes.running(replacement):
+            again = client.complete(prompt(), max_tokens=NUM_TOKENS, mode="pearl", ignore_eos=True)
+        assert again.token_ids == expected.token_ids
+        assert again.metrics["num_accepted_tokens"] > 0
+
+
+def test_a_verifier_lost_mid_request_is_replaced_and_the_tokens_go_on() -> None:
+    it = processes.coordinator(TARGET)
+    first, second = (processes.worker(Role.VERIFIER, TARGET, it.address) for _ in range(2))
+    drafter = processes.worker(Role.DRAFTER, DRAFTER, it.address)
+    with processes.running(it, first, second, drafter), Client(it.address) as client:
+        expected = client.complete(prompt(), max_tokens=NUM_TOKENS, mode="off", ignore_eos=True)
+        tokens: list[int] = []
+        for chunk in client.generate(prompt(), max_tokens=NUM_TOKENS, mode="pearl", ignore_eos=True):
+            if not tokens and chunk.token_ids:
+                first.kill()  # the pool is empty, so ties go to the one that came first
+            tokens += chunk.token_ids
+        assert tuple(tokens) == expected.token_ids
+
+
+def test_roles_start_in_any_order_and_end_cleanly_on_sigterm() -> None:
+    it = processes.coordinator(TARGET)
+    port = it.address.rpartition(":")[2]
+    verifier = processes.worker(Role.VERIFIER, TARGET, it.address)
+    assert it.stop() == 0
+    again = processes.Process("coordinator", "--tokenizer", str(TARGET), "--grpc-port", port)
+    with processes.running(again, verifier), Client(again.address) as client:
+        answer = client.complete(prompt(), max_tokens=4, ignore_eos=True, timeout_s=60)
+        assert len(answer.token_ids) == 4
+        assert verifier.stop() == 0
