@@ -11,32 +11,18 @@ the paged KV, and nothing else, decide who sees whom.
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from transformers import AttentionInterface
 
+from paceline.engine.step import Attends, Site
 from paceline.errors import Unsupported
 
 NAME = "paceline_paged"
 
 # Flags that change bookkeeping, not the attention's result.
 _HARMLESS = frozenset({"output_attentions", "output_hidden_states", "output_router_logits", "return_dict"})
-
-
-class Attends(Protocol):
-    """What a step offers to a layer: see `step.Step.attend`."""
-
-    def attend(
-        self,
-        layer: int,
-        query: torch.Tensor,
-        key: torch.Tensor,
-        value: torch.Tensor,
-        scaling: float | None,
-        window: int | None,
-        softcap: float | None,
-    ) -> torch.Tensor: ...
 
 
 def paged_attention(
@@ -58,7 +44,7 @@ def paged_attention(
     if others or attention_mask is not None or dropout:
         _refuse(module, others | {"attention_mask": attention_mask, "dropout": dropout or None})
     assert step is not None, "the model was called without a step"
-    return step.attend(module.layer_idx, query, key, value, scaling, sliding_window, softcap), None
+    return step.attend(module.layer_idx, query, key, value, Site(scaling, sliding_window, softcap)), None
 
 
 def _refuse(module: Any, others: dict[str, Any]) -> None:

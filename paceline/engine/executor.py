@@ -17,17 +17,16 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from paceline.engine import weights
 from paceline.engine.attention import NAME as ATTENTION
-from paceline.engine.attention import Attends
-from paceline.engine.lean import LeanDecoder, Site
+from paceline.engine.lean import LeanDecoder
 from paceline.engine.plan import Span, StepPlan
-from paceline.engine.step import KVStore, Step
+from paceline.engine.step import Attends, KVStore, Site, Step
 from paceline.engine.weights import Checkpoint
-from paceline.errors import Unsupported
+from paceline.errors import InvalidInput, Unsupported
 
 _NUM_PROBE_TOKENS = 8
 # Where copying a sequence's keys costs a CPU core about as much as one more call of the attention kernel (measured
 # with 8 sequences of 256 tokens and models of 1 to 90 million parameters).
-_MAX_BATCHED_BYTES = 256 << 10
+_MAX_BATCHED_BYTES = 512 << 10
 # Relative error (Frobenius norm) of the rehearsal: far above rounding, far below a forgotten feature.
 _MAX_ERROR = {torch.float32: 1e-3, torch.bfloat16: 0.2}
 
@@ -58,7 +57,13 @@ def prepare(checkpoint: Checkpoint, options: Options, *, rank: int = 0) -> Execu
     if size == 1:
         executor.slim(checkpoint.max_model_len)
     num_tokens = options.max_num_tokens or options.kv_cache_bytes // executor.token_bytes
-    executor.allocate(max(1, num_tokens // options.block_size))
+    num_blocks = num_tokens // options.block_size
+    if num_blocks * options.block_size < _NUM_PROBE_TOKENS:
+        fix = f"the pool would hold {num_blocks} blocks of {options.block_size} tokens, too few to start; raise it"
+        if options.max_num_tokens is not None:
+            raise InvalidInput("max_num_tokens", options.max_num_tokens, fix)
+        raise InvalidInput("kv_cache_bytes", options.kv_cache_bytes, fix)
+    executor.allocate(num_blocks)
     return executor
 
 
@@ -96,10 +101,9 @@ class Executor:
         """Makes the KV memory and rehearses (see the head of the file). Raises Unsupported."""
         shape, num_slots = self._shape, num_blocks * self._block_size
         lead = (shape.num_layers, shape.num_kv_heads, num_slots)
-        # Zeros, not empty: a padded read multiplies slots nobody wrote by 0, and 0 * NaN is NaN.
         self._store = KVStore(
-            keys=torch.zeros(*lead, shape.key_size, dtype=shape.dtype, device=self._device),
-            values=torch.zeros(*lead, shape.value_size, dtype=shape.dtype, device=self._device),
+            keys=torch.empty(*lead, shape.key_size, dtype=shape.dtype, device=self._device),
+            values=torch.empty(*lead, shape.value_size, dtype=shape.dtype, device=self._device),
             block_size=self._block_size,
             max_batched_bytes=_MAX_BATCHED_BYTES if self._device.type == "cpu" else float("inf"),
         )
@@ -142,19 +146,18 @@ class Executor:
 
     @torch.inference_mode()
     def _rehearse(self) -> None:
-        count = min(_NUM_PROBE_TOKENS, self.num_blocks * self._block_size)
-        tokens = [(7 * index + 1) % self.vocab_size for index in range(count)]
+        tokens = [(7 * index + 1) % self.vocab_size for index in range(_NUM_PROBE_TOKENS)]
         self.model.set_attn_implementation("eager")
         try:
             inputs = {
                 "input_ids": torch.tensor([tokens], device=self._device),
-                "position_ids": torch.arange(count, device=self._device)[None],
+                "position_ids": torch.arange(len(tokens), device=self._device)[None],
             }
             expected = self.model(**inputs, use_cache=False).logits[0].float()
         finally:
             self.model.set_attn_implementation(ATTENTION)
-        half = count // 2
-        blocks = tuple(range(-(-count // self._block_size)))
+        half = len(tokens) // 2
+        blocks = tuple(range(-(-len(tokens) // self._block_size)))
         wrong = [(tokens[half] + 1) % self.vocab_size]
         head = self.run(StepPlan(tokens[:half], list(range(half)), [Span(0, half, blocks)]))
         self.run(StepPlan(wrong, [0], [Span(half, 1, blocks)]))
@@ -195,15 +198,13 @@ class _Probe:
         query: torch.Tensor,
         key: torch.Tensor,
         value: torch.Tensor,
-        scaling: float | None,
-        window: int | None,
-        softcap: float | None,
+        site: Site,
     ) -> torch.Tensor:
         if layer in self._seen:
             self._refuse(f"layer {layer} attends twice in one pass")
         self._seen[layer] = (query.shape[1], key, value)
-        self._sites[layer] = Site(scaling, window, softcap)
-        output = scaled_dot_product_attention(query, key, value, is_causal=True, scale=scaling, enable_gqa=True)
+        self._sites[layer] = site
+        output = scaled_dot_product_attention(query, key, value, is_causal=True, scale=site.scaling, enable_gqa=True)
         return output.transpose(1, 2)
 
     @property

@@ -18,22 +18,13 @@ from typing import Any
 import torch
 from torch.nn.functional import embedding, linear, rms_norm, silu
 
-from paceline.engine.attention import Attends
+from paceline.engine.step import Attends, Site
 
 _FAMILIES = frozenset({"LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM"})
 # Ropes whose angles depend on nothing but the position.
 _ROPES = frozenset({"default", "linear", "llama3", "yarn"})
 # Cosines and sines of all positions are kept if they fit; a longer context would cost more memory than it saves time.
 _MAX_TABLE_BYTES = 64 << 20
-
-
-@dataclass(frozen=True, slots=True)
-class Site:
-    """How one layer calls its attention."""
-
-    scaling: float | None
-    window: int | None
-    softcap: float | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +62,6 @@ class LeanDecoder:
             self._table = self._angles(torch.arange(max_model_len, device=self._embedding.device))
 
     @classmethod
-    @torch.inference_mode(False)
     @torch.no_grad()
     def adopt(cls, model: Any, sites: Sequence[Site], max_model_len: int) -> LeanDecoder | None:
         """A lean decoder over this model's weights, or None if it is not plain enough."""
@@ -82,8 +72,11 @@ class LeanDecoder:
             return None
         for layer in model.model.layers:
             attention, mlp = layer.self_attn, layer.mlp
+            fused = (attention.q_proj, attention.k_proj, attention.v_proj)
             others = (attention.o_proj, mlp.gate_proj, mlp.up_proj, mlp.down_proj, model.lm_head)
-            if any(type(module) is not torch.nn.Linear or module.bias is not None for module in others):
+            if any(type(module) is not torch.nn.Linear for module in (*fused, *others)):
+                return None  # quantised, for instance
+            if any(module.bias is not None for module in others):
                 return None
         return cls(model, sites, max_model_len)
 
@@ -123,8 +116,7 @@ class LeanDecoder:
         rotated = rotated.transpose(0, 1)[None]
         query, key = rotated.split_with_sizes((self._num_heads, self._num_kv_heads), 1)
         value = value.transpose(0, 1)[None]
-        site = layer.site
-        mixed = step.attend(index, query, key, value, site.scaling, site.window, site.softcap)
+        mixed = step.attend(index, query, key, value, layer.site)
         return mixed.reshape(inputs.shape[0], -1)
 
     def _rotation(self, positions: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:

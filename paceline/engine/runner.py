@@ -12,10 +12,10 @@ import torch
 
 from paceline.engine import weights
 from paceline.engine.executor import Executor, Options, prepare
+from paceline.engine.info import ModelInfo
 from paceline.engine.parallel import Leader
 from paceline.engine.plan import Chunk, build
 from paceline.engine.pool import BlockPool, Extension, PoolFull
-from paceline.engine.weights import ModelInfo
 from paceline.errors import InvalidInput
 
 __all__ = ["Chunk", "ModelInfo", "PoolFull", "Runner"]
@@ -104,13 +104,15 @@ class Runner:
         Each chunk cuts its sequence to `start` and extends it by its tokens. A chunk without tokens only
         cuts. Raises PoolFull, UnknownRequest, or ValueError (a caller's bug) before anything has changed. If
         the pass itself fails, every sequence of the step is left cut to its `start`.
+
+        The result is an inference tensor: arithmetic in place needs `torch.inference_mode()` around it.
         """
         self._check(chunks)
         wishes = [Extension(chunk.sequence, chunk.start, chunk.start + len(chunk.token_ids)) for chunk in chunks]
         tables = self._pool.extend(wishes)
-        pairs = [pair for pair in zip(chunks, tables, strict=True) if pair[0].token_ids]
+        pairs = [pair for pair in zip(chunks, tables, strict=True) if len(pair[0].token_ids)]
         if not pairs:
-            return torch.empty(0, self.info.vocab_size)
+            return torch.empty(0, self.info.vocab_size, device=self.info.device)
         plan = build([chunk for chunk, _ in pairs], [table for _, table in pairs])
         try:
             return self._executor.run(plan)
@@ -158,5 +160,3 @@ def _check_options(
     for field, value in (limits | {"tensor_parallel_size": tensor_parallel_size}).items():
         if value is not None and value < 1:
             raise InvalidInput(field, value, "must be at least 1")
-    if max_num_tokens is not None and max_num_tokens < block_size:
-        raise InvalidInput("max_num_tokens", max_num_tokens, f"must hold at least one block of {block_size}")

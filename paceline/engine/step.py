@@ -52,8 +52,16 @@ class _Reads(NamedTuple):
     is_causal: bool
 
 
-class _Group(Protocol):
-    num_tokens: int
+class Site(NamedTuple):
+    """How one layer calls its attention. window: keys a query sees, itself included; None for all."""
+
+    scaling: float | None
+    window: int | None
+    softcap: float | None
+
+
+class Attends(Protocol):
+    """What the layers of a model need of a step: `Step`, or something that stands in for it."""
 
     def attend(
         self,
@@ -61,10 +69,12 @@ class _Group(Protocol):
         query: torch.Tensor,
         key: torch.Tensor,
         value: torch.Tensor,
-        scaling: float | None,
-        window: int | None,
-        softcap: float | None,
+        site: Site,
     ) -> torch.Tensor: ...
+
+
+class _Group(Attends, Protocol):
+    num_tokens: int
 
 
 class Step:
@@ -81,19 +91,15 @@ class Step:
         query: torch.Tensor,
         key: torch.Tensor,
         value: torch.Tensor,
-        scaling: float | None,
-        window: int | None,
-        softcap: float | None,
+        site: Site,
     ) -> torch.Tensor:
         """Stores this step's key and value, then attends. query: [1, H, tokens, D] -> [1, tokens, H, D]."""
         if self._only is not None:
-            return self._only.attend(layer, query, key, value, scaling, window, softcap)
+            return self._only.attend(layer, query, key, value, site)
         outputs, first = [], 0
         for group in self._groups:
             own = slice(first, first + group.num_tokens)
-            outputs.append(
-                group.attend(layer, query[:, :, own], key[:, :, own], value[:, :, own], scaling, window, softcap)
-            )
+            outputs.append(group.attend(layer, query[:, :, own], key[:, :, own], value[:, :, own], site))
             first += group.num_tokens
         return torch.cat(outputs, dim=1)
 
@@ -139,6 +145,7 @@ class _Run:
         # Views of all layers at once: making one costs about as much as copying a token's key.
         self._new_keys = store.keys[:, :, new].unbind()
         self._new_values = store.values[:, :, new].unbind()
+        self._is_folded = _is_folded(span.num_tokens, store)
         self._reads: dict[int | None, _Reads] = {}
 
     def attend(
@@ -147,16 +154,14 @@ class _Run:
         query: torch.Tensor,
         key: torch.Tensor,
         value: torch.Tensor,
-        scaling: float | None,
-        window: int | None,
-        softcap: float | None,
+        site: Site,
     ) -> torch.Tensor:
         self._new_keys[layer].copy_(key[0])
         self._new_values[layer].copy_(value[0])
-        reads = self._reads.get(window)
+        reads = self._reads.get(site.window)
         if reads is None:
-            reads = self._reads[window] = self._read(window, query.dtype)
-        return _attend(query, layer, reads, self._heads_per_kv, scaling, softcap)
+            reads = self._reads[site.window] = self._read(site.window, query.dtype)
+        return _attend(query, layer, reads, self._heads_per_kv, site)
 
     def _read(self, window: int | None, dtype: torch.dtype) -> _Reads:
         """Views of the keys that some query of this span can see, and the mask among them if needed."""
@@ -169,10 +174,14 @@ class _Run:
             return _Reads(keys, values, None, False)
         if start == 0 and (window is None or window >= end):
             return _Reads(keys, values, None, True)
-        device = self._store.keys.device
-        queries = torch.arange(start, end, device=device)
-        visible = torch.arange(first, end, device=device)
-        return _Reads(keys, values, _mask(queries, visible, window, self._heads_per_kv, dtype), False)
+        shape, device = (end - start, end - first), self._store.keys.device
+        hidden = torch.full(shape, float("-inf"), dtype=dtype, device=device)
+        mask = hidden.triu(start - first + 1)  # later than the query
+        if window is not None:
+            mask += hidden.tril_(start - first - window)  # earlier than its window
+        if self._is_folded:
+            mask = mask.repeat(self._heads_per_kv, 1)
+        return _Reads(keys, values, mask, False)
 
 
 class _Batch:
@@ -182,27 +191,33 @@ class _Batch:
         device, size = store.keys.device, store.block_size
         self.num_tokens = sum(span.num_tokens for span in spans)
         self._num_spans = len(spans)
+        self._max_queries = max(span.num_tokens for span in spans)
         self._heads_per_kv = heads_per_kv
         self._store = store
-        width = max(len(span.blocks) for span in spans)
-        padded = [[*span.blocks, *[0] * (width - len(span.blocks))] for span in spans]
-        blocks = torch.tensor(padded, device=device)
-        offsets = torch.arange(size, device=device)
-        self._slots = (blocks[:, :, None] * size + offsets).view(len(spans), -1)  # [B, L], L in whole blocks
-        self._max_queries = max(span.num_tokens for span in spans)
-        starts = torch.tensor([span.start for span in spans], device=device)
-        counts = torch.tensor([span.num_tokens for span in spans], device=device)
-        columns = torch.arange(self._max_queries, device=device)
-        self._positions = starts[:, None] + columns  # [B, T]
-        is_query = columns < counts[:, None]
-        self._is_ragged = self.num_tokens != len(spans) * self._max_queries
-        firsts = counts.cumsum(0) - counts
-        # Padding queries read some real token's query; their outputs are dropped.
-        self._padded = torch.where(is_query, firsts[:, None] + columns, 0).view(-1)
-        self._kept = is_query.view(-1).nonzero().view(-1) if self._is_ragged else None
-        written = torch.where(is_query, self._positions, 0)
-        self._write_slots = self._slots.gather(1, written)[is_query]
+        starts = torch.tensor([[span.start] for span in spans], device=device)
+        self._positions = starts + torch.arange(self._max_queries, device=device)  # [B, T]
+        self._slots = _read_slots(spans, size, device)
+        written = [_slot(span, size, offset) for span in spans for offset in range(span.num_tokens)]
+        self._write_slots = torch.tensor(written, device=device)
+        self._padded: torch.Tensor | None = None
+        self._kept: torch.Tensor | None = None
+        if self.num_tokens != len(spans) * self._max_queries:
+            self._pad_queries(spans, device)
+        self._is_folded = _is_folded(self._max_queries, store)
         self._masks: dict[int | None, torch.Tensor] = {}
+
+    def _pad_queries(self, spans: Sequence[Span], device: torch.device) -> None:
+        """Padding repeats a span's first query; what it yields is dropped."""
+        padded: list[int] = []
+        kept: list[int] = []
+        first = 0
+        for index, span in enumerate(spans):
+            padded.extend(range(first, first + span.num_tokens))
+            padded.extend([first] * (self._max_queries - span.num_tokens))
+            kept.extend(range(index * self._max_queries, index * self._max_queries + span.num_tokens))
+            first += span.num_tokens
+        self._padded = torch.tensor(padded, device=device)
+        self._kept = torch.tensor(kept, device=device)
 
     def attend(
         self,
@@ -210,22 +225,28 @@ class _Batch:
         query: torch.Tensor,
         key: torch.Tensor,
         value: torch.Tensor,
-        scaling: float | None,
-        window: int | None,
-        softcap: float | None,
+        site: Site,
     ) -> torch.Tensor:
         keys, values = self._store.keys[layer], self._store.values[layer]
         keys.index_copy_(1, self._write_slots, key[0])
         values.index_copy_(1, self._write_slots, value[0])
-        mask = self._masks.get(window)
+        mask = self._masks.get(site.window)
         if mask is None:
-            visible = torch.arange(self._slots.shape[1], device=query.device)
-            mask = _mask(self._positions, visible, window, self._heads_per_kv, query.dtype)[:, None]
-            self._masks[window] = mask
+            mask = self._masks[site.window] = self._mask(site.window, query.dtype)
         reads = _Reads((self._gather(keys),), (self._gather(values),), mask, False)
-        output = _attend(self._pad(query), 0, reads, self._heads_per_kv, scaling, softcap)
+        output = _attend(self._pad(query), 0, reads, self._heads_per_kv, site)
         output = output.reshape(1, -1, *output.shape[2:])  # [1, B*T, H, D]
         return output if self._kept is None else output.index_select(1, self._kept)
+
+    def _mask(self, window: int | None, dtype: torch.dtype) -> torch.Tensor:
+        """0 where a query sees a key, else -inf: [B, 1, T, L], repeated for folded heads."""
+        distance = self._positions[..., None] - torch.arange(self._slots.shape[1], device=self._slots.device)
+        hidden = distance < 0
+        if window is not None:
+            hidden |= distance >= window
+        mask = torch.zeros(hidden.shape, dtype=dtype, device=hidden.device)
+        mask = mask.masked_fill_(hidden, float("-inf"))[:, None]
+        return mask.repeat(1, 1, self._heads_per_kv, 1) if self._is_folded else mask
 
     def _gather(self, store: torch.Tensor) -> torch.Tensor:
         """[KV, num_slots, D] -> [B, KV, L, D]."""
@@ -235,21 +256,33 @@ class _Batch:
     def _pad(self, query: torch.Tensor) -> torch.Tensor:
         """[1, H, tokens, D] -> [B, H, T, D]."""
         rows = query[0]
-        if self._is_ragged:
+        if self._padded is not None:
             rows = rows.index_select(1, self._padded)
         return rows.reshape(rows.shape[0], self._num_spans, self._max_queries, -1).transpose(0, 1)
 
 
-def _mask(
-    queries: torch.Tensor, keys: torch.Tensor, window: int | None, heads_per_kv: int, dtype: torch.dtype
-) -> torch.Tensor:
-    """0 where a query sees a key, else -inf, once for each folded head: [..., T], [L] -> [..., G*T, L]."""
-    distance = queries[..., None] - keys
-    hidden = distance < 0
-    if window is not None:
-        hidden |= distance >= window
-    mask = torch.zeros(hidden.shape, dtype=dtype, device=hidden.device).masked_fill_(hidden, float("-inf"))
-    return mask.repeat(*[1] * (mask.ndim - 2), heads_per_kv, 1)
+def _is_folded(num_queries: int, store: KVStore) -> bool:
+    """Whether masks are repeated for folded heads. A prefill chunk's are large already, and a CPU's kernel shares
+    keys among heads by itself; a GPU's does not when there is a mask."""
+    return num_queries <= MAX_BATCHED_TOKENS or store.keys.is_cuda
+
+
+def _slot(span: Span, block_size: int, offset: int) -> int:
+    position = span.start + offset
+    return span.blocks[position // block_size] * block_size + position % block_size
+
+
+def _read_slots(spans: Sequence[Span], block_size: int, device: torch.device) -> torch.Tensor:
+    """Slots of positions 0 to L-1 of each span, [B, L]; from its end on, the span's last slot again.
+
+    Padding never reads another sequence's slots, or ones nobody owns: masked or not, a NaN there would spread.
+    """
+    width = max(len(span.blocks) for span in spans)
+    padded = [[*span.blocks, *[0] * (width - len(span.blocks))] for span in spans]
+    ends = [span.start + span.num_tokens for span in spans]
+    places = torch.arange(max(ends), device=device)
+    places = places.minimum(torch.tensor(ends, device=device)[:, None] - 1)
+    return torch.tensor(padded, device=device).gather(1, places // block_size) * block_size + places % block_size
 
 
 def _attend(
@@ -257,22 +290,29 @@ def _attend(
     layer: int,
     reads: _Reads,
     heads_per_kv: int,
-    scaling: float | None,
-    softcap: float | None,
+    site: Site,
 ) -> torch.Tensor:
     """[B, H, T, D] -> [B, T, H, D]."""
     num_sequences, num_heads, num_queries, size = query.shape
     keys, values = reads.keys[layer], reads.values[layer]
-    if reads.is_causal and softcap is None:
+    is_folded = reads.mask is None or reads.mask.shape[-2] != num_queries
+    if site.softcap is None and (reads.is_causal or not is_folded):
         output = scaled_dot_product_attention(
-            query, keys, values, is_causal=True, scale=scaling, enable_gqa=heads_per_kv > 1
+            query,
+            keys,
+            values,
+            attn_mask=reads.mask,
+            is_causal=reads.is_causal,
+            scale=site.scaling,
+            enable_gqa=heads_per_kv > 1,
         )
         return output.transpose(1, 2)
     folded = query.reshape(num_sequences, num_heads // heads_per_kv, heads_per_kv * num_queries, size)
-    if softcap is None:
-        output = scaled_dot_product_attention(folded, keys, values, attn_mask=reads.mask, scale=scaling)
+    if site.softcap is None:
+        output = scaled_dot_product_attention(folded, keys, values, attn_mask=reads.mask, scale=site.scaling)
     else:
-        output = _softcapped(folded, keys, values, reads, num_queries, scaling, softcap)
+        scale = size**-0.5 if site.scaling is None else site.scaling
+        output = _softcapped(folded, keys, values, reads, num_queries, scale, site.softcap)
     return output.view(num_sequences, num_heads, num_queries, -1).transpose(1, 2)
 
 
@@ -282,15 +322,15 @@ def _softcapped(
     values: torch.Tensor,
     reads: _Reads,
     num_queries: int,
-    scaling: float | None,
+    scale: float,
     softcap: float,
 ) -> torch.Tensor:
     """Attention whose scores pass through softcap * tanh(score / softcap) before the mask (Gemma 2)."""
-    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     scores = torch.matmul(query, keys.transpose(-1, -2)).mul_(scale / softcap).tanh_().mul_(softcap)
-    if reads.mask is not None:
-        scores += reads.mask
-    elif reads.is_causal:
-        places = torch.arange(num_queries, device=query.device)
-        scores += _mask(places, places, None, query.shape[-2] // num_queries, query.dtype)
+    mask = reads.mask
+    if reads.is_causal:
+        mask = torch.full((num_queries, num_queries), float("-inf"), dtype=query.dtype, device=query.device)
+        mask.triu_(1)
+    if mask is not None:
+        scores += mask.repeat(*[1] * (mask.ndim - 2), scores.shape[-2] // mask.shape[-2], 1)
     return torch.matmul(scores.softmax(-1, dtype=torch.float32).to(values.dtype), values)

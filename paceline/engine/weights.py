@@ -34,25 +34,6 @@ _SAMPLE_BYTES = 4096
 
 
 @dataclass(frozen=True, slots=True)
-class ModelInfo:
-    """What other processes need to know about a loaded model.
-
-    model_hash: 'sha256:…' over config.json and all weights; from 1 GiB on 'sha256-sampled:…' of them.
-    tokenizer_hash: 'sha256:…' over vocabulary, merges and added tokens as parsed.
-    vocab_size: length of a logits row; never less than the tokenizer's, often more.
-    """
-
-    model_hash: str
-    tokenizer_hash: str
-    vocab_size: int
-    max_model_len: int
-    eos_token_ids: tuple[int, ...]
-    dtype: str
-    device: str
-    num_parameters: int
-
-
-@dataclass(frozen=True, slots=True)
 class Checkpoint:
     """A model folder that has passed every check which needs no tensor. `config` is the language model's."""
 
@@ -63,7 +44,7 @@ class Checkpoint:
     tokenizer: dict[str, Any]
 
     def hashes(self) -> tuple[str, str]:
-        """(model_hash, tokenizer_hash), as in ModelInfo."""
+        """(model_hash, tokenizer_hash), as in info.ModelInfo."""
         return _hash_weights(self.folder / "config.json", self.shards), _hash_tokenizer(self.tokenizer)
 
 
@@ -107,6 +88,7 @@ def load(checkpoint: Checkpoint, *, dtype: str, device: str, tensor_parallel_siz
             trust_remote_code=False,
             local_files_only=True,
             output_loading_info=True,
+            ignore_mismatched_sizes=True,  # they are refused below, by name
             **(shares if tensor_parallel_size > 1 else {}),
         )
     except Exception as error:
@@ -114,7 +96,7 @@ def load(checkpoint: Checkpoint, *, dtype: str, device: str, tensor_parallel_siz
         raise InvalidInput("model", folder, fix) from error
     for problem, what in (("missing_keys", "is missing"), ("mismatched_keys", "has the wrong shape")):
         if report.get(problem):
-            name = min(str(key) for key in report[problem])
+            name = min(key if isinstance(key, str) else str(key[0]) for key in report[problem])
             raise InvalidInput("model", folder, f"tensor {name} {what}; download or export the model again")
     if not model._supports_logits_to_keep():
         fix = f"{type(model).__name__} has no logits_to_keep; use another architecture"
@@ -186,12 +168,14 @@ def _find_shards(folder: Path) -> tuple[Path, ...]:
 
 
 def _check_tokenizer(folder: Path, tokenizer: dict[str, Any], vocab_size: int) -> None:
-    ids = [int(entry["id"]) for entry in tokenizer.get("added_tokens") or []]
-    vocab = (tokenizer.get("model") or {}).get("vocab") or {}
-    if isinstance(vocab, list):  # Unigram: [token, score] pairs
-        ids.append(len(vocab) - 1)
-    else:
-        ids.extend(vocab.values())
+    try:
+        ids = [int(entry["id"]) for entry in tokenizer.get("added_tokens") or []]
+        vocab = tokenizer["model"]["vocab"]
+        # Unigram has a list of [token, score] pairs, every other model a map from token to id.
+        ids += [len(vocab) - 1] if isinstance(vocab, list) else [int(id_) for id_ in vocab.values()]
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        fix = "tokenizer.json has no readable vocabulary; save the fast tokenizer into the same folder"
+        raise InvalidInput("model", str(folder), fix) from error
     if ids and max(ids) >= vocab_size:
         raise InvalidInput(
             "model",

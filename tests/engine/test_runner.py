@@ -172,11 +172,8 @@ def test_ignoring_an_argument_of_the_attention_is_noticed(
     """Negative control: without its window or its cap the model gives other logits."""
     attend = step.Step.attend
 
-    def forgetful(
-        self: step.Step, layer: int, query: Any, key: Any, value: Any, scaling: Any, window: Any, softcap: Any
-    ) -> torch.Tensor:
-        kept = {"window": window, "softcap": softcap} | {ignored: None}
-        return attend(self, layer, query, key, value, scaling, kept["window"], kept["softcap"])
+    def forgetful(self: step.Step, layer: int, query: Any, key: Any, value: Any, site: step.Site) -> Any:
+        return attend(self, layer, query, key, value, site._replace(**{ignored: None}))
 
     folder = model_folder(architecture)
     runner = Runner.load(str(folder), max_num_tokens=256)

@@ -40,7 +40,7 @@ def edit_config(folder: Path, **changes: Any) -> None:
 
 def refusal(model: Path | str, **options: Any) -> str:
     with pytest.raises(InvalidInput) as caught:
-        Runner.load(str(model), max_num_tokens=64, **options)
+        Runner.load(str(model), **({"max_num_tokens": 64} | options))
     return str(caught.value)
 
 
@@ -100,7 +100,7 @@ def test_a_missing_tensor(folder: Path) -> None:
 
 def test_a_tensor_of_the_wrong_shape(folder: Path) -> None:
     edit_tensors(folder, lambda tensors: tensors.update({"model.norm.weight": torch.ones(7)}))
-    assert "download or export the model again" in refusal(folder)
+    assert "model.norm.weight has the wrong shape" in refusal(folder)
 
 
 def test_a_missing_tokenizer(folder: Path) -> None:
@@ -123,6 +123,7 @@ def test_bad_options_are_named(folder: Path) -> None:
     assert refusal(folder, device="abacus").startswith("device=")
     assert refusal(folder, block_size=0).startswith("block_size=")
     assert refusal(folder, block_size=128).startswith("max_num_tokens=")
+    assert refusal(folder, max_num_tokens=None, kv_cache_bytes=99).startswith("kv_cache_bytes=")
     assert refusal(folder, max_model_len=1000).startswith("max_model_len=")
 
 
