@@ -21,6 +21,7 @@ from transformers.utils import logging as transformers_logging
 
 from paceline.engine.attention import NAME as ATTENTION
 from paceline.errors import InvalidInput, Unsupported
+from paceline.tokenizer import tokenizer_hash
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -41,11 +42,10 @@ class Checkpoint:
     config: PreTrainedConfig
     max_model_len: int
     shards: tuple[Path, ...]
-    tokenizer: dict[str, Any]
 
     def hashes(self) -> tuple[str, str]:
         """(model_hash, tokenizer_hash), as in info.ModelInfo."""
-        return _hash_weights(self.folder / "config.json", self.shards), _hash_tokenizer(self.tokenizer)
+        return _hash_weights(self.folder / "config.json", self.shards), tokenizer_hash(self.folder)
 
 
 def inspect(model: str, *, revision: str | None = None, max_model_len: int | None = None) -> Checkpoint:
@@ -66,7 +66,7 @@ def inspect(model: str, *, revision: str | None = None, max_model_len: int | Non
     tokenizer = _read_json(folder, "tokenizer.json", "save the fast tokenizer into the same folder")
     _check_tokenizer(folder, tokenizer, text.vocab_size)
     _check_layers(folder, text)
-    return Checkpoint(folder, text, _max_model_len(folder, text, max_model_len), shards, tokenizer)
+    return Checkpoint(folder, text, _max_model_len(folder, text, max_model_len), shards)
 
 
 def load(checkpoint: Checkpoint, *, dtype: str, device: str, tensor_parallel_size: int = 1) -> Any:
@@ -243,15 +243,6 @@ def _samples(path: Path) -> Iterator[bytes]:
         for index in range(_NUM_SAMPLES):
             file.seek((num_bytes - _SAMPLE_BYTES) * index // (_NUM_SAMPLES - 1))
             yield file.read(_SAMPLE_BYTES)
-
-
-def _hash_tokenizer(tokenizer: dict[str, Any]) -> str:
-    """Copies agree even if one was saved again: merges as 'a b' or ['a', 'b'], keys in any order."""
-    model = tokenizer.get("model") or {}
-    merges = [merge.split(" ") if isinstance(merge, str) else merge for merge in model.get("merges") or []]
-    added = sorted((entry["id"], entry["content"]) for entry in tokenizer.get("added_tokens") or [])
-    parsed = json.dumps([model.get("vocab"), merges, added], sort_keys=True, separators=(",", ":"))
-    return f"sha256:{hashlib.sha256(parsed.encode()).hexdigest()}"
 
 
 def _first_line(error: Exception) -> str:
