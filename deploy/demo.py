@@ -28,10 +28,10 @@ from deploy.demo_report import Job, Pass, millions, report, table, tell_flips
 from deploy.local import Supervisor
 from deploy.options import Parser
 from deploy.paint import Painter, legend, summary
-from deploy.prompts import question, read_prompts
 from deploy.serve import Plan, start
 from paceline.client import AsyncClient
 from paceline.length_policy import LengthPolicy
+from paceline.prompts import question, read_prompts
 from paceline.types import Mode
 
 # The best of those tried on two cores with the demo pair (docs/benchmarks.md).

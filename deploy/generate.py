@@ -17,9 +17,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from deploy import options
 from deploy.options import Parser
 from deploy.paint import Painter, legend, summary
-from deploy.prompts import SHAPES, read_prompts
 from paceline.client import AsyncClient, Chunk, Options
 from paceline.errors import InvalidInput, PacelineError, PeerFault, Unavailable
+from paceline.prompts import SHAPES, read_prompts
 from paceline.types import SamplingParams, Tokens
 
 FEW = 4  # prompts; for more a progress bar is shown
