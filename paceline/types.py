@@ -34,6 +34,12 @@ class Rule(enum.StrEnum):
     MATCH = "match"  # keep while the draft equals the target's own sample; exact for any drafter
     COUPLED = "coupled"  # match, with noise shared through the seed; output independent of the drafter
     TOKEN = "token"  # rejection sampling, Leviathan et al. 2023; exact if the draft rows are truthful
+    BLOCK = "block"  # rejection sampling of a draft as a whole, Sun et al. 2025; keeps more; likewise
+
+    @property
+    def needs_rows(self) -> bool:
+        """Whether a draft comes with the laws its tokens were drawn from, and an open one ends in a retained row."""
+        return self in (Rule.TOKEN, Rule.BLOCK)
 
 
 class Source(enum.StrEnum):
@@ -129,7 +135,7 @@ class Draft:
     start: int
     token_ids: Tokens
     is_open: bool = False
-    rows: Rows | None = None  # one per token under `token`; None under `match` and `coupled`
+    rows: Rows | None = None  # one per token under `token` and `block`; None under `match` and `coupled`
     draft_ms: float = 0.0  # time the drafter computed for it
 
     @property

@@ -35,7 +35,7 @@ from paceline.types import (
     WorkerInfo,
 )
 from verifier.batcher import Budget, Ready, plan
-from verifier.rules import Judgement, PhiloxCoins, judge
+from verifier.rules import Judgement, PhiloxCoins, judge, judge_blocks
 from verifier.session import Need, Session, Work
 
 log = logging.getLogger(__name__)
@@ -126,7 +126,7 @@ class VerifierEngine:
         vocab_size = self.runner.info.vocab_size
         if max(draft.token_ids) >= vocab_size:
             raise PeerFault(f"token id {max(draft.token_ids)} of a draft is not below {vocab_size}")
-        if rule is not Rule.TOKEN:
+        if not rule.needs_rows:
             return
         if draft.rows is None:
             raise PeerFault("a draft to be judged by rejection sampling came without its rows")
@@ -178,6 +178,8 @@ class VerifierEngine:
             if row is None:
                 return work
             if work.need is Need.JUDGE:
+                if entry.session.ask.rule is Rule.BLOCK:
+                    return work  # what becomes of the first token depends on all of the draft
                 first = judge(
                     entry.session.ask.rule,
                     row,
@@ -238,15 +240,23 @@ class VerifierEngine:
 
     def _judge(self, entry: _Entry, work: Work, target_rows: Tensor) -> Judgement:
         ask = entry.session.ask
+        draft_rows = _unpack(work, self.runner.info.vocab_size) if ask.rule.needs_rows else None
+        start, take_bonus = len(entry.session.log), work.take_bonus
+        if ask.rule is Rule.BLOCK:
+            drafts = [draft.token_ids for draft in work.drafts]
+            coins = replace(entry.coins, epoch=work.drafts[0].epoch if drafts else 0)
+            return judge_blocks(
+                target_rows, drafts, ask.sampling, coins, start=start, take_bonus=take_bonus, draft_rows=draft_rows
+            )
         return judge(
             ask.rule,
             target_rows,
             work.draft_ids,
             ask.sampling,
             entry.coins,
-            start=len(entry.session.log),
-            take_bonus=work.take_bonus,
-            draft_rows=_unpack(work, self.runner.info.vocab_size) if ask.rule is Rule.TOKEN else None,
+            start=start,
+            take_bonus=take_bonus,
+            draft_rows=draft_rows,
         )
 
     def _commit(self, entry: _Entry, work: Work, verdict: Judgement, last_row: Tensor | None) -> Verdict:

@@ -156,6 +156,8 @@ class Session(Generic[Row]):
             if chain and num_tokens > MAX_CHAIN_TOKENS:
                 break
             chain.append(waiting)
+            if self.ask.rule is Rule.BLOCK and not waiting.ask.draft.is_open:
+                break  # a bonus comes after it, which whatever follows must agree with
         return chain
 
     def prefilled(self, num_tokens: int, row: Row | None) -> None:
@@ -199,7 +201,7 @@ class Session(Generic[Row]):
         self._queue.clear()
         if not preverify:
             return
-        if self.ask.rule is Rule.TOKEN:
+        if self.ask.rule.needs_rows:
             self._retain = True
         else:
             self.decode_until = max(self.decode_until, len(self.log) + 1)

@@ -164,7 +164,7 @@ class Request:
         preverify = any(self._preverify.get(draft.start) for draft in self._window.drafts)
         if not self._window.settle(self.committed):
             self._decode_until = 0
-            if preverify and self.rule is not Rule.TOKEN:
+            if preverify and not self.rule.needs_rows:
                 self._decode_until = len(self.committed) + 1  # the verifier does so of its own accord
         self._preverify = {d.start: self._preverify.get(d.start, False) for d in self._window.drafts}
         self._asked_s = {d.start: self._asked_s.get(d.start, now_s) for d in self._window.drafts}
@@ -319,4 +319,4 @@ def choose_rule(spec: RequestSpec) -> Rule:
     """`auto`: exact, and the one that accepts most of those that suit the sampling parameters."""
     if spec.sampling.is_greedy:
         return Rule.MATCH
-    return Rule.COUPLED if spec.sampling.seed is not None else Rule.TOKEN
+    return Rule.COUPLED if spec.sampling.seed is not None else Rule.BLOCK

@@ -13,6 +13,7 @@ class Rule(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     RULE_MATCH: _ClassVar[Rule]
     RULE_COUPLED: _ClassVar[Rule]
     RULE_TOKEN: _ClassVar[Rule]
+    RULE_BLOCK: _ClassVar[Rule]
 
 class Mode(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
@@ -45,6 +46,7 @@ RULE_UNSPECIFIED: Rule
 RULE_MATCH: Rule
 RULE_COUPLED: Rule
 RULE_TOKEN: Rule
+RULE_BLOCK: Rule
 MODE_UNSPECIFIED: Mode
 MODE_OFF: Mode
 MODE_SEQUENTIAL: Mode
