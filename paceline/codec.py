@@ -120,7 +120,14 @@ _POSITIVE = integer(1, 2**32 - 1)
 _NAME = string(1, MAX_NAME)
 _HASH = matching("([a-z0-9-]{1,32}:)?[0-9a-f]{64}", "a SHA-256 in 64 hexadecimal digits")
 
-_SAMPLING = Message("sampling", SamplingParams, common_pb2.SamplingParams)  # checks its own ranges
+_SAMPLING = Message(  # checks its own ranges
+    "sampling",
+    SamplingParams,
+    common_pb2.SamplingParams,
+    repetition_penalty=Field(same, lambda _, value: value or 1.0),
+    logit_bias=Field(dict, lambda _, biases: tuple(sorted(biases.items()))),
+    stop_token_ids=_IDS,
+)
 _ROWS = Message("rows", Rows, common_pb2.Rows, _check_rows, width=integer(1, MAX_ROW_WIDTH))
 _DRAFT = Message(
     "draft",

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from paceline import rows
+from paceline import sampling as law
 from paceline.engine.runner import Chunk, PoolFull, Runner
 from paceline.errors import InvalidInput, Overloaded, PeerFault
 from paceline.rows import DraftRows
@@ -28,6 +29,7 @@ from paceline.types import (
     OpenVerify,
     Rule,
     Source,
+    Tokens,
     Verdict,
     VerifierAsk,
     VerifierReply,
@@ -182,7 +184,7 @@ class VerifierEngine:
                     return work  # what becomes of the first token depends on all of the draft
                 first = judge(
                     entry.session.ask.rule,
-                    row,
+                    _adjusted(entry, row),
                     work.draft_ids[:1],
                     entry.session.ask.sampling,
                     entry.coins,
@@ -242,6 +244,7 @@ class VerifierEngine:
         ask = entry.session.ask
         draft_rows = _unpack(work, self.runner.info.vocab_size) if ask.rule.needs_rows else None
         start, take_bonus = len(entry.session.log), work.take_bonus
+        target_rows = _adjusted(entry, target_rows, work.draft_ids)
         if ask.rule is Rule.BLOCK:
             drafts = [draft.token_ids for draft in work.drafts]
             coins = replace(entry.coins, epoch=work.drafts[0].epoch if drafts else 0)
@@ -265,6 +268,15 @@ class VerifierEngine:
 
     def _waited_ms(self, entry: _Entry) -> float:
         return max(0.0, 1e3 * (self._clock() - entry.session.since_s))
+
+
+def _adjusted(entry: _Entry, target_rows: Tensor, draft_ids: Tokens = ()) -> Tensor:
+    """Rows as the request's biases and penalties want them; a retained row stays raw, as its judgement comes later."""
+    session = entry.session
+    num_prompt_tokens = session.num_prompt_tokens
+    return law.adjusted_logits(
+        target_rows, session.ask.sampling, session.log, draft_ids, num_prompt_tokens=num_prompt_tokens
+    )
 
 
 def _unpack(work: Work, vocab_size: int, num_rows: int | None = None) -> DraftRows | None:

@@ -73,6 +73,7 @@ class Session(Generic[Row]):
         self.retained: Row | None = None  # invariant: None unless computed == len(log)
         self.decode_until = len(self.log) + ask.num_decode  # absolute position
         self.since_s = now_s  # when the oldest unanswered ask arrived
+        self.num_prompt_tokens = ask.num_prompt_tokens or len(ask.token_ids)
         self._epoch = 0  # of the last ask; verdicts of a decoding run carry it
         self._floor = 0  # drafts of an earlier epoch are stale
         self._queue: deque[_Waiting] = deque()

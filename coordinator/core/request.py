@@ -275,6 +275,7 @@ class Request:
             window=self.window_size,
             end=self.end,
             stop_token_ids=spec.stop_token_ids,
+            num_prompt_tokens=len(spec.token_ids),
         )
         return Ask(self.drafter, ask)
 
@@ -282,7 +283,15 @@ class Request:
         assert self.verifier is not None
         spec = self.spec
         num_decode = max(0, self._decode_until - len(self.committed))
-        ask = OpenVerify(spec.request_id, tuple(self.committed), spec.sampling, self.rule, spec.seed, num_decode)
+        ask = OpenVerify(
+            request_id=spec.request_id,
+            token_ids=tuple(self.committed),
+            sampling=spec.sampling,
+            rule=self.rule,
+            seed=spec.seed,
+            num_decode=num_decode,
+            num_prompt_tokens=len(spec.token_ids),
+        )
         return Ask(self.verifier, ask)
 
     def _verify(self, draft: Draft, now_s: float) -> Ask:
