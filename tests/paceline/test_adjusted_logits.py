@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from typing import Any
 
 import pytest
 import torch
@@ -27,9 +28,9 @@ VOCAB = 60
 def of_transformers(logits: Tensor, given: SamplingParams, tokens: Tokens, num_prompt_tokens: int) -> Tensor:
     """The law [1, vocab] after `tokens`, by the processors of `generate` in the order in which it applies them."""
     ids = torch.tensor([tokens])
-    processors = []
+    processors: list[Any] = []
     if given.logit_bias:
-        processors.append(SequenceBiasLogitsProcessor({(token_id,): bias for token_id, bias in given.logit_bias}))
+        processors.append(SequenceBiasLogitsProcessor([[[token_id], bias] for token_id, bias in given.logit_bias]))
     processors.append(RepetitionPenaltyLogitsProcessor(given.repetition_penalty))
     stops = list(given.stop_token_ids)
     processors.append(MinNewTokensLengthLogitsProcessor(num_prompt_tokens, given.min_tokens, stops))
