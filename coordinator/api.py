@@ -45,7 +45,7 @@ class CoordinatorServicer:
         request_id = spec.request_id
         while True:
             match await queue.get():
-                case Emit(_, token_ids, sources) if not text.stopped:
+                case Emit(_, token_ids, sources, logprobs) if not text.stopped:
                     piece = text.push(token_ids)
                     count = piece.num_tokens
                     yield pb.GenerateReply(
@@ -53,6 +53,7 @@ class CoordinatorServicer:
                         token_ids=token_ids[:count],
                         sources=codec.sources_to_wire(sources[:count]),
                         text_lengths=piece.lengths,
+                        logprobs=logprobs[:count],
                         request_id=request_id,
                     )
                     request_id = ""

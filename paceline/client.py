@@ -42,6 +42,7 @@ class Options(TypedDict, total=False):
     logit_bias: Mapping[int, float]  # token id: what is added to its score
     min_tokens: int  # no end of sequence before
     stop_token_ids: Sequence[int]  # output ends with the first of these
+    logprobs: bool  # say of each token how likely the target's law had it
     stop: Sequence[str]  # output ends before the first of these
     ignore_eos: bool
     mode: Mode | str | None
@@ -63,6 +64,7 @@ class Chunk:
     finish_reason: FinishReason | None
     metrics: Metrics | None
     request_id: str  # in the first chunk, else empty
+    logprobs: tuple[float, ...] = ()  # one a token if asked for, else none
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +77,7 @@ class Completion:
     finish_reason: FinishReason
     metrics: Metrics
     request_id: str
+    logprobs: tuple[float, ...] = ()  # one a token if asked for, else none
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,6 +218,7 @@ def _request(prompt: str | Sequence[int], options: Options) -> Any:
         logit_bias=tuple(sorted(options.get("logit_bias", {}).items())),
         min_tokens=options.get("min_tokens", 0),
         stop_token_ids=tuple(options.get("stop_token_ids", ())),
+        logprobs=options.get("logprobs", False),
     )
     policy = options.get("length_policy")
     if isinstance(policy, str):
@@ -261,6 +265,7 @@ def _chunk(wire: Any) -> Chunk:
         finish_reason=reason,
         metrics=_metrics(wire.metrics) if wire.HasField("metrics") else None,
         request_id=wire.request_id,
+        logprobs=tuple(wire.logprobs),
     )
 
 
@@ -281,6 +286,7 @@ def _join(chunks: Iterable[Chunk]) -> Completion:
         finish_reason=reason,
         metrics=chunks[-1].metrics or {},
         request_id=chunks[0].request_id,
+        logprobs=tuple(logprob for chunk in chunks for logprob in chunk.logprobs),
     )
 
 

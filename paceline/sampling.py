@@ -90,6 +90,20 @@ def target_log_probs(logits: Tensor, sampling: SamplingParams) -> Tensor:
     return processed_logits(logits, sampling).log_softmax(-1)
 
 
+def log_probs_of(logits: Tensor, token_ids: Sequence[int], sampling: SamplingParams) -> tuple[float, ...]:
+    """log p of `token_ids` [m] under the laws of the first m of `logits` [n, vocab], adjusted ones.
+
+    Greedy decoding takes the likeliest token for certain; what is told is its probability before that, at
+    temperature 1.
+    """
+    if not token_ids:
+        return ()
+    rows = logits[: len(token_ids)]
+    log_probs = _wide(rows).log_softmax(-1) if sampling.is_greedy else target_log_probs(rows, sampling)
+    ids = torch.tensor(list(token_ids), device=logits.device)[:, None]
+    return tuple(log_probs.gather(-1, ids).squeeze(-1).tolist())
+
+
 def processed_logits(logits: Tensor, sampling: SamplingParams) -> Tensor:
     """Scaled logits [n, vocab] with -inf for every token that is cut off; not for greedy sampling."""
     scores = _wide(logits) / max(sampling.temperature, MIN_TEMPERATURE)

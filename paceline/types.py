@@ -91,6 +91,7 @@ class SamplingParams:
     logit_bias: tuple[tuple[int, float], ...] = ()  # (token id, what is added to its score)
     min_tokens: int = 0  # none of stop_token_ids before so many output tokens
     stop_token_ids: Tokens = ()  # output ends with the first of these; the coordinator adds the model's own
+    logprobs: bool = False  # say of each output token how likely the target's law had it
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.temperature) and 0 <= self.temperature <= 100):
@@ -209,6 +210,7 @@ class Verdict:
     verify_ms: float = 0.0  # the forward pass that this verdict waited for; 0 if none was needed
     queue_ms: float = 0.0  # from the ask's arrival to that pass
     batch_tokens: int = 0  # tokens in that pass, over all its requests
+    logprobs: tuple[float, ...] = ()  # one a token where they were asked for, else none
 
 
 # What a coordinator asks of a verifier. One bidi stream per (coordinator, worker), requests multiplexed by id.

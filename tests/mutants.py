@@ -142,8 +142,8 @@ SAMPLING = (
     Mutant(
         "off by one: the row before is retained",
         "verifier/engine.py",
-        "target_rows), target_rows[-1:])",
-        "target_rows), target_rows[-2:-1])",
+        "target_rows), target_rows, target_rows[-1:])",
+        "target_rows), target_rows, target_rows[-2:-1])",
         VERIFIER,
     ),
     Mutant(
@@ -184,9 +184,9 @@ SAMPLING = (
     Mutant(
         "a retained row is kept penalised and penalised again",
         "verifier/engine.py",
-        "return self._commit(entry, work, self._judge(entry, work, target_rows), target_rows[-1:])",
+        "return self._commit(entry, work, self._judge(entry, work, target_rows), target_rows, target_rows[-1:])",
         "rows_ = _adjusted(entry, target_rows, work.draft_ids)\n"
-        "        return self._commit(entry, work, self._judge(entry, work, target_rows), rows_[-1:])",
+        "        return self._commit(entry, work, self._judge(entry, work, target_rows), target_rows, rows_[-1:])",
         VERIFIER,
     ),
 )

@@ -196,7 +196,7 @@ class VerifierEngine:
                     return work
             else:
                 first = self._judge(entry, work, row)
-            verdict = self._commit(entry, work, first, None)
+            verdict = self._commit(entry, work, first, row, None)
             replies.append((entry.peer, replace(verdict, queue_ms=self._waited_ms(entry))))
         self._active.pop(key, None)
         return None
@@ -238,7 +238,7 @@ class VerifierEngine:
     def _verdict(self, entry: _Entry, work: Work, target_rows: Tensor) -> Verdict:
         if entry.session.retained is not None:
             target_rows = torch.cat([entry.session.retained, target_rows])
-        return self._commit(entry, work, self._judge(entry, work, target_rows), target_rows[-1:])
+        return self._commit(entry, work, self._judge(entry, work, target_rows), target_rows, target_rows[-1:])
 
     def _judge(self, entry: _Entry, work: Work, target_rows: Tensor) -> Judgement:
         ask = entry.session.ask
@@ -262,9 +262,16 @@ class VerifierEngine:
             draft_rows=draft_rows,
         )
 
-    def _commit(self, entry: _Entry, work: Work, verdict: Judgement, last_row: Tensor | None) -> Verdict:
-        source = verdict.source or Source.BONUS
-        return entry.session.judged(work, verdict.num_accepted, verdict.token_id, source, last_row)
+    def _commit(
+        self, entry: _Entry, work: Work, said: Judgement, target_rows: Tensor, last_row: Tensor | None
+    ) -> Verdict:
+        logprobs: tuple[float, ...] = ()
+        sampling = entry.session.ask.sampling
+        if sampling.logprobs:
+            new = work.draft_ids[: said.num_accepted] + (() if said.token_id is None else (said.token_id,))
+            logprobs = law.log_probs_of(_adjusted(entry, target_rows, work.draft_ids), new, sampling)
+        source = said.source or Source.BONUS
+        return entry.session.judged(work, said.num_accepted, said.token_id, source, last_row, logprobs)
 
     def _waited_ms(self, entry: _Entry) -> float:
         return max(0.0, 1e3 * (self._clock() - entry.session.since_s))

@@ -150,7 +150,7 @@ class Request:
         new, sources = self._cut(verdict.token_ids[known:], verdict.sources[known:])
         self._count(verdict, new, sources, now_s)
         self.committed += new
-        yield Emit(self.spec.request_id, new, sources)
+        yield Emit(self.spec.request_id, new, sources, verdict.logprobs[known : known + len(new)])
         reason = self._finish_reason()
         if reason:
             yield from self.finish(reason, now_s)

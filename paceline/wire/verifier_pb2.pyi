@@ -67,7 +67,7 @@ class Decode(_message.Message):
     def __init__(self, request_id: _Optional[str] = ..., epoch: _Optional[int] = ..., start: _Optional[int] = ..., num_tokens: _Optional[int] = ...) -> None: ...
 
 class Verdict(_message.Message):
-    __slots__ = ("request_id", "epoch", "start", "token_ids", "sources", "num_tested", "num_drafts", "verify_ms", "queue_ms", "batch_tokens")
+    __slots__ = ("request_id", "epoch", "start", "token_ids", "sources", "num_tested", "num_drafts", "verify_ms", "queue_ms", "batch_tokens", "logprobs")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     START_FIELD_NUMBER: _ClassVar[int]
@@ -78,6 +78,7 @@ class Verdict(_message.Message):
     VERIFY_MS_FIELD_NUMBER: _ClassVar[int]
     QUEUE_MS_FIELD_NUMBER: _ClassVar[int]
     BATCH_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    LOGPROBS_FIELD_NUMBER: _ClassVar[int]
     request_id: str
     epoch: int
     start: int
@@ -88,4 +89,5 @@ class Verdict(_message.Message):
     verify_ms: float
     queue_ms: float
     batch_tokens: int
-    def __init__(self, request_id: _Optional[str] = ..., epoch: _Optional[int] = ..., start: _Optional[int] = ..., token_ids: _Optional[bytes] = ..., sources: _Optional[_Iterable[_Union[_common_pb2.Source, str]]] = ..., num_tested: _Optional[int] = ..., num_drafts: _Optional[int] = ..., verify_ms: _Optional[float] = ..., queue_ms: _Optional[float] = ..., batch_tokens: _Optional[int] = ...) -> None: ...
+    logprobs: _containers.RepeatedScalarFieldContainer[float]
+    def __init__(self, request_id: _Optional[str] = ..., epoch: _Optional[int] = ..., start: _Optional[int] = ..., token_ids: _Optional[bytes] = ..., sources: _Optional[_Iterable[_Union[_common_pb2.Source, str]]] = ..., num_tested: _Optional[int] = ..., num_drafts: _Optional[int] = ..., verify_ms: _Optional[float] = ..., queue_ms: _Optional[float] = ..., batch_tokens: _Optional[int] = ..., logprobs: _Optional[_Iterable[float]] = ...) -> None: ...

@@ -75,6 +75,7 @@ class World:
             logit_bias=self.rng.choice(((), ((0, -100.0), (2**32 - 1, 0.1)))),
             min_tokens=self.num(0, 2**32 - 1),
             stop_token_ids=self.ids(0, 3),
+            logprobs=self.rng.random() < 0.5,
         )
 
     def rows(self, num: int) -> Rows:
@@ -91,7 +92,8 @@ class World:
         ids = self.ids(0, 65)
         sources = tuple(self.rng.choices(list(Source), k=len(ids)))
         timings = (self.ms(), self.ms(), self.num(0, 999))
-        return Verdict(self.request_id(), 3, 4, ids, sources, self.num(0, 64), self.num(0, 9), *timings)
+        logprobs = self.rng.choice(((), tuple(-self.ms() for _ in ids)))
+        return Verdict(self.request_id(), 3, 4, ids, sources, self.num(0, 64), self.num(0, 9), *timings, logprobs)
 
     def open_verify(self) -> OpenVerify:
         rule = self.rng.choice(list(Rule))
@@ -270,6 +272,7 @@ MALFORMED: list[tuple[str, dict[str, Any], str]] = [
     ("drafter_reply", {"draft": draft(token_ids=b"")}, "draft.token_ids"),
     ("drafter_reply", {"fault": common_pb2.Fault(request_id="r", message="x" * 1001)}, "fault.message"),
     ("verifier_reply", {"verdict": verdict(sources=[1])}, "verdict.sources"),
+    ("verifier_reply", {"verdict": verdict(logprobs=[-1.0, -1.0])}, "verdict.logprobs"),
     (
         "verifier_reply",
         {"verdict": verdict(token_ids=bytes(4), sources=[5])},

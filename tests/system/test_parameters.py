@@ -10,7 +10,8 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from paceline.errors import InvalidInput
-from paceline.types import Role
+from paceline.sampling import adjusted_logits, target_log_probs
+from paceline.types import Role, SamplingParams
 from tests.system.cluster import cluster
 from tests.tiny import write_pair
 
@@ -78,6 +79,28 @@ async def test_a_seed_and_a_law_that_depends_on_history_agree_in_every_rule(rule
             for mode in MODES:
                 answer = await client.complete(PROMPT, max_tokens=NUM_TOKENS, mode=mode, ignore_eos=True, **given)
                 assert answer.token_ids[: len(want)] == want, mode
+
+
+@pytest.mark.parametrize("rule", ["match", "token", "block"])
+async def test_logprobs_are_of_the_targets_law_for_accepted_tokens_too(rule: str, pair: tuple[Path, Path]) -> None:
+    """Recomputed from one plain pass of the target over prompt and output."""
+    target, drafter = pair
+    sampling = SamplingParams(temperature=0.7, top_k=9, frequency_penalty=0.5)
+    given: Any = {"temperature": 0.7, "top_k": 9, "frequency_penalty": 0.5, "ignore_eos": True, "rule": rule}
+    model: Any = AutoModelForCausalLM.from_pretrained(target, dtype=torch.float32)
+    async with cluster(target) as it:
+        await it.add("v", Role.VERIFIER, target)
+        await it.add("d", Role.DRAFTER, drafter)
+        async with it.client() as client:
+            for mode in MODES:
+                answer = await client.complete(PROMPT, max_tokens=24, mode=mode, logprobs=True, **given)
+                ids = answer.token_ids
+                with torch.inference_mode():
+                    logits = model(torch.tensor([PROMPT + ids])).logits[0, len(PROMPT) - 1 : -1]
+                rows = adjusted_logits(logits, sampling, PROMPT, ids, num_prompt_tokens=len(PROMPT))
+                want = target_log_probs(rows, sampling)[range(len(ids)), list(ids)]
+                assert answer.logprobs == pytest.approx(want.tolist(), abs=1e-3), mode
+            assert (await client.complete(PROMPT, max_tokens=4, **given)).logprobs == ()
 
 
 @pytest.mark.parametrize(
