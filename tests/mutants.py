@@ -26,8 +26,9 @@ ROOT = Path(__file__).parents[1]
 COPIED = ("coordinator", "drafter", "paceline", "proto", "tests", "verifier", "pyproject.toml")
 TIMEOUT_S = 600.0
 
-BLOCK = ("tests/verifier/test_block.py", "-k", "one_draft_then and (seed=4 or seed=6)")
-TOKEN = ("tests/verifier/test_enumeration.py", "-k", "one_draft_then and (seed=4 or seed=6)")
+ONE_DRAFT = "test_one_draft_then_the_target_is_exact[2-World(seed=6, vocab_size=4, width=3)]"
+BLOCK = (f"tests/verifier/test_block.py::{ONE_DRAFT}",)
+TOKEN = (f"tests/verifier/test_enumeration.py::{ONE_DRAFT}",)
 VERIFIER = ("tests/verifier/test_session.py", "tests/verifier/test_engine.py")
 DRAFTER = ("tests/drafter",)
 CORE = ("tests/coordinator", "tests/verifier/test_session.py", "tests/drafter/test_session.py")
@@ -73,6 +74,7 @@ DROPPED = """    last = session.rows[-1]
     if len(session.rows) > 1 and int(last.counts[0][last.ids[0] == session.tokens[-1]]) < rows.TOTAL // 3:
         session.tokens.pop()
         session.rows.pop()
+        session.computed = len(session.tokens) - 1
 """
 CONTRADICTED = """        if _contradicts(draft, committed):
             self._distrust(draft.epoch)
