@@ -276,7 +276,7 @@ def run_tests(folder: Path, tests: Sequence[str]) -> tuple[int, str]:
         )
     except subprocess.TimeoutExpired:
         return 1, f"no end within {TIMEOUT_S:g} s"
-    failed = re.search(r"^(?:FAILED|ERROR) (?:\S*/)?(\S+?\.py\S*)", done.stdout, re.MULTILINE)
+    failed = re.search(r"^(?:FAILED|ERROR) (?:[^\s\[]*/)?(.+?)(?: - .*)?$", done.stdout, re.MULTILINE)
     return done.returncode, failed.group(1) if failed else done.stdout[-300:].strip()
 
 
