@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 # One OMP thread a process: two processes that spin on each other's cores are thirty times slower.
 export OMP_NUM_THREADS := 1
 
-.PHONY: help setup demo test check proto bench clean
+.PHONY: help setup demo test check mutants proto bench clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 10
@@ -30,6 +30,9 @@ check: $(STAMP)  ## format, lint, types
 	$(RUN) -m ruff format --check .
 	$(RUN) -m ruff check .
 	$(RUN) -m mypy
+
+mutants: $(STAMP)  ## break one thing at a time and see that a test notices (a few minutes)
+	$(RUN) -m tests.mutants
 
 proto: $(STAMP)  ## generate paceline/wire from proto/
 	$(RUN) -m grpc_tools.protoc -Iproto --python_out=. --pyi_out=. --grpc_python_out=. proto/paceline/wire/*.proto

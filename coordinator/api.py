@@ -6,6 +6,7 @@ import asyncio
 import secrets
 import uuid
 from collections.abc import AsyncIterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 from coordinator.config import CoordinatorConfig
@@ -44,7 +45,7 @@ class CoordinatorServicer:
         request_id = spec.request_id
         while True:
             match await queue.get():
-                case Emit(_, token_ids, sources) if not text.stopped:
+                case Emit(_, token_ids, sources, logprobs) if not text.stopped:
                     piece = text.push(token_ids)
                     count = piece.num_tokens
                     yield pb.GenerateReply(
@@ -52,6 +53,7 @@ class CoordinatorServicer:
                         token_ids=token_ids[:count],
                         sources=codec.sources_to_wire(sources[:count]),
                         text_lengths=piece.lengths,
+                        logprobs=logprobs[:count],
                         request_id=request_id,
                     )
                     request_id = ""
@@ -79,6 +81,7 @@ class CoordinatorServicer:
         sampling = SamplingParams(temperature=0)
         if request.HasField("sampling"):
             sampling = codec.sampling_from_wire(request.sampling)
+        sampling = self._with_stops(sampling, request)
         policy = config.policy
         if request.HasField("length_policy"):
             policy = codec.length_policy_from_wire(request.length_policy)
@@ -91,12 +94,25 @@ class CoordinatorServicer:
             sampling=sampling,
             seed=secrets.randbits(63) if sampling.seed is None else sampling.seed,
             draft_seed=secrets.randbits(63),
-            stop_token_ids=() if request.ignore_eos else self._coordinator.tokenizer.eos_token_ids,
+            stop_token_ids=sampling.stop_token_ids,
             mode=codec.mode_from_wire(request.mode) or config.mode,
             rule=codec.rule_from_wire(request.rule) or config.rule,
             policy=policy,
             window=request.window or config.window,
         )
+
+    def _with_stops(self, sampling: SamplingParams, request: Any) -> SamplingParams:
+        """The law with all tokens that end the output: the request's own and the model's."""
+        tokenizer = self._coordinator.tokenizer
+        biased = [token_id for token_id, _ in sampling.logit_bias]
+        for field, ids in (("logit_bias", biased), ("stop_token_ids", sampling.stop_token_ids)):
+            if ids and max(ids) >= tokenizer.vocab_size:
+                raise InvalidInput(field, max(ids), f"is not below the vocabulary's size {tokenizer.vocab_size}")
+        if sampling.min_tokens > request.max_tokens:
+            fix = f"must be at most max_tokens, which is {request.max_tokens}"
+            raise InvalidInput("min_tokens", sampling.min_tokens, fix)
+        eos_token_ids = () if request.ignore_eos else tokenizer.eos_token_ids
+        return replace(sampling, stop_token_ids=tuple(dict.fromkeys((*eos_token_ids, *sampling.stop_token_ids))))
 
     def _prompt(self, request: Any) -> Tokens:
         tokenizer = self._coordinator.tokenizer

@@ -143,9 +143,14 @@ class DrafterEngine:
         argmax = logits.argmax(-1).tolist()
         stops = []
         for i, entry in enumerate(entries):
-            session, row = entry.session, logits[i : i + 1]
-            token_id = argmax[i] if session.ask.rule is Rule.MATCH else self._draw(session, row)
-            entropy = law.entropy_nats(row).item() if entry.policy.needs_entropy else 0.0
+            session, raw = entry.session, logits[i : i + 1]
+            sampling, num_prompt_tokens = session.ask.sampling, session.num_prompt_tokens
+            row = law.adjusted_logits(raw, sampling, session.tokens, num_prompt_tokens=num_prompt_tokens)
+            if session.ask.rule is Rule.MATCH:
+                token_id = argmax[i] if row is raw else int(row.argmax())
+            else:
+                token_id = self._draw(session, row)
+            entropy = law.entropy_nats(raw).item() if entry.policy.needs_entropy else 0.0
             stop = entry.policy.stops(session.draft_length + 1, entropy)
             stops.append(session.push(token_id, stop=stop))
         return stops

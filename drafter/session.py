@@ -38,6 +38,10 @@ class Session(Generic[Row]):
         """Tokens in the draft being made."""
         return len(self.tokens) - self._start
 
+    @property
+    def num_prompt_tokens(self) -> int:
+        return self.ask.num_prompt_tokens or len(self.ask.token_ids)
+
     def wants_token(self) -> bool:
         """Whether there is anything to draft: room in the window and before the end."""
         return not self._ended and len(self._sent) < self.ask.window and len(self.tokens) < self.ask.end

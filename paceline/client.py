@@ -10,7 +10,7 @@ Failures are `PacelineError`s with the server's own text. Leaving a stream early
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Self, TypedDict, Unpack
 
@@ -35,6 +35,14 @@ class Options(TypedDict, total=False):
     top_p: float  # default 1, which is off
     top_k: int  # default 0, which is off
     seed: int | None  # makes the output reproducible
+    min_p: float  # default 0, which is off
+    repetition_penalty: float  # default 1, which is off
+    presence_penalty: float  # default 0, which is off
+    frequency_penalty: float  # likewise
+    logit_bias: Mapping[int, float]  # token id: what is added to its score
+    min_tokens: int  # no end of sequence before
+    stop_token_ids: Sequence[int]  # output ends with the first of these
+    logprobs: bool  # say of each token how likely the target's law had it
     stop: Sequence[str]  # output ends before the first of these
     ignore_eos: bool
     mode: Mode | str | None
@@ -56,6 +64,7 @@ class Chunk:
     finish_reason: FinishReason | None
     metrics: Metrics | None
     request_id: str  # in the first chunk, else empty
+    logprobs: tuple[float, ...] = ()  # one a token if asked for, else none
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +77,7 @@ class Completion:
     finish_reason: FinishReason
     metrics: Metrics
     request_id: str
+    logprobs: tuple[float, ...] = ()  # one a token if asked for, else none
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,6 +211,14 @@ def _request(prompt: str | Sequence[int], options: Options) -> Any:
         top_k=options.get("top_k", 0),
         top_p=options.get("top_p", 1.0),
         seed=options.get("seed"),
+        min_p=options.get("min_p", 0.0),
+        repetition_penalty=options.get("repetition_penalty", 1.0),
+        presence_penalty=options.get("presence_penalty", 0.0),
+        frequency_penalty=options.get("frequency_penalty", 0.0),
+        logit_bias=tuple(sorted(options.get("logit_bias", {}).items())),
+        min_tokens=options.get("min_tokens", 0),
+        stop_token_ids=tuple(options.get("stop_token_ids", ())),
+        logprobs=options.get("logprobs", False),
     )
     policy = options.get("length_policy")
     if isinstance(policy, str):
@@ -247,6 +265,7 @@ def _chunk(wire: Any) -> Chunk:
         finish_reason=reason,
         metrics=_metrics(wire.metrics) if wire.HasField("metrics") else None,
         request_id=wire.request_id,
+        logprobs=tuple(wire.logprobs),
     )
 
 
@@ -267,6 +286,7 @@ def _join(chunks: Iterable[Chunk]) -> Completion:
         finish_reason=reason,
         metrics=chunks[-1].metrics or {},
         request_id=chunks[0].request_id,
+        logprobs=tuple(logprob for chunk in chunks for logprob in chunk.logprobs),
     )
 
 

@@ -104,6 +104,9 @@ def _check_verdict(name: str, verdict: Verdict) -> None:
     if len(verdict.sources) != len(verdict.token_ids):
         fix = f"must be one a token, and there are {len(verdict.token_ids)} tokens"
         raise InvalidInput(f"{name}.sources", f"{len(verdict.sources)} sources", fix)
+    if verdict.logprobs and len(verdict.logprobs) != len(verdict.token_ids):
+        fix = f"must be none or one a token, and there are {len(verdict.token_ids)} tokens"
+        raise InvalidInput(f"{name}.logprobs", f"{len(verdict.logprobs)} logprobs", fix)
 
 
 _RULE = EnumField("rule", Rule, common_pb2.Rule)
@@ -113,14 +116,21 @@ _ROLE = EnumField("role", Role, common_pb2.Role)
 _BLAME = EnumField("blame", Blame, common_pb2.Blame)
 
 _ID = string(1, MAX_REQUEST_ID)
-_IDS = Field(same, lambda _, values: tuple(values))
+_IDS = Field(same, lambda _, values: tuple(values))  # of any repeated number
 _MS = Field(same, milliseconds)
 _SEED = integer(0, MAX_SEED)
 _POSITIVE = integer(1, 2**32 - 1)
 _NAME = string(1, MAX_NAME)
 _HASH = matching("([a-z0-9-]{1,32}:)?[0-9a-f]{64}", "a SHA-256 in 64 hexadecimal digits")
 
-_SAMPLING = Message("sampling", SamplingParams, common_pb2.SamplingParams)  # checks its own ranges
+_SAMPLING = Message(  # checks its own ranges
+    "sampling",
+    SamplingParams,
+    common_pb2.SamplingParams,
+    repetition_penalty=Field(same, lambda _, value: value or 1.0),
+    logit_bias=Field(dict, lambda _, biases: tuple(sorted(biases.items()))),
+    stop_token_ids=_IDS,
+)
 _ROWS = Message("rows", Rows, common_pb2.Rows, _check_rows, width=integer(1, MAX_ROW_WIDTH))
 _DRAFT = Message(
     "draft",
@@ -161,6 +171,7 @@ _VERDICT = Message(
     request_id=_ID,
     token_ids=tokens(),
     sources=Field(sources_to_wire, sources_from_wire),
+    logprobs=_IDS,
     verify_ms=_MS,
     queue_ms=_MS,
 )

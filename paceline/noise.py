@@ -42,6 +42,7 @@ class Domain(enum.IntEnum):
     RECOVER = 2  # the verifier draws the token that replaces a rejected one
     SAMPLE = 3  # the target's own token: match, bonus, self-decode
     COUPLED = 4  # shared by drafter and verifier under `coupled`
+    BLOCK = 5  # the verifier scans a block; keyed by the epoch as well
 
 
 def uniform(seed: int, domain: Domain, position: int, *, epoch: int = 0) -> float:

@@ -1,21 +1,28 @@
 """From logits to the law that is sampled: the only implementation, for drafters and verifiers alike.
 
 Rejection sampling is exact for the law it is given, so that law must be the fully processed one, and the same
-one wherever it is formed. The order is that of vLLM and of transformers:
+one wherever it is formed. Two steps, in the order of transformers:
 
-    temperature  ->  top-k  ->  top-p  ->  softmax
+    `adjusted_logits`   logit bias  ->  repetition, frequency, presence penalty  ->  min_tokens
+    `target_probs`      temperature  ->  top-k  ->  top-p  ->  min-p  ->  softmax
+
+vLLM's order is the same but for min-p, which it applies before top-k: then top-p counts its mass among fewer tokens,
+and may keep fewer. Transformers knows no frequency and no presence penalty; those are OpenAI's and vLLM's, and count
+the output only, where the repetition penalty sees the prompt too.
 
 Ties. Temperature 0 puts all mass on the likeliest token, the lowest id if several are. top-k keeps everything
 as likely as the k-th, hence more than k on a tie. top-p drops the unlikeliest tokens whose summed mass is at
 most 1 - top_p, the highest ids first among equals, and never the likeliest one.
 
 Laws are fp32, computed from fp32 logits; float64 logits stay float64, for tests. Shapes: n positions, vocab
-tokens. Every row is processed by itself. A parameter that depends on history (a penalty, say) would enter
-`processed_logits` ahead of the temperature, with each row's own hypothetical prefix; one that only cuts the
-law (min-p) after top-p.
+tokens. Every row is processed by itself; what depends on history sees each row's own hypothetical prefix, the
+drafted tokens before it included.
 """
 
 from __future__ import annotations
+
+import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -24,6 +31,48 @@ from paceline.types import SamplingParams
 
 # A lower temperature acts like this one (vLLM calls it greedy), so that scaled fp32 logits cannot overflow.
 MIN_TEMPERATURE = 1e-5
+
+
+def adjusted_logits(
+    logits: Tensor,
+    sampling: SamplingParams,
+    prefix: Sequence[int],
+    draft_ids: Sequence[int] = (),
+    *,
+    num_prompt_tokens: int,
+) -> Tensor:
+    """Logits [n, vocab] of the rows after `prefix`, after `prefix` + `draft_ids[:1]`, …, biased and penalised.
+
+    The first `num_prompt_tokens` of `prefix` are the prompt. `logits` itself if there is nothing to do.
+    """
+    if not sampling.adjusts_logits:
+        return logits
+    scores = _wide(logits).clone()
+    num_rows, vocab_size = scores.shape
+    bias = [(token_id, value) for token_id, value in sampling.logit_bias if token_id < vocab_size]
+    if bias:
+        ids, values = zip(*bias, strict=True)
+        scores[:, list(ids)] += scores.new_tensor(values)
+    if sampling.has_penalty:
+        seen = _counts(prefix[:num_prompt_tokens], (), num_rows, scores)
+        counts = _counts(prefix[num_prompt_tokens:], draft_ids, num_rows, scores)
+        penalised = torch.where(scores < 0, scores * sampling.repetition_penalty, scores / sampling.repetition_penalty)
+        scores = torch.where(seen + counts > 0, penalised, scores)
+        scores -= sampling.frequency_penalty * counts
+        scores -= sampling.presence_penalty * (counts > 0)
+    num_early = sampling.min_tokens - (len(prefix) - num_prompt_tokens)
+    if num_early > 0:
+        scores[:num_early, [token_id for token_id in sampling.stop_token_ids if token_id < vocab_size]] = -torch.inf
+    return scores
+
+
+def _counts(prefix: Sequence[int], draft_ids: Sequence[int], num_rows: int, like: Tensor) -> Tensor:
+    """How often each token stands before each row: [num_rows, vocab] of `like`'s dtype and device."""
+    ids = torch.tensor(list(prefix), dtype=torch.long, device=like.device)
+    counts = torch.bincount(ids, minlength=like.shape[-1]).to(like.dtype).repeat(num_rows, 1)
+    for row, token_id in enumerate(draft_ids[: num_rows - 1], start=1):
+        counts[row:, token_id] += 1
+    return counts
 
 
 def target_probs(logits: Tensor, sampling: SamplingParams) -> Tensor:
@@ -41,6 +90,20 @@ def target_log_probs(logits: Tensor, sampling: SamplingParams) -> Tensor:
     return processed_logits(logits, sampling).log_softmax(-1)
 
 
+def log_probs_of(logits: Tensor, token_ids: Sequence[int], sampling: SamplingParams) -> tuple[float, ...]:
+    """log p of `token_ids` [m] under the laws of the first m of `logits` [n, vocab], adjusted ones.
+
+    Greedy decoding takes the likeliest token for certain; what is told is its probability before that, at
+    temperature 1.
+    """
+    if not token_ids:
+        return ()
+    rows = logits[: len(token_ids)]
+    log_probs = _wide(rows).log_softmax(-1) if sampling.is_greedy else target_log_probs(rows, sampling)
+    ids = torch.tensor(list(token_ids), device=logits.device)[:, None]
+    return tuple(log_probs.gather(-1, ids).squeeze(-1).tolist())
+
+
 def processed_logits(logits: Tensor, sampling: SamplingParams) -> Tensor:
     """Scaled logits [n, vocab] with -inf for every token that is cut off; not for greedy sampling."""
     scores = _wide(logits) / max(sampling.temperature, MIN_TEMPERATURE)
@@ -48,6 +111,9 @@ def processed_logits(logits: Tensor, sampling: SamplingParams) -> Tensor:
         scores = _keep_top_k(scores, sampling.top_k)
     if sampling.top_p < 1:
         scores = _keep_top_p(scores, sampling.top_p)
+    if sampling.min_p > 0:
+        least = scores.amax(-1, keepdim=True) + math.log(sampling.min_p)
+        scores = scores.masked_fill(scores < least, -torch.inf)
     return scores
 
 

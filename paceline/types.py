@@ -18,6 +18,8 @@ from paceline.length_policy import LengthPolicy
 Tokens = tuple[int, ...]
 
 MAX_SEED = 2**63 - 1
+MAX_LOGIT_BIASES = 1024
+MAX_STOP_TOKEN_IDS = 256
 
 
 class Mode(enum.StrEnum):
@@ -34,6 +36,12 @@ class Rule(enum.StrEnum):
     MATCH = "match"  # keep while the draft equals the target's own sample; exact for any drafter
     COUPLED = "coupled"  # match, with noise shared through the seed; output independent of the drafter
     TOKEN = "token"  # rejection sampling, Leviathan et al. 2023; exact if the draft rows are truthful
+    BLOCK = "block"  # rejection sampling of a draft as a whole, Sun et al. 2025; keeps more; likewise
+
+    @property
+    def needs_rows(self) -> bool:
+        """Whether a draft comes with the laws its tokens were drawn from, and an open one ends in a retained row."""
+        return self in (Rule.TOKEN, Rule.BLOCK)
 
 
 class Source(enum.StrEnum):
@@ -70,12 +78,20 @@ class Role(enum.StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class SamplingParams:
-    """The target law's parameters, in the order in which they are applied (`paceline.sampling`)."""
+    """The target law's parameters; `paceline.sampling` says in which order they are applied."""
 
     temperature: float = 1.0  # 0 = greedy
     top_k: int = 0  # keep the k likeliest tokens; 0 = all
     top_p: float = 1.0  # then the smallest set of at least this mass
     seed: int | None = None  # None = drawn by the coordinator; a given seed makes the output reproducible
+    min_p: float = 0.0  # then those at least this likely, relative to the likeliest; 0 = all
+    repetition_penalty: float = 1.0  # divides the score of every token seen in prompt or output; 1 = off
+    presence_penalty: float = 0.0  # off the score of every token in the output
+    frequency_penalty: float = 0.0  # likewise, for each time it stands there
+    logit_bias: tuple[tuple[int, float], ...] = ()  # (token id, what is added to its score)
+    min_tokens: int = 0  # none of stop_token_ids before so many output tokens
+    stop_token_ids: Tokens = ()  # output ends with the first of these; the coordinator adds the model's own
+    logprobs: bool = False  # say of each output token how likely the target's law had it
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.temperature) and 0 <= self.temperature <= 100):
@@ -86,6 +102,40 @@ class SamplingParams:
             raise InvalidInput("top_k", self.top_k, "must be 0 (off) or a positive number of tokens")
         if self.seed is not None and not 0 <= self.seed <= MAX_SEED:
             raise InvalidInput("seed", self.seed, f"must be from 0 to {MAX_SEED}")
+        if not 0 <= self.min_p <= 1:
+            raise InvalidInput("min_p", self.min_p, "must be from 0 (off) to 1")
+        if not 0.01 <= self.repetition_penalty <= 100:
+            raise InvalidInput("repetition_penalty", self.repetition_penalty, "must be from 0.01 to 100 (1 = off)")
+        for name in ("presence_penalty", "frequency_penalty"):
+            if not -2 <= getattr(self, name) <= 2:
+                raise InvalidInput(name, getattr(self, name), "must be from -2 to 2 (0 = off)")
+        self._check_ids()
+
+    def _check_ids(self) -> None:
+        if len(self.logit_bias) > MAX_LOGIT_BIASES:
+            raise InvalidInput("logit_bias", len(self.logit_bias), f"give at most {MAX_LOGIT_BIASES} token ids")
+        for token_id, bias in self.logit_bias:
+            if not (0 <= token_id < 2**32 and -100 <= bias <= 100):
+                raise InvalidInput("logit_bias", (token_id, bias), "give token ids and numbers from -100 to 100")
+        if len({token_id for token_id, _ in self.logit_bias}) < len(self.logit_bias):
+            raise InvalidInput("logit_bias", "…", "give each token id once")
+        if not 0 <= self.min_tokens < 2**32:
+            raise InvalidInput("min_tokens", self.min_tokens, "must be 0 (off) or a positive number of tokens")
+        if len(self.stop_token_ids) > MAX_STOP_TOKEN_IDS:
+            raise InvalidInput("stop_token_ids", len(self.stop_token_ids), f"give at most {MAX_STOP_TOKEN_IDS}")
+        if not all(0 <= token_id < 2**32 for token_id in self.stop_token_ids):
+            raise InvalidInput("stop_token_ids", self.stop_token_ids, "must be token ids")
+
+    @property
+    def has_penalty(self) -> bool:
+        """Whether a row depends on which tokens stand before it."""
+        penalties = (self.repetition_penalty, self.presence_penalty, self.frequency_penalty)
+        return penalties != (1, 0, 0)
+
+    @property
+    def adjusts_logits(self) -> bool:
+        """Whether anything is done to the logits that greedy sampling would notice."""
+        return self.has_penalty or bool(self.logit_bias) or (self.min_tokens > 0 and bool(self.stop_token_ids))
 
     @property
     def is_greedy(self) -> bool:
@@ -129,7 +179,7 @@ class Draft:
     start: int
     token_ids: Tokens
     is_open: bool = False
-    rows: Rows | None = None  # one per token under `token`; None under `match` and `coupled`
+    rows: Rows | None = None  # one per token under `token` and `block`; None under `match` and `coupled`
     draft_ms: float = 0.0  # time the drafter computed for it
 
     @property
@@ -160,6 +210,7 @@ class Verdict:
     verify_ms: float = 0.0  # the forward pass that this verdict waited for; 0 if none was needed
     queue_ms: float = 0.0  # from the ask's arrival to that pass
     batch_tokens: int = 0  # tokens in that pass, over all its requests
+    logprobs: tuple[float, ...] = ()  # one a token where they were asked for, else none
 
 
 # What a coordinator asks of a verifier. One bidi stream per (coordinator, worker), requests multiplexed by id.
@@ -175,6 +226,7 @@ class OpenVerify:
     rule: Rule
     seed: int  # of the verifier's coins; under `coupled` the shared one
     num_decode: int = 1
+    num_prompt_tokens: int = 0  # how many of token_ids are the prompt; 0 = all
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,6 +275,7 @@ class OpenDraft:
     window: int  # drafts that may be unverified at a time; 1 = closed drafts, one at a time
     end: int  # absolute position at which drafting stops (prompt + max_tokens)
     stop_token_ids: Tokens = ()  # nothing is drafted after one of these
+    num_prompt_tokens: int = 0  # how many of token_ids are the prompt; 0 = all
 
 
 @dataclass(frozen=True, slots=True)

@@ -136,7 +136,7 @@ class ToyVerifier:
             if token != target_token(prefix):
                 return session.judged(work, n, target_token(prefix), Source.RECOVERED, None)
             prefix.append(token)
-        if session.ask.rule is Rule.TOKEN and not work.take_bonus:
+        if session.ask.rule.needs_rows and not work.take_bonus:
             return session.judged(work, len(work.draft_ids), None, Source.BONUS, True)
         source = Source.BONUS if work.drafts else Source.SELF_DECODED
         return session.judged(work, len(work.draft_ids), target_token(prefix), source, None)

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from paceline import rows
+from paceline import sampling as law
 from paceline.engine.runner import Chunk, PoolFull, Runner
 from paceline.errors import InvalidInput, Overloaded, PeerFault
 from paceline.rows import DraftRows
@@ -28,6 +29,7 @@ from paceline.types import (
     OpenVerify,
     Rule,
     Source,
+    Tokens,
     Verdict,
     VerifierAsk,
     VerifierReply,
@@ -35,7 +37,7 @@ from paceline.types import (
     WorkerInfo,
 )
 from verifier.batcher import Budget, Ready, plan
-from verifier.rules import Judgement, PhiloxCoins, judge
+from verifier.rules import Judgement, PhiloxCoins, judge, judge_blocks
 from verifier.session import Need, Session, Work
 
 log = logging.getLogger(__name__)
@@ -126,7 +128,7 @@ class VerifierEngine:
         vocab_size = self.runner.info.vocab_size
         if max(draft.token_ids) >= vocab_size:
             raise PeerFault(f"token id {max(draft.token_ids)} of a draft is not below {vocab_size}")
-        if rule is not Rule.TOKEN:
+        if not rule.needs_rows:
             return
         if draft.rows is None:
             raise PeerFault("a draft to be judged by rejection sampling came without its rows")
@@ -178,9 +180,11 @@ class VerifierEngine:
             if row is None:
                 return work
             if work.need is Need.JUDGE:
+                if entry.session.ask.rule is Rule.BLOCK:
+                    return work  # what becomes of the first token depends on all of the draft
                 first = judge(
                     entry.session.ask.rule,
-                    row,
+                    _adjusted(entry, row),
                     work.draft_ids[:1],
                     entry.session.ask.sampling,
                     entry.coins,
@@ -192,7 +196,7 @@ class VerifierEngine:
                     return work
             else:
                 first = self._judge(entry, work, row)
-            verdict = self._commit(entry, work, first, None)
+            verdict = self._commit(entry, work, first, row, None)
             replies.append((entry.peer, replace(verdict, queue_ms=self._waited_ms(entry))))
         self._active.pop(key, None)
         return None
@@ -234,27 +238,52 @@ class VerifierEngine:
     def _verdict(self, entry: _Entry, work: Work, target_rows: Tensor) -> Verdict:
         if entry.session.retained is not None:
             target_rows = torch.cat([entry.session.retained, target_rows])
-        return self._commit(entry, work, self._judge(entry, work, target_rows), target_rows[-1:])
+        return self._commit(entry, work, self._judge(entry, work, target_rows), target_rows, target_rows[-1:])
 
     def _judge(self, entry: _Entry, work: Work, target_rows: Tensor) -> Judgement:
         ask = entry.session.ask
+        draft_rows = _unpack(work, self.runner.info.vocab_size) if ask.rule.needs_rows else None
+        start, take_bonus = len(entry.session.log), work.take_bonus
+        target_rows = _adjusted(entry, target_rows, work.draft_ids)
+        if ask.rule is Rule.BLOCK:
+            drafts = [draft.token_ids for draft in work.drafts]
+            coins = replace(entry.coins, epoch=work.drafts[0].epoch if drafts else 0)
+            return judge_blocks(
+                target_rows, drafts, ask.sampling, coins, start=start, take_bonus=take_bonus, draft_rows=draft_rows
+            )
         return judge(
             ask.rule,
             target_rows,
             work.draft_ids,
             ask.sampling,
             entry.coins,
-            start=len(entry.session.log),
-            take_bonus=work.take_bonus,
-            draft_rows=_unpack(work, self.runner.info.vocab_size) if ask.rule is Rule.TOKEN else None,
+            start=start,
+            take_bonus=take_bonus,
+            draft_rows=draft_rows,
         )
 
-    def _commit(self, entry: _Entry, work: Work, verdict: Judgement, last_row: Tensor | None) -> Verdict:
-        source = verdict.source or Source.BONUS
-        return entry.session.judged(work, verdict.num_accepted, verdict.token_id, source, last_row)
+    def _commit(
+        self, entry: _Entry, work: Work, said: Judgement, target_rows: Tensor, last_row: Tensor | None
+    ) -> Verdict:
+        logprobs: tuple[float, ...] = ()
+        sampling = entry.session.ask.sampling
+        if sampling.logprobs:
+            new = work.draft_ids[: said.num_accepted] + (() if said.token_id is None else (said.token_id,))
+            logprobs = law.log_probs_of(_adjusted(entry, target_rows, work.draft_ids), new, sampling)
+        source = said.source or Source.BONUS
+        return entry.session.judged(work, said.num_accepted, said.token_id, source, last_row, logprobs)
 
     def _waited_ms(self, entry: _Entry) -> float:
         return max(0.0, 1e3 * (self._clock() - entry.session.since_s))
+
+
+def _adjusted(entry: _Entry, target_rows: Tensor, draft_ids: Tokens = ()) -> Tensor:
+    """Rows as the request's biases and penalties want them; a retained row stays raw, as its judgement comes later."""
+    session = entry.session
+    num_prompt_tokens = session.num_prompt_tokens
+    return law.adjusted_logits(
+        target_rows, session.ask.sampling, session.log, draft_ids, num_prompt_tokens=num_prompt_tokens
+    )
 
 
 def _unpack(work: Work, vocab_size: int, num_rows: int | None = None) -> DraftRows | None:

@@ -69,10 +69,12 @@ class Session(Generic[Row]):
         self.ask = ask
         self.log = list(ask.token_ids)
         self.sources: list[Source] = []  # of log[len(ask.token_ids):]
+        self.logprobs: list[float] = []  # likewise where they were asked for, else empty
         self.computed = 0  # invariant: <= len(log); the pool may hold more, the next chunk's start cuts it
         self.retained: Row | None = None  # invariant: None unless computed == len(log)
         self.decode_until = len(self.log) + ask.num_decode  # absolute position
         self.since_s = now_s  # when the oldest unanswered ask arrived
+        self.num_prompt_tokens = ask.num_prompt_tokens or len(ask.token_ids)
         self._epoch = 0  # of the last ask; verdicts of a decoding run carry it
         self._floor = 0  # drafts of an earlier epoch are stale
         self._queue: deque[_Waiting] = deque()
@@ -114,7 +116,8 @@ class Session(Generic[Row]):
         if not base <= start < len(self.log):
             return None
         tokens, sources = tuple(self.log[start:]), tuple(self.sources[start - base :])
-        return Verdict(self.ask.request_id, epoch, start, tokens, sources)
+        logprobs = tuple(self.logprobs[start - base :])
+        return Verdict(self.ask.request_id, epoch, start, tokens, sources, logprobs=logprobs)
 
     # --- work
 
@@ -156,6 +159,8 @@ class Session(Generic[Row]):
             if chain and num_tokens > MAX_CHAIN_TOKENS:
                 break
             chain.append(waiting)
+            if self.ask.rule is Rule.BLOCK and not waiting.ask.draft.is_open:
+                break  # a bonus comes after it, which whatever follows must agree with
         return chain
 
     def prefilled(self, num_tokens: int, row: Row | None) -> None:
@@ -165,7 +170,13 @@ class Session(Generic[Row]):
         self._retain = self._retain and self.retained is None
 
     def judged(
-        self, work: Work, num_accepted: int, token_id: int | None, source: Source, retained: Row | None
+        self,
+        work: Work,
+        num_accepted: int,
+        token_id: int | None,
+        source: Source,
+        retained: Row | None,
+        logprobs: tuple[float, ...] = (),
     ) -> Verdict:
         """Commit what the rule decided about `work`; the caller adds its timings to the verdict.
 
@@ -175,6 +186,7 @@ class Session(Generic[Row]):
         draft_ids, start = work.draft_ids, len(self.log)
         self.log += draft_ids[:num_accepted]
         self.sources += [Source.ACCEPTED] * num_accepted
+        self.logprobs += logprobs
         self.computed = len(self.log)
         if token_id is not None:
             self.log.append(token_id)
@@ -191,7 +203,7 @@ class Session(Generic[Row]):
         new = tuple(self.log[start:])
         sources = tuple(self.sources[start - len(self.ask.token_ids) :])
         tested = num_accepted + rejected
-        return Verdict(self.ask.request_id, epoch, start, new, sources, tested, len(work.drafts))
+        return Verdict(self.ask.request_id, epoch, start, new, sources, tested, len(work.drafts), logprobs=logprobs)
 
     def _reject(self, epoch: int, *, preverify: bool) -> None:
         """A rejection ends the epoch. Pre-verify: do at once what needs no draft."""
@@ -199,7 +211,7 @@ class Session(Generic[Row]):
         self._queue.clear()
         if not preverify:
             return
-        if self.ask.rule is Rule.TOKEN:
+        if self.ask.rule.needs_rows:
             self._retain = True
         else:
             self.decode_until = max(self.decode_until, len(self.log) + 1)

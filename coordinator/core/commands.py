@@ -24,6 +24,7 @@ class Emit:
     request_id: str
     token_ids: Tokens
     sources: tuple[Source, ...]
+    logprobs: tuple[float, ...] = ()  # one a token where they were asked for, else none
 
 
 @dataclass(frozen=True, slots=True)

@@ -150,7 +150,7 @@ class Request:
         new, sources = self._cut(verdict.token_ids[known:], verdict.sources[known:])
         self._count(verdict, new, sources, now_s)
         self.committed += new
-        yield Emit(self.spec.request_id, new, sources)
+        yield Emit(self.spec.request_id, new, sources, verdict.logprobs[known : known + len(new)])
         reason = self._finish_reason()
         if reason:
             yield from self.finish(reason, now_s)
@@ -164,7 +164,7 @@ class Request:
         preverify = any(self._preverify.get(draft.start) for draft in self._window.drafts)
         if not self._window.settle(self.committed):
             self._decode_until = 0
-            if preverify and self.rule is not Rule.TOKEN:
+            if preverify and not self.rule.needs_rows:
                 self._decode_until = len(self.committed) + 1  # the verifier does so of its own accord
         self._preverify = {d.start: self._preverify.get(d.start, False) for d in self._window.drafts}
         self._asked_s = {d.start: self._asked_s.get(d.start, now_s) for d in self._window.drafts}
@@ -275,6 +275,7 @@ class Request:
             window=self.window_size,
             end=self.end,
             stop_token_ids=spec.stop_token_ids,
+            num_prompt_tokens=len(spec.token_ids),
         )
         return Ask(self.drafter, ask)
 
@@ -282,7 +283,15 @@ class Request:
         assert self.verifier is not None
         spec = self.spec
         num_decode = max(0, self._decode_until - len(self.committed))
-        ask = OpenVerify(spec.request_id, tuple(self.committed), spec.sampling, self.rule, spec.seed, num_decode)
+        ask = OpenVerify(
+            request_id=spec.request_id,
+            token_ids=tuple(self.committed),
+            sampling=spec.sampling,
+            rule=self.rule,
+            seed=spec.seed,
+            num_decode=num_decode,
+            num_prompt_tokens=len(spec.token_ids),
+        )
         return Ask(self.verifier, ask)
 
     def _verify(self, draft: Draft, now_s: float) -> Ask:
@@ -319,4 +328,4 @@ def choose_rule(spec: RequestSpec) -> Rule:
     """`auto`: exact, and the one that accepts most of those that suit the sampling parameters."""
     if spec.sampling.is_greedy:
         return Rule.MATCH
-    return Rule.COUPLED if spec.sampling.seed is not None else Rule.TOKEN
+    return Rule.COUPLED if spec.sampling.seed is not None else Rule.BLOCK

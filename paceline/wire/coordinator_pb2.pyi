@@ -34,7 +34,7 @@ class GenerateRequest(_message.Message):
     def __init__(self, prompt: _Optional[str] = ..., prompt_token_ids: _Optional[_Iterable[int]] = ..., max_tokens: _Optional[int] = ..., sampling: _Optional[_Union[_common_pb2.SamplingParams, _Mapping]] = ..., stop: _Optional[_Iterable[str]] = ..., ignore_eos: _Optional[bool] = ..., mode: _Optional[_Union[_common_pb2.Mode, str]] = ..., rule: _Optional[_Union[_common_pb2.Rule, str]] = ..., length_policy: _Optional[_Union[_common_pb2.LengthPolicy, _Mapping]] = ..., window: _Optional[int] = ..., request_id: _Optional[str] = ...) -> None: ...
 
 class GenerateReply(_message.Message):
-    __slots__ = ("text", "token_ids", "sources", "text_lengths", "finish_reason", "metrics", "request_id")
+    __slots__ = ("text", "token_ids", "sources", "text_lengths", "finish_reason", "metrics", "request_id", "logprobs")
     TEXT_FIELD_NUMBER: _ClassVar[int]
     TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
     SOURCES_FIELD_NUMBER: _ClassVar[int]
@@ -42,6 +42,7 @@ class GenerateReply(_message.Message):
     FINISH_REASON_FIELD_NUMBER: _ClassVar[int]
     METRICS_FIELD_NUMBER: _ClassVar[int]
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    LOGPROBS_FIELD_NUMBER: _ClassVar[int]
     text: str
     token_ids: _containers.RepeatedScalarFieldContainer[int]
     sources: _containers.RepeatedScalarFieldContainer[_common_pb2.Source]
@@ -49,7 +50,8 @@ class GenerateReply(_message.Message):
     finish_reason: str
     metrics: RequestMetrics
     request_id: str
-    def __init__(self, text: _Optional[str] = ..., token_ids: _Optional[_Iterable[int]] = ..., sources: _Optional[_Iterable[_Union[_common_pb2.Source, str]]] = ..., text_lengths: _Optional[_Iterable[int]] = ..., finish_reason: _Optional[str] = ..., metrics: _Optional[_Union[RequestMetrics, _Mapping]] = ..., request_id: _Optional[str] = ...) -> None: ...
+    logprobs: _containers.RepeatedScalarFieldContainer[float]
+    def __init__(self, text: _Optional[str] = ..., token_ids: _Optional[_Iterable[int]] = ..., sources: _Optional[_Iterable[_Union[_common_pb2.Source, str]]] = ..., text_lengths: _Optional[_Iterable[int]] = ..., finish_reason: _Optional[str] = ..., metrics: _Optional[_Union[RequestMetrics, _Mapping]] = ..., request_id: _Optional[str] = ..., logprobs: _Optional[_Iterable[float]] = ...) -> None: ...
 
 class RequestMetrics(_message.Message):
     __slots__ = ("mode", "rule", "length_policy", "window", "num_prompt_tokens", "num_generated_tokens", "num_drafts", "num_draft_tokens", "num_tested_tokens", "num_accepted_tokens", "num_recovered_tokens", "num_bonus_tokens", "num_self_decoded_tokens", "num_wasted_tokens", "num_stale_drafts", "num_target_passes", "fallbacks", "mean_accepted_length", "draft_ms", "verify_ms", "overlap_share", "queue_ms", "ttft_ms", "e2e_ms", "coordinator_ms", "wire_ms")

@@ -26,7 +26,7 @@ from paceline.wire import common_pb2 as paceline_dot_wire_dot_common__pb2
 from paceline.wire import drafter_pb2 as paceline_dot_wire_dot_drafter__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1cpaceline/wire/verifier.proto\x12\rpaceline.wire\x1a\x1apaceline/wire/common.proto\x1a\x1bpaceline/wire/drafter.proto\"\xb8\x01\n\x0bVerifierAsk\x12)\n\x04open\x18\x01 \x01(\x0b\x32\x19.paceline.wire.OpenVerifyH\x00\x12\'\n\x06verify\x18\x02 \x01(\x0b\x32\x15.paceline.wire.VerifyH\x00\x12\'\n\x06\x64\x65\x63ode\x18\x03 \x01(\x0b\x32\x15.paceline.wire.DecodeH\x00\x12%\n\x05\x63lose\x18\x04 \x01(\x0b\x32\x14.paceline.wire.CloseH\x00\x42\x05\n\x03\x61sk\"j\n\rVerifierReply\x12)\n\x07verdict\x18\x01 \x01(\x0b\x32\x16.paceline.wire.VerdictH\x00\x12%\n\x05\x66\x61ult\x18\x02 \x01(\x0b\x32\x14.paceline.wire.FaultH\x00\x42\x07\n\x05reply\"\xa9\x01\n\nOpenVerify\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x11\n\ttoken_ids\x18\x02 \x01(\x0c\x12/\n\x08sampling\x18\x03 \x01(\x0b\x32\x1d.paceline.wire.SamplingParams\x12!\n\x04rule\x18\x04 \x01(\x0e\x32\x13.paceline.wire.Rule\x12\x0c\n\x04seed\x18\x05 \x01(\x04\x12\x12\n\nnum_decode\x18\x06 \x01(\r\"@\n\x06Verify\x12#\n\x05\x64raft\x18\x01 \x01(\x0b\x32\x14.paceline.wire.Draft\x12\x11\n\tpreverify\x18\x02 \x01(\x08\"N\n\x06\x44\x65\x63ode\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\r\x12\r\n\x05start\x18\x03 \x01(\r\x12\x12\n\nnum_tokens\x18\x04 \x01(\r\"\xd9\x01\n\x07Verdict\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\r\x12\r\n\x05start\x18\x03 \x01(\r\x12\x11\n\ttoken_ids\x18\x04 \x01(\x0c\x12&\n\x07sources\x18\x05 \x03(\x0e\x32\x15.paceline.wire.Source\x12\x12\n\nnum_tested\x18\x06 \x01(\r\x12\x12\n\nnum_drafts\x18\x07 \x01(\r\x12\x11\n\tverify_ms\x18\x08 \x01(\x02\x12\x10\n\x08queue_ms\x18\t \x01(\x02\x12\x14\n\x0c\x62\x61tch_tokens\x18\n \x01(\r2S\n\x08Verifier\x12G\n\x07\x43onnect\x12\x1a.paceline.wire.VerifierAsk\x1a\x1c.paceline.wire.VerifierReply(\x01\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1cpaceline/wire/verifier.proto\x12\rpaceline.wire\x1a\x1apaceline/wire/common.proto\x1a\x1bpaceline/wire/drafter.proto\"\xb8\x01\n\x0bVerifierAsk\x12)\n\x04open\x18\x01 \x01(\x0b\x32\x19.paceline.wire.OpenVerifyH\x00\x12\'\n\x06verify\x18\x02 \x01(\x0b\x32\x15.paceline.wire.VerifyH\x00\x12\'\n\x06\x64\x65\x63ode\x18\x03 \x01(\x0b\x32\x15.paceline.wire.DecodeH\x00\x12%\n\x05\x63lose\x18\x04 \x01(\x0b\x32\x14.paceline.wire.CloseH\x00\x42\x05\n\x03\x61sk\"j\n\rVerifierReply\x12)\n\x07verdict\x18\x01 \x01(\x0b\x32\x16.paceline.wire.VerdictH\x00\x12%\n\x05\x66\x61ult\x18\x02 \x01(\x0b\x32\x14.paceline.wire.FaultH\x00\x42\x07\n\x05reply\"\xc4\x01\n\nOpenVerify\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x11\n\ttoken_ids\x18\x02 \x01(\x0c\x12/\n\x08sampling\x18\x03 \x01(\x0b\x32\x1d.paceline.wire.SamplingParams\x12!\n\x04rule\x18\x04 \x01(\x0e\x32\x13.paceline.wire.Rule\x12\x0c\n\x04seed\x18\x05 \x01(\x04\x12\x12\n\nnum_decode\x18\x06 \x01(\r\x12\x19\n\x11num_prompt_tokens\x18\x07 \x01(\r\"@\n\x06Verify\x12#\n\x05\x64raft\x18\x01 \x01(\x0b\x32\x14.paceline.wire.Draft\x12\x11\n\tpreverify\x18\x02 \x01(\x08\"N\n\x06\x44\x65\x63ode\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\r\x12\r\n\x05start\x18\x03 \x01(\r\x12\x12\n\nnum_tokens\x18\x04 \x01(\r\"\xeb\x01\n\x07Verdict\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\r\x12\r\n\x05start\x18\x03 \x01(\r\x12\x11\n\ttoken_ids\x18\x04 \x01(\x0c\x12&\n\x07sources\x18\x05 \x03(\x0e\x32\x15.paceline.wire.Source\x12\x12\n\nnum_tested\x18\x06 \x01(\r\x12\x12\n\nnum_drafts\x18\x07 \x01(\r\x12\x11\n\tverify_ms\x18\x08 \x01(\x02\x12\x10\n\x08queue_ms\x18\t \x01(\x02\x12\x14\n\x0c\x62\x61tch_tokens\x18\n \x01(\r\x12\x10\n\x08logprobs\x18\x0b \x03(\x02\x32S\n\x08Verifier\x12G\n\x07\x43onnect\x12\x1a.paceline.wire.VerifierAsk\x1a\x1c.paceline.wire.VerifierReply(\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -38,13 +38,13 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_VERIFIERREPLY']._serialized_start=291
   _globals['_VERIFIERREPLY']._serialized_end=397
   _globals['_OPENVERIFY']._serialized_start=400
-  _globals['_OPENVERIFY']._serialized_end=569
-  _globals['_VERIFY']._serialized_start=571
-  _globals['_VERIFY']._serialized_end=635
-  _globals['_DECODE']._serialized_start=637
-  _globals['_DECODE']._serialized_end=715
-  _globals['_VERDICT']._serialized_start=718
-  _globals['_VERDICT']._serialized_end=935
-  _globals['_VERIFIER']._serialized_start=937
-  _globals['_VERIFIER']._serialized_end=1020
+  _globals['_OPENVERIFY']._serialized_end=596
+  _globals['_VERIFY']._serialized_start=598
+  _globals['_VERIFY']._serialized_end=662
+  _globals['_DECODE']._serialized_start=664
+  _globals['_DECODE']._serialized_end=742
+  _globals['_VERDICT']._serialized_start=745
+  _globals['_VERDICT']._serialized_end=980
+  _globals['_VERIFIER']._serialized_start=982
+  _globals['_VERIFIER']._serialized_end=1065
 # @@protoc_insertion_point(module_scope)

@@ -29,20 +29,22 @@ class VerifierReply(_message.Message):
     def __init__(self, verdict: _Optional[_Union[Verdict, _Mapping]] = ..., fault: _Optional[_Union[_common_pb2.Fault, _Mapping]] = ...) -> None: ...
 
 class OpenVerify(_message.Message):
-    __slots__ = ("request_id", "token_ids", "sampling", "rule", "seed", "num_decode")
+    __slots__ = ("request_id", "token_ids", "sampling", "rule", "seed", "num_decode", "num_prompt_tokens")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
     SAMPLING_FIELD_NUMBER: _ClassVar[int]
     RULE_FIELD_NUMBER: _ClassVar[int]
     SEED_FIELD_NUMBER: _ClassVar[int]
     NUM_DECODE_FIELD_NUMBER: _ClassVar[int]
+    NUM_PROMPT_TOKENS_FIELD_NUMBER: _ClassVar[int]
     request_id: str
     token_ids: bytes
     sampling: _common_pb2.SamplingParams
     rule: _common_pb2.Rule
     seed: int
     num_decode: int
-    def __init__(self, request_id: _Optional[str] = ..., token_ids: _Optional[bytes] = ..., sampling: _Optional[_Union[_common_pb2.SamplingParams, _Mapping]] = ..., rule: _Optional[_Union[_common_pb2.Rule, str]] = ..., seed: _Optional[int] = ..., num_decode: _Optional[int] = ...) -> None: ...
+    num_prompt_tokens: int
+    def __init__(self, request_id: _Optional[str] = ..., token_ids: _Optional[bytes] = ..., sampling: _Optional[_Union[_common_pb2.SamplingParams, _Mapping]] = ..., rule: _Optional[_Union[_common_pb2.Rule, str]] = ..., seed: _Optional[int] = ..., num_decode: _Optional[int] = ..., num_prompt_tokens: _Optional[int] = ...) -> None: ...
 
 class Verify(_message.Message):
     __slots__ = ("draft", "preverify")
@@ -65,7 +67,7 @@ class Decode(_message.Message):
     def __init__(self, request_id: _Optional[str] = ..., epoch: _Optional[int] = ..., start: _Optional[int] = ..., num_tokens: _Optional[int] = ...) -> None: ...
 
 class Verdict(_message.Message):
-    __slots__ = ("request_id", "epoch", "start", "token_ids", "sources", "num_tested", "num_drafts", "verify_ms", "queue_ms", "batch_tokens")
+    __slots__ = ("request_id", "epoch", "start", "token_ids", "sources", "num_tested", "num_drafts", "verify_ms", "queue_ms", "batch_tokens", "logprobs")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     START_FIELD_NUMBER: _ClassVar[int]
@@ -76,6 +78,7 @@ class Verdict(_message.Message):
     VERIFY_MS_FIELD_NUMBER: _ClassVar[int]
     QUEUE_MS_FIELD_NUMBER: _ClassVar[int]
     BATCH_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    LOGPROBS_FIELD_NUMBER: _ClassVar[int]
     request_id: str
     epoch: int
     start: int
@@ -86,4 +89,5 @@ class Verdict(_message.Message):
     verify_ms: float
     queue_ms: float
     batch_tokens: int
-    def __init__(self, request_id: _Optional[str] = ..., epoch: _Optional[int] = ..., start: _Optional[int] = ..., token_ids: _Optional[bytes] = ..., sources: _Optional[_Iterable[_Union[_common_pb2.Source, str]]] = ..., num_tested: _Optional[int] = ..., num_drafts: _Optional[int] = ..., verify_ms: _Optional[float] = ..., queue_ms: _Optional[float] = ..., batch_tokens: _Optional[int] = ...) -> None: ...
+    logprobs: _containers.RepeatedScalarFieldContainer[float]
+    def __init__(self, request_id: _Optional[str] = ..., epoch: _Optional[int] = ..., start: _Optional[int] = ..., token_ids: _Optional[bytes] = ..., sources: _Optional[_Iterable[_Union[_common_pb2.Source, str]]] = ..., num_tested: _Optional[int] = ..., num_drafts: _Optional[int] = ..., verify_ms: _Optional[float] = ..., queue_ms: _Optional[float] = ..., batch_tokens: _Optional[int] = ..., logprobs: _Optional[_Iterable[float]] = ...) -> None: ...

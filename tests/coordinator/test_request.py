@@ -181,7 +181,7 @@ def test_the_drafter_hears_of_every_commit() -> None:
     [
         (GREEDY, Rule.MATCH),
         (SamplingParams(temperature=1, seed=5), Rule.COUPLED),
-        (SamplingParams(temperature=1), Rule.TOKEN),
+        (SamplingParams(temperature=1), Rule.BLOCK),
     ],
 )
 def test_auto_chooses_an_exact_rule_for_the_sampling(sampling: SamplingParams, rule: Rule) -> None:

@@ -42,7 +42,7 @@ def random_world(seed: int) -> World:
             prompt=tuple(rng.randrange(50) for _ in range(rng.randint(1, 6))),
             max_tokens=rng.choice([1, 5, 40]),
             mode=rng.choice([None, Mode.OFF, Mode.SEQUENTIAL, Mode.PEARL, Mode.PEARL, Mode.PEARL]),
-            rule=rng.choice([None, Rule.TOKEN]),
+            rule=rng.choice([None, Rule.TOKEN, Rule.BLOCK]),
             length=rng.randint(1, 8),
             window=rng.randint(1, 4),
             stop_token_ids=rng.choice([(), (7, 11)]),
@@ -113,7 +113,7 @@ def test_a_hung_drafter_costs_little_more_than_plain_decoding() -> None:
     assert hung.clients["r0"].metrics.fallbacks["late draft"] > 0
 
 
-@pytest.mark.parametrize("rule", [Rule.MATCH, Rule.TOKEN])
+@pytest.mark.parametrize("rule", [Rule.MATCH, Rule.TOKEN, Rule.BLOCK])
 def test_pearl_hides_drafting_behind_verification(rule: Rule) -> None:
     """A perfect drafter as fast as the verifier: sequential pays for both, pearl for one of them."""
     seconds = {}

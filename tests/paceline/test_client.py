@@ -122,6 +122,14 @@ async def test_every_option_reaches_the_coordinator(served: Any) -> None:
             top_p=0.25,
             top_k=40,
             seed=0,
+            min_p=0.125,
+            repetition_penalty=1.5,
+            presence_penalty=0.5,
+            frequency_penalty=-0.5,
+            logit_bias={5: -100, 3: 1.5},
+            min_tokens=2,
+            stop_token_ids=[8, 9],
+            logprobs=True,
             stop="END",
             ignore_eos=True,
             mode="pearl",
@@ -137,7 +145,20 @@ async def test_every_option_reaches_the_coordinator(served: Any) -> None:
     assert given == coordinator_pb2.GenerateRequest(
         prompt="hi",
         max_tokens=7,
-        sampling=common_pb2.SamplingParams(temperature=0.5, top_p=0.25, top_k=40, seed=0),
+        sampling=common_pb2.SamplingParams(
+            temperature=0.5,
+            top_p=0.25,
+            top_k=40,
+            seed=0,
+            min_p=0.125,
+            repetition_penalty=1.5,
+            presence_penalty=0.5,
+            frequency_penalty=-0.5,
+            logit_bias={5: -100, 3: 1.5},
+            min_tokens=2,
+            stop_token_ids=[8, 9],
+            logprobs=True,
+        ),
         stop=["END"],
         ignore_eos=True,
         mode=common_pb2.MODE_PEARL,
@@ -147,7 +168,7 @@ async def test_every_option_reaches_the_coordinator(served: Any) -> None:
         request_id="mine",
     )
     assert (plain.mode, plain.rule, plain.window, plain.max_tokens) == (0, 0, 0, 128)
-    assert plain.sampling == common_pb2.SamplingParams(top_p=1)
+    assert plain.sampling == common_pb2.SamplingParams(top_p=1, repetition_penalty=1)
 
 
 @pytest.mark.parametrize(

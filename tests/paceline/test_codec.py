@@ -68,6 +68,14 @@ class World:
             top_k=self.num(0, 2**31 - 1),
             top_p=self.rng.choice((1.0, 0.5)),
             seed=self.rng.choice((None, 0, MAX_SEED)),
+            min_p=self.rng.choice((0.0, 0.25, 1.0)),
+            repetition_penalty=self.rng.choice((0.01, 1.0, 1.3)),
+            presence_penalty=self.rng.choice((-2.0, 0.0, 0.1)),
+            frequency_penalty=self.rng.choice((0.0, 0.1, 2.0)),
+            logit_bias=self.rng.choice(((), ((0, -100.0), (2**32 - 1, 0.1)))),
+            min_tokens=self.num(0, 2**32 - 1),
+            stop_token_ids=self.ids(0, 3),
+            logprobs=self.rng.random() < 0.5,
         )
 
     def rows(self, num: int) -> Rows:
@@ -84,11 +92,14 @@ class World:
         ids = self.ids(0, 65)
         sources = tuple(self.rng.choices(list(Source), k=len(ids)))
         timings = (self.ms(), self.ms(), self.num(0, 999))
-        return Verdict(self.request_id(), 3, 4, ids, sources, self.num(0, 64), self.num(0, 9), *timings)
+        logprobs = self.rng.choice(((), tuple(-self.ms() for _ in ids)))
+        return Verdict(self.request_id(), 3, 4, ids, sources, self.num(0, 64), self.num(0, 9), *timings, logprobs)
 
     def open_verify(self) -> OpenVerify:
         rule = self.rng.choice(list(Rule))
-        return OpenVerify(self.request_id(), self.ids(1, 300), self.sampling(), rule, self.num(0, MAX_SEED), 2)
+        return OpenVerify(
+            self.request_id(), self.ids(1, 300), self.sampling(), rule, self.num(0, MAX_SEED), 2, self.num(0, 9)
+        )
 
     def open_draft(self) -> OpenDraft:
         policy = self.rng.choice((LengthPolicy(), LengthPolicy.parse("svip:threshold_nats=0.25")))
@@ -103,6 +114,7 @@ class World:
             self.num(1, 64),
             self.num(0, 2**32 - 1),
             self.ids(0, 3),
+            self.num(0, 300),
         )
 
     def message(self, envelope: str) -> Any:
@@ -243,6 +255,13 @@ MALFORMED: list[tuple[str, dict[str, Any], str]] = [
     ("verifier_ask", open_verify(sampling={"top_p": 0}), "top_p"),
     ("verifier_ask", open_verify(sampling={"top_p": 1, "temperature": math.inf}), "temperature"),
     ("verifier_ask", open_verify(sampling={"top_p": 1, "seed": 2**63}), "seed"),
+    ("verifier_ask", open_verify(sampling={"top_p": 1, "min_p": math.nan}), "min_p"),
+    ("verifier_ask", open_verify(sampling={"top_p": 1, "repetition_penalty": -1}), "repetition_penalty"),
+    ("verifier_ask", open_verify(sampling={"top_p": 1, "presence_penalty": 2.1}), "presence_penalty"),
+    ("verifier_ask", open_verify(sampling={"top_p": 1, "frequency_penalty": math.nan}), "frequency_penalty"),
+    ("verifier_ask", open_verify(sampling={"top_p": 1, "logit_bias": {3: 101}}), "logit_bias"),
+    ("verifier_ask", open_verify(sampling={"top_p": 1, "logit_bias": dict.fromkeys(range(1025), 1)}), "logit_bias"),
+    ("verifier_ask", open_verify(sampling={"top_p": 1, "stop_token_ids": range(257)}), "stop_token_ids"),
     ("drafter_ask", open_draft(window=0), "open.window"),
     ("drafter_ask", open_draft(window=65), "open.window"),
     ("drafter_ask", open_draft(seed=2**63), "open.seed"),
@@ -253,6 +272,7 @@ MALFORMED: list[tuple[str, dict[str, Any], str]] = [
     ("drafter_reply", {"draft": draft(token_ids=b"")}, "draft.token_ids"),
     ("drafter_reply", {"fault": common_pb2.Fault(request_id="r", message="x" * 1001)}, "fault.message"),
     ("verifier_reply", {"verdict": verdict(sources=[1])}, "verdict.sources"),
+    ("verifier_reply", {"verdict": verdict(logprobs=[-1.0, -1.0])}, "verdict.logprobs"),
     (
         "verifier_reply",
         {"verdict": verdict(token_ids=bytes(4), sources=[5])},

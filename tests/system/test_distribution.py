@@ -50,8 +50,9 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     return write_pair(tmp_path_factory.mktemp("pair"))
 
 
+@pytest.mark.parametrize("rule", ["token", "block"])
 @pytest.mark.parametrize("mode", ["sequential", "pearl"])
-def test_the_joint_law_of_three_tokens_is_the_targets(mode: str, pair: tuple[Path, Path]) -> None:
+def test_the_joint_law_of_three_tokens_is_the_targets(mode: str, rule: str, pair: tuple[Path, Path]) -> None:
     target, drafter = pair
     it = processes.coordinator(target, "--length-policy", "fixed:length=2")
     verifier = processes.worker(Role.VERIFIER, target, it.address)
@@ -60,7 +61,7 @@ def test_the_joint_law_of_three_tokens_is_the_targets(mode: str, pair: tuple[Pat
 
         def sample(_: int) -> tuple[tuple[int, ...], int, int]:
             answer = client.complete(
-                PROMPT, max_tokens=NUM_TOKENS, temperature=1.0, top_k=3, mode=mode, rule="token", ignore_eos=True
+                PROMPT, max_tokens=NUM_TOKENS, temperature=1.0, top_k=3, mode=mode, rule=rule, ignore_eos=True
             )
             return answer.token_ids, answer.metrics["num_accepted_tokens"], answer.metrics["num_recovered_tokens"]
 
@@ -78,5 +79,5 @@ def test_the_joint_law_of_three_tokens_is_the_targets(mode: str, pair: tuple[Pat
     if expected[-1] < 5:  # too few to test by themselves: with the least likely of the others
         observed[-2:], expected[-2:] = [sum(observed[-2:])], [sum(expected[-2:])]
     p_value = stats.chisquare(observed, expected).pvalue
-    print(f"{mode}: p={p_value:.3f} over {len(observed)} cells")
+    print(f"{mode} {rule}: p={p_value:.3f} over {len(observed)} cells")
     assert p_value > LEAST_P_VALUE, list(itertools.zip_longest(observed, expected))

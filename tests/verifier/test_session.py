@@ -129,6 +129,22 @@ def test_an_open_draft_kept_whole_leaves_a_row_that_judges_its_successor() -> No
     assert (work.start, work.token_ids, work.num_rows) == (5, (9, 10), 2), "the first token's row is there already"
 
 
+def test_nothing_is_chained_to_a_closed_draft_that_is_judged_as_a_block() -> None:
+    """A bonus comes after it, and the next draft must begin with that."""
+    it = session(Rule.BLOCK)
+    decode(it, 7)
+    it.verify(verify(4, 8, is_open=True), 0.0)
+    it.verify(verify(5, 9, is_open=False), 0.0)
+    it.verify(verify(6, 10, 11), 0.0)
+    work = it.work()
+    assert work is not None
+    assert (work.draft_ids, work.take_bonus) == ((8, 9), True)
+    judge(it, 2, 10)
+    work = it.work()
+    assert work is not None
+    assert work.draft_ids == (11,)
+
+
 def test_a_missing_successor_is_decoded_from_the_retained_row_without_a_pass() -> None:
     it = session(Rule.TOKEN)
     decode(it, 7)

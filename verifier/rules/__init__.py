@@ -13,11 +13,12 @@ from torch import Tensor
 
 from paceline.rows import DraftRows
 from paceline.types import Rule, SamplingParams, Tokens
-from verifier.rules import coupled, match, token
+from verifier.rules import block, coupled, match, token
+from verifier.rules.chain import judge_blocks
 from verifier.rules.coins import Coins, PhiloxCoins
 from verifier.rules.judgement import Judgement
 
-__all__ = ["RULES", "Coins", "Judge", "Judgement", "PhiloxCoins", "judge"]
+__all__ = ["RULES", "Coins", "Judge", "Judgement", "PhiloxCoins", "judge", "judge_blocks"]
 
 
 class Judge(Protocol):
@@ -40,6 +41,7 @@ RULES: Mapping[Rule, Judge] = {
     Rule.MATCH: match.judge,
     Rule.COUPLED: coupled.judge,
     Rule.TOKEN: token.judge,
+    Rule.BLOCK: block.judge,
 }
 
 

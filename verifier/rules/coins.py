@@ -27,16 +27,18 @@ class Coins(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class PhiloxCoins:
-    """A request's coins from its seed.
+    """A request's coins from its seed; for a draft's judgement, those of its epoch.
 
-    They are not keyed by the epoch, so that judging again gives the same answer. That is safe because a
-    rejection under `token` depends on no coin and no draft behind it (docs/exactness.md, Traps).
+    Most are not keyed by the epoch, as each position is decided once. That is safe because a rejection under
+    `token` depends on no coin and no draft behind it (docs/exactness.md, Traps). Under `block` it does, so the
+    coins of a block are: a rejection ends the epoch, and the next block throws new ones.
     """
 
     seed: int
+    epoch: int = 0
 
     def uniform(self, domain: Domain, position: int) -> float:
-        return noise.uniform(self.seed, domain, position)
+        return noise.uniform(self.seed, domain, position, epoch=self.epoch if domain is Domain.BLOCK else 0)
 
     def gumbel(self, domain: Domain, positions: Sequence[int], vocab_size: int, device: torch.device) -> Tensor:
         return noise.gumbel(self.seed, domain, positions, vocab_size, device=device)

@@ -11,7 +11,7 @@ from paceline.types import Source
 class Judgement:
     """The first `num_accepted` drafted tokens stand; then comes `token_id`, the target's own.
 
-    `token_id` and `source` are None only after an open draft that was kept whole under `token`: the row after
+    `token_id` and `source` are None only after an open draft that was kept whole under a rule with rows: the row after
     it is retained and judges the successor.
     """
 
@@ -21,5 +21,6 @@ class Judgement:
 
     @property
     def num_tested(self) -> int:
-        """Drafted tokens that the rule looked at: those accepted, plus the one rejected."""
+        """Drafted tokens accepted, plus the one rejected; `block` looks at the others too, but they decide nothing of
+        their own."""
         return self.num_accepted + (self.source is Source.RECOVERED)

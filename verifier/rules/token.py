@@ -45,12 +45,10 @@ def judge(
     one token.
     """
     num_drafted = len(draft_ids)
-    if len(target_logits) != num_drafted + 1 and (take_bonus or len(target_logits) != num_drafted):
-        raise ValueError(f"{len(target_logits)} target rows for {num_drafted} drafted tokens: needs one more")
+    check_shapes(len(target_logits), num_drafted, draft_rows, take_bonus=take_bonus)
     target_probs = law.target_probs(target_logits, sampling)
     if num_drafted:
-        if draft_rows is None or len(draft_rows.ids) != num_drafted:
-            raise ValueError(f"{num_drafted} drafted tokens need as many draft rows")
+        assert draft_rows is not None
         for at, keep in enumerate(accept_probs(target_probs, draft_ids, draft_rows).tolist()):
             if not coins.uniform(Domain.ACCEPT, start + at) < keep:
                 row = residual(target_probs[at], draft_rows.ids[at], draft_rows.probs[at])
@@ -62,8 +60,21 @@ def judge(
     return Judgement(num_drafted, token_id, Source.BONUS if num_drafted else Source.SELF_DECODED)
 
 
+def check_shapes(num_rows: int, num_drafted: int, draft_rows: DraftRows | None, *, take_bonus: bool) -> None:
+    """Raises ValueError unless there is a target row for each token that may be chosen, and a draft row a token."""
+    if num_rows != num_drafted + 1 and (take_bonus or num_rows != num_drafted):
+        raise ValueError(f"{num_rows} target rows for {num_drafted} drafted tokens: needs one more")
+    if num_drafted and (draft_rows is None or len(draft_rows.ids) != num_drafted):
+        raise ValueError(f"{num_drafted} drafted tokens need as many draft rows")
+
+
 def accept_probs(target_probs: Tensor, draft_ids: Tokens, draft_rows: DraftRows) -> Tensor:
-    """min(1, target_probs(x_i) / draft_probs(x_i)) for the g drafted tokens x_i: [g] float64.
+    """min(1, target_probs(x_i) / draft_probs(x_i)) for the g drafted tokens x_i: [g] float64."""
+    return ratios(target_probs, draft_ids, draft_rows).clamp_(max=1.0)
+
+
+def ratios(target_probs: Tensor, draft_ids: Tokens, draft_rows: DraftRows) -> Tensor:
+    """target_probs(x_i) / draft_probs(x_i) for the g drafted tokens x_i: [g] float64.
 
     `target_probs` is [g or more, vocab]. A token that its own row gives no mass is never kept: no truthful
     drafter sends one, and target_probs(x) = 0 is never kept either, as the test `uniform < accept` is strict.
@@ -71,7 +82,7 @@ def accept_probs(target_probs: Tensor, draft_ids: Tokens, draft_rows: DraftRows)
     drafted = torch.tensor(draft_ids, device=target_probs.device)[:, None]
     target = target_probs[: len(draft_ids)].gather(-1, drafted).squeeze(-1).double()
     draft = torch.where(draft_rows.ids == drafted, draft_rows.probs, 0.0).sum(-1)
-    return torch.where(draft > 0, target / draft, 0.0).clamp_(max=1.0)
+    return torch.where(draft > 0, target / draft, 0.0)
 
 
 def residual(target_row: Tensor, draft_row_ids: Tensor, draft_row_probs: Tensor) -> Tensor:

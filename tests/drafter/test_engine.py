@@ -1,0 +1,84 @@
+"""The drafter's engine with a toy model: what is sent is what was sampled from, and noise is new in every run."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from drafter.engine import DrafterEngine
+from paceline import noise, rows, sampling
+from paceline.length_policy import LengthPolicy
+from paceline.noise import Domain
+from paceline.types import Commit, Draft, OpenDraft, Role, Rule, SamplingParams, Tokens, WorkerInfo
+from tests.verifier.test_engine import VOCAB, ToyRunner
+from tests.verifier.test_rules import chain
+
+PROMPT = (1, 2)
+PENALISED = SamplingParams(frequency_penalty=1.5, repetition_penalty=1.3)
+
+
+def engine(width: int = 3) -> DrafterEngine:
+    info = WorkerInfo(Role.DRAFTER, "h:1", 1, "m", "0" * 64, "0" * 64, VOCAB, 1000, 8, (), "float32", "cpu")
+    runner: Any = ToyRunner(info)
+    return DrafterEngine(runner, info, row_width=width)
+
+
+def opened(rule: Rule, seed: int, given: SamplingParams) -> OpenDraft:
+    policy = LengthPolicy.parse("fixed:length=3")
+    return OpenDraft("r", 0, PROMPT, given, rule, seed, policy, window=2, end=100, num_prompt_tokens=len(PROMPT))
+
+
+def drafted(it: DrafterEngine) -> list[Draft]:
+    """Everything that fits into the window."""
+    found = []
+    while it.has_work():
+        found += [reply for _, reply in it.step() if isinstance(reply, Draft)]
+    return found
+
+
+def law_after(prefix: Tokens, given: SamplingParams) -> Any:
+    row = chain(prefix, VOCAB)[None]
+    row = sampling.adjusted_logits(row, given, prefix, num_prompt_tokens=len(PROMPT))
+    return sampling.target_probs(row, given)
+
+
+def check(draft: Draft, prefix: Tokens, seed: int, given: SamplingParams) -> None:
+    assert draft.rows is not None
+    assert len(draft.token_ids) == 3, "nothing that was drawn is dropped"
+    sent = rows.unpack(draft.rows, VOCAB, token_ids=draft.token_ids)
+    for at, x in enumerate(draft.token_ids):
+        before = prefix + draft.token_ids[:at]
+        kept = rows.truncate(law_after(before, given), 3)
+        assert sent.ids[at].tolist() == kept.ids[0].tolist()
+        assert (sent.probs[at] * rows.TOTAL).round().long().tolist() == kept.counts[0].tolist()
+        coin = noise.uniform(seed, Domain.DRAFT, len(before), epoch=draft.epoch)
+        assert x == rows.sample_row(kept.ids[0], kept.counts[0], coin), "not drawn from the row that was sent"
+
+
+@pytest.mark.parametrize("rule", [Rule.TOKEN, Rule.BLOCK])
+@pytest.mark.parametrize("given", [SamplingParams(), PENALISED], ids=["plain", "penalised"])
+def test_a_token_is_drawn_from_the_row_that_is_sent_by_the_noise_of_its_run(rule: Rule, given: SamplingParams) -> None:
+    for seed in range(12):
+        it = engine()
+        it.handle(0, opened(rule, seed, given))
+        first, second = drafted(it)
+        check(first, PROMPT, seed, given)
+        check(second, PROMPT + first.token_ids, seed, given)
+        other = (first.token_ids[0] + 1) % VOCAB
+        it.handle(0, Commit("r", 1, len(PROMPT), (other,)))
+        again = drafted(it)
+        assert {draft.epoch for draft in again} == {1}
+        check(again[0], (*PROMPT, other), seed, given)
+
+
+@pytest.mark.parametrize("given", [SamplingParams(0), SamplingParams(0, frequency_penalty=2, repetition_penalty=2)])
+def test_a_greedy_draft_is_the_likeliest_token_of_the_adjusted_row(given: SamplingParams) -> None:
+    it = engine()
+    it.handle(0, opened(Rule.MATCH, 1, given))
+    prefix: Tokens = PROMPT
+    for draft in drafted(it):
+        assert draft.rows is None
+        for x in draft.token_ids:
+            assert x == int(law_after(prefix, given).argmax())
+            prefix += (x,)

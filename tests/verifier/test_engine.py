@@ -1,0 +1,142 @@
+"""The engine between sessions and rules, with a toy target: what it commits is what the rule says of the right rows."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from paceline import noise, rows, sampling
+from paceline.engine.runner import Chunk
+from paceline.noise import Domain
+from paceline.types import Draft, OpenVerify, Role, Rule, SamplingParams, Tokens, Verdict, Verify, WorkerInfo
+from tests.verifier.test_rules import chain
+from verifier.engine import VerifierEngine
+from verifier.rules import Judgement, PhiloxCoins, judge, judge_blocks
+
+VOCAB = 6
+PENALISED = SamplingParams(repetition_penalty=1.5, frequency_penalty=0.5, logit_bias=((1, 1.0),))
+
+
+@dataclass
+class ToyRunner:
+    """The runner's interface over `chain`: it keeps tokens where a real one keeps keys and values."""
+
+    info: Any
+    held: dict[str, list[int]] = field(default_factory=dict)
+    num_passes: int = 0
+
+    def room(self) -> int:
+        return 1000
+
+    def open(self, sequence: str) -> None:
+        self.held[sequence] = []
+
+    def close(self, sequence: str) -> None:
+        del self.held[sequence]
+
+    def forward(self, chunks: Sequence[Chunk]) -> Tensor:
+        self.num_passes += 1
+        out = [torch.zeros(0, VOCAB)]
+        for chunk in chunks:
+            held = self.held[chunk.sequence]
+            assert chunk.start <= len(held), "a position was skipped"
+            held[chunk.start :] = chunk.token_ids
+            ends = range(len(held) - chunk.num_rows + 1, len(held) + 1)
+            out += [chain(tuple(held[:end]), VOCAB)[None] for end in ends]
+        return torch.cat(out)
+
+
+def engine() -> VerifierEngine:
+    info = WorkerInfo(Role.VERIFIER, "h:1", 1, "m", "0" * 64, "0" * 64, VOCAB, 1000, 8, (), "float32", "cpu")
+    runner: Any = ToyRunner(info)
+    return VerifierEngine(runner, info)
+
+
+def draft_of(prefix: Tokens, length: int, epoch: int, given: SamplingParams, *, is_open: bool) -> Draft:
+    """A draft as a drafter makes it."""
+    ids: Tokens = ()
+    kept = []
+    for at in range(length):
+        logits = sampling.adjusted_logits(
+            chain(prefix + ids, VOCAB, "draft")[None], given, prefix + ids, num_prompt_tokens=2
+        )
+        kept.append(rows.truncate(sampling.target_probs(logits, given), 3))
+        coin = noise.uniform(5, Domain.DRAFT, len(prefix) + at, epoch=epoch)
+        ids += (rows.sample_row(kept[-1].ids[0], kept[-1].counts[0], coin),)
+    packed = rows.pack(torch.cat([row.ids for row in kept]), torch.cat([row.counts for row in kept]))
+    return Draft("r", epoch, len(prefix), ids, is_open, packed)
+
+
+def said_by_the_rule(rule: Rule, log: Tokens, drafts: Sequence[Draft], seed: int, given: SamplingParams) -> Judgement:
+    """What the rule says of these drafts, by rows computed one prefix at a time."""
+    ids: Tokens = sum((draft.token_ids for draft in drafts), ())
+    befores = [log + ids[:at] for at in range(len(ids) + 1)]
+    logits = torch.cat(
+        [sampling.adjusted_logits(chain(b, VOCAB)[None], given, b, num_prompt_tokens=2) for b in befores]
+    )
+    parts = [rows.unpack(draft.rows, VOCAB) for draft in drafts if draft.rows]
+    draft_rows = rows.DraftRows(torch.cat([part.ids for part in parts]), torch.cat([part.probs for part in parts]))
+    common: Any = {"start": len(log), "take_bonus": not drafts[-1].is_open, "draft_rows": draft_rows}
+    if rule is Rule.BLOCK:
+        coins = PhiloxCoins(seed, drafts[0].epoch)
+        return judge_blocks(logits, [draft.token_ids for draft in drafts], given, coins, **common)
+    return judge(rule, logits, ids, given, PhiloxCoins(seed), **common)
+
+
+@pytest.mark.parametrize("rule", [Rule.TOKEN, Rule.BLOCK])
+@pytest.mark.parametrize("given", [SamplingParams(), PENALISED], ids=["plain", "penalised"])
+def test_what_is_committed_is_what_the_rule_says_of_each_positions_own_row(rule: Rule, given: SamplingParams) -> None:
+    """Open and closed drafts, one or two a pass, after a retained row and after a pending token, over epochs."""
+    for seed in range(25):
+        rng = random.Random(seed)
+        it = engine()
+        it.handle(0, OpenVerify("r", (1, 2), given, rule, seed, num_decode=1))
+        ((_, first),) = it.step()
+        assert isinstance(first, Verdict)
+        log: Tokens = (1, 2, *first.token_ids)
+        for epoch in range(4):
+            for _ in range(3):
+                drafts = [draft_of(log, rng.randint(1, 3), epoch, given, is_open=True)]
+                if rng.random() < 0.5:
+                    then = log + drafts[0].token_ids
+                    drafts.append(draft_of(then, rng.randint(1, 3), epoch, given, is_open=rng.random() < 0.5))
+                want = said_by_the_rule(rule, log, drafts, seed, given)
+                for draft in drafts:
+                    assert it.handle(0, Verify(draft)) == []
+                ((_, verdict),) = it.step()
+                assert isinstance(verdict, Verdict)
+                ids: Tokens = sum((draft.token_ids for draft in drafts), ())
+                own = () if want.token_id is None else (want.token_id,)
+                assert verdict.token_ids == ids[: want.num_accepted] + own, seed
+                log += verdict.token_ids
+                if want.num_accepted < len(ids):
+                    break
+
+
+def test_under_block_the_first_token_is_not_judged_by_the_retained_row_alone() -> None:
+    """Under token a first token that fails needs no pass. A block may keep it for what follows it."""
+    num_passes: dict[Rule, list[int]] = {}
+    for rule in (Rule.TOKEN, Rule.BLOCK):
+        for seed in range(30):
+            it = engine()
+            runner: Any = it.runner
+            it.handle(0, OpenVerify("r", (1, 2), SamplingParams(), rule, seed, num_decode=1))
+            it.step()
+            log = tuple(it._entries["0/r"].session.log)
+            it.handle(0, Verify(draft_of(log, 1, 0, SamplingParams(), is_open=True)))
+            it.step()
+            log = tuple(it._entries["0/r"].session.log)
+            if it._entries["0/r"].session.retained is None:
+                continue
+            before = runner.num_passes
+            it.handle(0, Verify(draft_of(log, 3, 0, SamplingParams(), is_open=True)))
+            it.step()
+            num_passes.setdefault(rule, []).append(runner.num_passes - before)
+    assert set(num_passes[Rule.TOKEN]) == {0, 1}
+    assert set(num_passes[Rule.BLOCK]) == {1}
