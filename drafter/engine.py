@@ -67,8 +67,8 @@ class DrafterEngine:
                 return [(peer, draft) for draft in entry.session.reopen(ask)]
             case OpenDraft():
                 self._admit(ask)
-                self.runner.open(key)
-                self._entries[key] = _Entry(peer, Session(ask), make(ask.policy))
+                num_cached = self.runner.open(key, ask.token_ids)
+                self._entries[key] = _Entry(peer, Session(ask, num_cached), make(ask.policy))
             case Commit() if entry:
                 entry.session.commit(ask)
             case Close():

@@ -87,8 +87,8 @@ class VerifierEngine:
                 verdict = entry.session.reopen(ask, now_s)
             case OpenVerify():
                 self._admit(ask)
-                self.runner.open(key)
-                self._entries[key] = _Entry(peer, Session(ask, now_s), PhiloxCoins(ask.seed))
+                num_cached = self.runner.open(key, ask.token_ids)
+                self._entries[key] = _Entry(peer, Session(ask, now_s, num_cached), PhiloxCoins(ask.seed))
             case Close():
                 self._close(key)
                 return []

@@ -65,11 +65,11 @@ class _Waiting:
 class Session(Generic[Row]):
     """See the top of the file. `Row` is whatever the engine keeps as a retained row."""
 
-    def __init__(self, ask: OpenVerify, now_s: float) -> None:
+    def __init__(self, ask: OpenVerify, now_s: float, computed: int = 0) -> None:
         self.ask = ask
         self.log = list(ask.token_ids)
         self.sources: list[Source] = []  # of log[len(ask.token_ids):]
-        self.computed = 0  # invariant: <= len(log); the pool may hold more, the next chunk's start cuts it
+        self.computed = computed  # invariant: <= len(log); the pool may hold more, the next chunk's start cuts it
         self.retained: Row | None = None  # invariant: None unless computed == len(log)
         self.decode_until = len(self.log) + ask.num_decode  # absolute position
         self.since_s = now_s  # when the oldest unanswered ask arrived

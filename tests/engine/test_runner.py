@@ -118,7 +118,7 @@ def test_mixed_steps_with_rollback_equal_plain_forwards(model_folder: Folders, a
     assert len(conversation.rows) > 50
 
 
-def take_any(pool: BlockPool, last: int | None) -> int:
+def take_any(pool: BlockPool, last: int | None, num_wanted: int) -> int:
     """A block that does not follow the sequence's last one, if there is a choice."""
     free = [block for block in range(pool.num_blocks) if pool._free[block]]
     block = free[(7 * len(free)) // 11]
