@@ -7,8 +7,9 @@ sent: under rejection sampling the row is truncated and quantised first, and the
 
 from __future__ import annotations
 
+import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -18,11 +19,13 @@ from drafter.policies import Policy, make
 from drafter.session import Session
 from paceline import noise, rows
 from paceline import sampling as law
-from paceline.engine.runner import Chunk, Runner
+from paceline.engine.runner import Chunk, PoolFull, Runner
 from paceline.errors import InvalidInput, Overloaded
 from paceline.noise import Domain
 from paceline.rows import CountRows
 from paceline.types import Close, Commit, Draft, DrafterAsk, DrafterReply, Fault, OpenDraft, Rule, WorkerInfo
+
+log = logging.getLogger(__name__)
 
 Replies = list[tuple[int, DrafterReply]]
 
@@ -54,12 +57,15 @@ class DrafterEngine:
         self._row_width = row_width
         self._max_num_batched_tokens = max_num_batched_tokens
         self._clock = clock
-        self._entries: dict[str, _Entry] = {}  # by the sequence's name in the pool
+        self._entries: dict[str, _Entry] = {}  # by the sequence's name in the pool, oldest first
+        self._is_stalled = False  # all that is wanted waits for room which only an ask can make
+        self.num_preemptions = 0
 
     # --- asks
 
     def handle(self, peer: int, ask: DrafterAsk) -> Replies:
         """Take one ask; what comes back is what an open that was sent again asks for once more."""
+        self._is_stalled = False
         key = f"{peer}/{ask.request_id}"
         entry = self._entries.get(key)
         match ask:
@@ -67,8 +73,8 @@ class DrafterEngine:
                 return [(peer, draft) for draft in entry.session.reopen(ask)]
             case OpenDraft():
                 self._admit(ask)
-                num_cached = self.runner.open(key, ask.token_ids)
-                self._entries[key] = _Entry(peer, Session(ask, num_cached), make(ask.policy))
+                self.runner.open(key)
+                self._entries[key] = _Entry(peer, Session(ask), make(ask.policy))
             case Commit() if entry:
                 entry.session.commit(ask)
             case Close():
@@ -89,6 +95,7 @@ class DrafterEngine:
 
     def drop(self, peer: int) -> None:
         """That coordinator's stream has ended: free all its requests."""
+        self._is_stalled = False
         for key in [key for key, entry in self._entries.items() if entry.peer == peer]:
             self._close(key)
 
@@ -105,13 +112,16 @@ class DrafterEngine:
     # --- work
 
     def has_work(self) -> bool:
-        return any(entry.session.wants_token() for entry in self._entries.values())
+        return not self._is_stalled and any(entry.session.wants_token() for entry in self._entries.values())
 
     def step(self) -> Replies:
         """One forward pass, one token more for every request whose row it gave; the drafts this completed."""
         started_s = self._clock()
-        chunks = self._chunks()
-        logits = self.runner.forward(chunks)
+        chunks = self._chunks(self._with_room())
+        try:
+            logits = self.runner.forward(chunks)
+        except PoolFull as error:
+            return self._make_room(chunks, error)
         whole = [self._entries[chunk.sequence] for chunk in chunks if chunk.num_rows]
         for chunk in chunks:
             session = self._entries[chunk.sequence].session
@@ -122,12 +132,46 @@ class DrafterEngine:
             self._entries[chunk.sequence].session.draft_ms += step_ms
         return [(entry.peer, _send(entry.session)) for entry in complete]
 
-    def _chunks(self) -> list[Chunk]:
+    def _with_room(self) -> dict[str, Session[CountRows]]:
+        """The sessions that want a token and have room for it; the youngest may lose their cache for the others."""
+        wanted = {key: entry.session for key, entry in self._entries.items() if entry.session.wants_token()}
+        ends = {key: len(session.tokens) for key, session in wanted.items()}
+        sharing = self.runner.share([self.runner.claim(key, ends.get(key, 0)) for key in self._entries])
+        for key in sharing.preempted:
+            self._preempt(key)
+        going = {key: wanted[key] for key in sharing.going if key in wanted}
+        self._is_stalled = not going and not sharing.preempted
+        for key, session in going.items():
+            if session.computed == 0:
+                session.computed = self.runner.adopt(key, session.tokens)
+        return going
+
+    def _preempt(self, key: str) -> None:
+        """The cache goes, the chain stays and is forwarded anew."""
+        session = self._entries[key].session
+        log.info("%s loses its cache to older requests", session.ask.request_id)
+        self.runner.restart(key)
+        session.computed = 0
+        self.num_preemptions += 1
+
+    def _make_room(self, chunks: Sequence[Chunk], error: PoolFull) -> Replies:
+        """The estimate was short by a block. The youngest gives way; one that has all to itself can never fit."""
+        wanting = {chunk.sequence for chunk in chunks}
+        rivals = [key for key in self._entries if key in wanting or self.runner.length(key)]
+        if len(rivals) > 1:
+            self._preempt(rivals[-1])
+            return []
+        entry = self._entries[rivals[0]]
+        request_id = entry.session.ask.request_id
+        log.warning("refusing %s: %s", request_id, error)
+        self._close(rivals[0])
+        return [(entry.peer, Fault(request_id, str(error)))]
+
+    def _chunks(self, wanting: Mapping[str, Session[CountRows]]) -> list[Chunk]:
         """What to forward: requests under way first, prompts in the room that they leave."""
         chunks: list[Chunk] = []
         room = self._max_num_batched_tokens
-        wanting = [(key, entry.session) for key, entry in self._entries.items() if entry.session.wants_token()]
-        for key, session in sorted(wanting, key=lambda pair: len(pair[1].tokens) - pair[1].computed):
+        for key, session in sorted(wanting.items(), key=lambda pair: len(pair[1].tokens) - pair[1].computed):
             tokens = session.tokens[session.computed : session.computed + room]
             if not tokens:
                 break

@@ -21,10 +21,10 @@ Row = TypeVar("Row")
 class Session(Generic[Row]):
     """See the top of the file. `Row` is whatever the engine keeps of a draft row until the draft is sent."""
 
-    def __init__(self, ask: OpenDraft, computed: int = 0) -> None:
+    def __init__(self, ask: OpenDraft) -> None:
         self.ask = ask
         self.tokens = list(ask.token_ids)  # committed tokens, then the chain
-        self.computed = computed  # invariant: <= len(tokens); the KV cache is valid for tokens[:computed]
+        self.computed = 0  # invariant: <= len(tokens); the KV cache is valid for tokens[:computed]
         self.epoch = ask.epoch  # of the run
         self.rows: list[Row] = []  # of the draft being made
         self.draft_ms = 0.0  # spent on it

@@ -2,8 +2,9 @@
 
 The log is the truth of the request and only grows; a verdict is a piece of it, so any ask may be repeated. The KV
 cache holds `log[:computed]`; what is committed but not in it is `pending`: the prompt at first, later at most the one
-token the target chose itself. Under rejection sampling an open draft that was kept whole leaves nothing pending but a
-*retained row*: the target's distribution for the next position, which will judge the next draft's first token.
+token the target chose itself, and the whole log again after a preemption. Under rejection sampling an open draft that
+was kept whole leaves nothing pending but a *retained row*: the target's distribution for the next position, which will
+judge the next draft's first token.
 
 What is done next, in this order:
 1. judge the drafts that have arrived, as one chain;
@@ -65,11 +66,11 @@ class _Waiting:
 class Session(Generic[Row]):
     """See the top of the file. `Row` is whatever the engine keeps as a retained row."""
 
-    def __init__(self, ask: OpenVerify, now_s: float, computed: int = 0) -> None:
+    def __init__(self, ask: OpenVerify, now_s: float) -> None:
         self.ask = ask
         self.log = list(ask.token_ids)
         self.sources: list[Source] = []  # of log[len(ask.token_ids):]
-        self.computed = computed  # invariant: <= len(log); the pool may hold more, the next chunk's start cuts it
+        self.computed = 0  # invariant: <= len(log); the pool may hold more, the next chunk's start cuts it
         self.retained: Row | None = None  # invariant: None unless computed == len(log)
         self.decode_until = len(self.log) + ask.num_decode  # absolute position
         self.since_s = now_s  # when the oldest unanswered ask arrived
@@ -163,6 +164,15 @@ class Session(Generic[Row]):
         self.computed += num_tokens
         self.retained = row if self.computed == len(self.log) else None
         self._retain = self._retain and self.retained is None
+
+    def adopted(self, num_tokens: int) -> None:
+        """The first `num_tokens` of the log are in the cache, because another request had them there."""
+        self.computed = num_tokens
+
+    def preempted(self) -> None:
+        """The cache is gone. The log stays, and all of it is pending; a retained row is computed anew with it."""
+        self.computed = 0
+        self.retained = None
 
     def judged(
         self, work: Work, num_accepted: int, token_id: int | None, source: Source, retained: Row | None

@@ -54,6 +54,7 @@ class _Held:
     blocks: list[int] = field(default_factory=list)
     token_ids: list[int] = field(default_factory=list)  # what is cached, as far as `record` was told
     digests: list[bytes] = field(default_factory=list)  # of the full blocks among them
+    was_queried: bool = False
 
 
 class BlockPool:
@@ -107,13 +108,15 @@ class BlockPool:
     def adopt(self, sequence: str, token_ids: Sequence[int]) -> int:
         """Takes over the known blocks of the longest prefix of `token_ids`; how many tokens they hold.
 
-        At least one token is left to forward, since somebody wants its row. For an empty sequence; one that holds
-        something keeps what it has.
+        At least one token is left to forward, since somebody wants its row. A sequence that holds something already
+        takes over nothing, 0.
         """
         held = self._get(sequence)
-        if self._prefix is None or held.length:
-            return held.length
-        self._num_queried += max(0, len(token_ids) - 1)
+        if self._prefix is None or held.length or not token_ids:
+            return 0
+        if not held.was_queried:
+            held.was_queried = True
+            self._num_queried += len(token_ids) - 1
         for block, digest in self._prefix.find(token_ids, (len(token_ids) - 1) // self.block_size):
             self._prefix.revive(block)
             self._num_holders[block] += 1

@@ -18,9 +18,10 @@ from paceline.engine.parallel import Leader
 from paceline.engine.plan import Chunk, build
 from paceline.engine.pool import BlockPool, Extension, PoolFull
 from paceline.engine.prefix import PrefixStats
+from paceline.engine.room import Claim, Sharing, share
 from paceline.errors import InvalidInput
 
-__all__ = ["Chunk", "ModelInfo", "PoolFull", "PrefixStats", "Runner"]
+__all__ = ["Chunk", "Claim", "ModelInfo", "PoolFull", "PrefixStats", "Runner"]
 
 
 class Runner:
@@ -94,13 +95,18 @@ class Runner:
     def adopt(self, sequence: str, token_ids: Sequence[int]) -> int:
         """Shares what other sequences have cached of `token_ids` with one that has cached nothing yet.
 
-        Returns the sequence's cached tokens: whole blocks, and at least one token less than `token_ids`.
+        Returns how many tokens that is: whole blocks, and at least one token less than `token_ids`.
         """
         return self._pool.adopt(sequence, token_ids)
 
     def close(self, sequence: str) -> None:
         """Lets go of the sequence's blocks, which stay cached until room is wanted; unknown ids are a no-op."""
         self._pool.close(sequence)
+
+    def restart(self, sequence: str) -> None:
+        """Takes all blocks from a sequence, which stays open: its tokens must be forwarded, or adopted, anew."""
+        self._pool.close(sequence)
+        self._pool.open(sequence)
 
     def length(self, sequence: str) -> int:
         """Cached tokens of a sequence. Raises UnknownRequest if it is not open."""
@@ -110,13 +116,14 @@ class Runner:
         """Tokens in free blocks. A sequence may also fill up the last block that it owns."""
         return self._pool.num_free_blocks * self._pool.block_size
 
-    @property
-    def block_size(self) -> int:
-        return self._pool.block_size
+    def claim(self, sequence: str, num_tokens: int) -> Claim:
+        """What a sequence that wants to hold `num_tokens` has and needs, in blocks."""
+        size = self._pool.block_size
+        return Claim(sequence, -(-self._pool.length(sequence) // size), -(-num_tokens // size))
 
-    def owned(self, sequence: str) -> int:
-        """Blocks that only this sequence holds: what closing it makes room for."""
-        return self._pool.num_owned_blocks(sequence)
+    def share(self, claims: Sequence[Claim]) -> Sharing:
+        """Who may go on, by age; see `room.py`. `claims`: of all sequences, oldest first."""
+        return share(claims, self._pool.num_free_blocks, self._pool.num_owned_blocks)
 
     @property
     def prefix_stats(self) -> PrefixStats:
