@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -19,6 +19,7 @@ from drafter.policies import Policy, make
 from drafter.session import Session
 from paceline import noise, rows
 from paceline import sampling as law
+from paceline.engine.cost import CostModel
 from paceline.engine.runner import Chunk, PoolFull, Runner
 from paceline.errors import InvalidInput, Overloaded
 from paceline.noise import Domain
@@ -50,9 +51,12 @@ class DrafterEngine:
         row_width: int = 64,
         max_num_batched_tokens: int = 512,
         clock: Callable[[], float] = time.perf_counter,
+        cost: CostModel | None = None,
     ) -> None:
+        """`cost`: as measured at the start, or None to learn it while running."""
         self.runner = runner
-        self.info = info
+        self.cost = cost or CostModel()
+        self.info = replace(info, cost=self.cost.cost)
         self._longest = min(runner.info.max_model_len, runner.room())  # tokens of a request, the pool being empty
         self._row_width = row_width
         self._max_num_batched_tokens = max_num_batched_tokens
@@ -122,6 +126,7 @@ class DrafterEngine:
             logits = self.runner.forward(chunks)
         except PoolFull as error:
             return self._make_room(chunks, error)
+        self.info = self.cost.seen(self.info, chunks, 1e3 * (self._clock() - started_s))
         whole = [self._entries[chunk.sequence] for chunk in chunks if chunk.num_rows]
         for chunk in chunks:
             session = self._entries[chunk.sequence].session

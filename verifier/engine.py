@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from paceline import rows
+from paceline.engine.cost import CostModel
 from paceline.engine.runner import Chunk, PoolFull, Runner
 from paceline.errors import InvalidInput, Overloaded, PeerFault
 from paceline.rows import DraftRows
@@ -65,9 +66,12 @@ class VerifierEngine:
         info: WorkerInfo,
         budget: Budget | None = None,
         clock: Callable[[], float] = time.perf_counter,
+        cost: CostModel | None = None,
     ) -> None:
+        """`cost`: as measured at the start, or None to learn it while running."""
         self.runner = runner
-        self.info = info
+        self.cost = cost or CostModel()
+        self.info = replace(info, cost=self.cost.cost)
         self._longest = min(runner.info.max_model_len, runner.room())  # tokens of a request, the pool being empty
         self.budget = budget or Budget()
         self._clock = clock
@@ -251,6 +255,7 @@ class VerifierEngine:
             tokens = work.token_ids[: shares[key]]
             chunks.append(Chunk(key, work.start, tokens, work.num_rows if whole else 0))
         logits = self.runner.forward(chunks)
+        self.info = self.cost.seen(self.info, chunks, 1e3 * (self._clock() - started_s))
         replies: Replies = []
         at = 0
         for chunk in chunks:

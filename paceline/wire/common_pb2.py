@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1apaceline/wire/common.proto\x12\rpaceline.wire\"_\n\x0eSamplingParams\x12\x13\n\x0btemperature\x18\x01 \x01(\x01\x12\r\n\x05top_k\x18\x02 \x01(\r\x12\r\n\x05top_p\x18\x03 \x01(\x01\x12\x11\n\x04seed\x18\x04 \x01(\x04H\x00\x88\x01\x01\x42\x07\n\x05_seed\"\x90\x01\n\x0cLengthPolicy\x12\x0c\n\x04name\x18\x01 \x01(\t\x12?\n\nparameters\x18\x02 \x03(\x0b\x32+.paceline.wire.LengthPolicy.ParametersEntry\x1a\x31\n\x0fParametersEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"2\n\x04Rows\x12\r\n\x05width\x18\x01 \x01(\r\x12\x0b\n\x03ids\x18\x02 \x01(\x0c\x12\x0e\n\x06\x63ounts\x18\x03 \x01(\x0c\"\x1b\n\x05\x43lose\x12\x12\n\nrequest_id\x18\x01 \x01(\t\"Q\n\x05\x46\x61ult\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0f\n\x07message\x18\x02 \x01(\t\x12#\n\x05\x62lame\x18\x03 \x01(\x0e\x32\x14.paceline.wire.Blame\"\x87\x02\n\nWorkerInfo\x12!\n\x04role\x18\x01 \x01(\x0e\x32\x13.paceline.wire.Role\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\t\x12\x13\n\x0bincarnation\x18\x03 \x01(\x04\x12\r\n\x05model\x18\x04 \x01(\t\x12\x12\n\nmodel_hash\x18\x05 \x01(\t\x12\x16\n\x0etokenizer_hash\x18\x06 \x01(\t\x12\x12\n\nvocab_size\x18\x07 \x01(\r\x12\x15\n\rmax_model_len\x18\x08 \x01(\r\x12\x14\n\x0cmax_num_seqs\x18\t \x01(\r\x12\x15\n\reos_token_ids\x18\n \x03(\r\x12\r\n\x05\x64type\x18\x0b \x01(\t\x12\x0e\n\x06\x64\x65vice\x18\x0c \x01(\t*N\n\x04Rule\x12\x14\n\x10RULE_UNSPECIFIED\x10\x00\x12\x0e\n\nRULE_MATCH\x10\x01\x12\x10\n\x0cRULE_COUPLED\x10\x02\x12\x0e\n\nRULE_TOKEN\x10\x03*O\n\x04Mode\x12\x14\n\x10MODE_UNSPECIFIED\x10\x00\x12\x0c\n\x08MODE_OFF\x10\x01\x12\x13\n\x0fMODE_SEQUENTIAL\x10\x02\x12\x0e\n\nMODE_PEARL\x10\x03*v\n\x06Source\x12\x16\n\x12SOURCE_UNSPECIFIED\x10\x00\x12\x13\n\x0fSOURCE_ACCEPTED\x10\x01\x12\x14\n\x10SOURCE_RECOVERED\x10\x02\x12\x10\n\x0cSOURCE_BONUS\x10\x03\x12\x17\n\x13SOURCE_SELF_DECODED\x10\x04*U\n\x05\x42lame\x12\x15\n\x11\x42LAME_UNSPECIFIED\x10\x00\x12\x10\n\x0c\x42LAME_WORKER\x10\x01\x12\x10\n\x0c\x42LAME_CALLER\x10\x02\x12\x11\n\rBLAME_DRAFTER\x10\x03*A\n\x04Role\x12\x14\n\x10ROLE_UNSPECIFIED\x10\x00\x12\x10\n\x0cROLE_DRAFTER\x10\x01\x12\x11\n\rROLE_VERIFIER\x10\x02\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1apaceline/wire/common.proto\x12\rpaceline.wire\"_\n\x0eSamplingParams\x12\x13\n\x0btemperature\x18\x01 \x01(\x01\x12\r\n\x05top_k\x18\x02 \x01(\r\x12\r\n\x05top_p\x18\x03 \x01(\x01\x12\x11\n\x04seed\x18\x04 \x01(\x04H\x00\x88\x01\x01\x42\x07\n\x05_seed\"\x90\x01\n\x0cLengthPolicy\x12\x0c\n\x04name\x18\x01 \x01(\t\x12?\n\nparameters\x18\x02 \x03(\x0b\x32+.paceline.wire.LengthPolicy.ParametersEntry\x1a\x31\n\x0fParametersEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"2\n\x04Rows\x12\r\n\x05width\x18\x01 \x01(\r\x12\x0b\n\x03ids\x18\x02 \x01(\x0c\x12\x0e\n\x06\x63ounts\x18\x03 \x01(\x0c\"\x1b\n\x05\x43lose\x12\x12\n\nrequest_id\x18\x01 \x01(\t\"Q\n\x05\x46\x61ult\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0f\n\x07message\x18\x02 \x01(\t\x12#\n\x05\x62lame\x18\x03 \x01(\x0e\x32\x14.paceline.wire.Blame\"\xae\x02\n\nWorkerInfo\x12!\n\x04role\x18\x01 \x01(\x0e\x32\x13.paceline.wire.Role\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\t\x12\x13\n\x0bincarnation\x18\x03 \x01(\x04\x12\r\n\x05model\x18\x04 \x01(\t\x12\x12\n\nmodel_hash\x18\x05 \x01(\t\x12\x16\n\x0etokenizer_hash\x18\x06 \x01(\t\x12\x12\n\nvocab_size\x18\x07 \x01(\r\x12\x15\n\rmax_model_len\x18\x08 \x01(\r\x12\x14\n\x0cmax_num_seqs\x18\t \x01(\r\x12\x15\n\reos_token_ids\x18\n \x03(\r\x12\r\n\x05\x64type\x18\x0b \x01(\t\x12\x0e\n\x06\x64\x65vice\x18\x0c \x01(\t\x12%\n\x04\x63ost\x18\r \x01(\x0b\x32\x17.paceline.wire.StepCost\"c\n\x08StepCost\x12\x0f\n\x07\x62\x61se_ms\x18\x01 \x01(\x01\x12\x14\n\x0cper_token_ms\x18\x02 \x01(\x01\x12\x12\n\nper_seq_ms\x18\x03 \x01(\x01\x12\x1c\n\x14per_context_token_ms\x18\x04 \x01(\x01*N\n\x04Rule\x12\x14\n\x10RULE_UNSPECIFIED\x10\x00\x12\x0e\n\nRULE_MATCH\x10\x01\x12\x10\n\x0cRULE_COUPLED\x10\x02\x12\x0e\n\nRULE_TOKEN\x10\x03*O\n\x04Mode\x12\x14\n\x10MODE_UNSPECIFIED\x10\x00\x12\x0c\n\x08MODE_OFF\x10\x01\x12\x13\n\x0fMODE_SEQUENTIAL\x10\x02\x12\x0e\n\nMODE_PEARL\x10\x03*v\n\x06Source\x12\x16\n\x12SOURCE_UNSPECIFIED\x10\x00\x12\x13\n\x0fSOURCE_ACCEPTED\x10\x01\x12\x14\n\x10SOURCE_RECOVERED\x10\x02\x12\x10\n\x0cSOURCE_BONUS\x10\x03\x12\x17\n\x13SOURCE_SELF_DECODED\x10\x04*U\n\x05\x42lame\x12\x15\n\x11\x42LAME_UNSPECIFIED\x10\x00\x12\x10\n\x0c\x42LAME_WORKER\x10\x01\x12\x10\n\x0c\x42LAME_CALLER\x10\x02\x12\x11\n\rBLAME_DRAFTER\x10\x03*A\n\x04Role\x12\x14\n\x10ROLE_UNSPECIFIED\x10\x00\x12\x10\n\x0cROLE_DRAFTER\x10\x01\x12\x11\n\rROLE_VERIFIER\x10\x02\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -33,16 +33,16 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_LENGTHPOLICY_PARAMETERSENTRY']._loaded_options = None
   _globals['_LENGTHPOLICY_PARAMETERSENTRY']._serialized_options = b'8\001'
-  _globals['_RULE']._serialized_start=719
-  _globals['_RULE']._serialized_end=797
-  _globals['_MODE']._serialized_start=799
-  _globals['_MODE']._serialized_end=878
-  _globals['_SOURCE']._serialized_start=880
-  _globals['_SOURCE']._serialized_end=998
-  _globals['_BLAME']._serialized_start=1000
-  _globals['_BLAME']._serialized_end=1085
-  _globals['_ROLE']._serialized_start=1087
-  _globals['_ROLE']._serialized_end=1152
+  _globals['_RULE']._serialized_start=859
+  _globals['_RULE']._serialized_end=937
+  _globals['_MODE']._serialized_start=939
+  _globals['_MODE']._serialized_end=1018
+  _globals['_SOURCE']._serialized_start=1020
+  _globals['_SOURCE']._serialized_end=1138
+  _globals['_BLAME']._serialized_start=1140
+  _globals['_BLAME']._serialized_end=1225
+  _globals['_ROLE']._serialized_start=1227
+  _globals['_ROLE']._serialized_end=1292
   _globals['_SAMPLINGPARAMS']._serialized_start=45
   _globals['_SAMPLINGPARAMS']._serialized_end=140
   _globals['_LENGTHPOLICY']._serialized_start=143
@@ -56,5 +56,7 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_FAULT']._serialized_start=370
   _globals['_FAULT']._serialized_end=451
   _globals['_WORKERINFO']._serialized_start=454
-  _globals['_WORKERINFO']._serialized_end=717
+  _globals['_WORKERINFO']._serialized_end=756
+  _globals['_STEPCOST']._serialized_start=758
+  _globals['_STEPCOST']._serialized_end=857
 # @@protoc_insertion_point(module_scope)
