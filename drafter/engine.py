@@ -21,7 +21,7 @@ from paceline import noise, rows
 from paceline import sampling as law
 from paceline.engine.cost import CostModel
 from paceline.engine.runner import Chunk, PoolFull, Runner
-from paceline.errors import InvalidInput, Overloaded
+from paceline.errors import InvalidInput, Overloaded, Unavailable
 from paceline.noise import Domain
 from paceline.rows import CountRows
 from paceline.types import Close, Commit, Draft, DrafterAsk, DrafterReply, Fault, OpenDraft, Rule, WorkerInfo
@@ -74,12 +74,14 @@ class DrafterEngine:
         entry = self._entries.get(key)
         match ask:
             case OpenDraft() if entry:
+                self._check(ask.token_ids)
                 return [(peer, draft) for draft in entry.session.reopen(ask)]
             case OpenDraft():
                 self._admit(ask)
                 self.runner.open(key)
                 self._entries[key] = _Entry(peer, Session(ask), make(ask.policy))
             case Commit() if entry:
+                self._check(ask.token_ids)
                 entry.session.commit(ask)
             case Close():
                 self._close(key)
@@ -90,8 +92,16 @@ class DrafterEngine:
         if len(ask.token_ids) >= self._longest:
             fix = f"this drafter holds requests of at most {self._longest} tokens"
             raise InvalidInput("token_ids", f"{len(ask.token_ids)} tokens", fix)
+        self._check(ask.token_ids)
         if len(self._entries) >= self.info.max_num_seqs:
             raise Overloaded("requests on this drafter", self.info.max_num_seqs, retry_after_s=1.0)
+
+    def _check(self, token_ids: Sequence[int]) -> None:
+        """Raises Unavailable for a token that this model has no row for: the target's vocabulary may be wider."""
+        vocab_size = self.runner.info.vocab_size
+        if token_ids and max(token_ids) >= vocab_size:
+            fix = f"this drafter's vocabulary has {vocab_size} tokens; the request goes on without it"
+            raise Unavailable(f"token_ids={max(token_ids)}: {fix}")
 
     def _close(self, key: str) -> None:
         if self._entries.pop(key, None):

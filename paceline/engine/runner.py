@@ -40,7 +40,8 @@ class Runner:
         dtype: str = "float32",
         device: str = "cpu",
         max_num_tokens: int | None = None,
-        kv_cache_bytes: int = 1 << 30,
+        kv_cache_bytes: int | None = None,
+        gpu_memory_utilization: float = 0.9,
         block_size: int = 16,
         revision: str | None = None,
         max_model_len: int | None = None,
@@ -51,11 +52,13 @@ class Runner:
         """Loads and validates `model`, a folder or a Hugging Face name.
 
         The pool holds `max_num_tokens` tokens over all sequences, or what fits in `kv_cache_bytes` on each
-        rank. Sets torch to one thread for this process: a second OpenMP thread makes a busy CPU ten times
-        slower. Raises InvalidInput for bad options or a bad model folder, Unsupported for a model this engine
-        cannot serve.
+        rank; by default what is left of `gpu_memory_utilization`, or 1 GiB on a CPU. Sets torch to one thread for
+        this process: a second OpenMP thread makes a busy CPU ten times slower. Raises InvalidInput for bad options
+        or a bad model folder, Unsupported for a model this engine cannot serve.
         """
         _check_options(dtype, device, max_num_tokens, kv_cache_bytes, block_size, tensor_parallel_size)
+        if not 0 < gpu_memory_utilization <= 1:
+            raise InvalidInput("gpu_memory_utilization", gpu_memory_utilization, "must be over 0 and at most 1")
         torch.set_num_threads(1)
         checkpoint = weights.inspect(model, revision=revision, max_model_len=max_model_len)
         options = Options(
@@ -67,6 +70,7 @@ class Runner:
             block_size=block_size,
             max_model_len=max_model_len,
             tensor_parallel_size=tensor_parallel_size,
+            gpu_memory_utilization=gpu_memory_utilization,
         )
         executor: Executor | Leader
         if tensor_parallel_size > 1:
@@ -194,7 +198,7 @@ def _check_options(
     dtype: str,
     device: str,
     max_num_tokens: int | None,
-    kv_cache_bytes: int,
+    kv_cache_bytes: int | None,
     block_size: int,
     tensor_parallel_size: int,
 ) -> None:

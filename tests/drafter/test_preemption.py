@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from drafter.engine import DrafterEngine
 from paceline.engine.runner import Runner
+from paceline.errors import Unavailable
 from paceline.length_policy import LengthPolicy
-from paceline.types import Close, Draft, Fault, OpenDraft, Role, Rule, SamplingParams, WorkerInfo
+from paceline.types import Close, Commit, Draft, Fault, OpenDraft, Role, Rule, SamplingParams, WorkerInfo
 from tests.tiny import write_model
 
 NUM_TOKENS = 24
@@ -76,3 +78,14 @@ def test_a_request_that_outgrows_the_pool_alone_costs_only_itself(folder: Path) 
     assert [("40 tokens" in fault.message) for fault in faults] == [True]
     small.runner.check_integrity()
     assert run(small, [ask(0, end=30)])["r0"]
+
+
+def test_a_token_beyond_the_drafters_vocabulary_is_refused_before_it_is_forwarded(folder: Path) -> None:
+    """Forwarding it would fail the step, and with it every request."""
+    it = engine(folder, 256)
+    wide = it.runner.info.vocab_size
+    with pytest.raises(Unavailable, match=str(wide)):
+        it.handle(1, replace(ask(0), token_ids=(1, wide)))
+    it.handle(1, ask(0))
+    with pytest.raises(Unavailable, match=str(wide)):
+        it.handle(1, Commit("r0", 1, len(PROMPTS[0]), (wide,)))
