@@ -30,8 +30,8 @@ SETTINGS: tuple[Knobs, ...] = (
 class Assisted:
     """The process, as a context manager; `generate` waits for its answer."""
 
-    def __init__(self, target: str, drafter: str, dtype: str) -> None:
-        self._command = [sys.executable, "-m", "bench.assisted", target, drafter, dtype]
+    def __init__(self, target: str, drafter: str, *dtypes: str) -> None:
+        self._command = [sys.executable, "-m", "bench.assisted", target, drafter, *dtypes]
 
     def __enter__(self) -> Assisted:
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -60,7 +60,7 @@ class Assisted:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    for name in ("target", "drafter", "dtype"):
+    for name in ("target", "drafter", "dtype", "drafter_dtype"):
         parser.add_argument(name)
     given = parser.parse_args()
 
@@ -70,9 +70,9 @@ def main() -> None:
 
     logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     torch.set_num_threads(1)
-    dtype = getattr(torch, given.dtype)
+    dtype, drafter_dtype = getattr(torch, given.dtype), getattr(torch, given.drafter_dtype)
     target: Any = AutoModelForCausalLM.from_pretrained(given.target, dtype=dtype)
-    drafter: Any = AutoModelForCausalLM.from_pretrained(given.drafter, dtype=dtype)
+    drafter: Any = AutoModelForCausalLM.from_pretrained(given.drafter, dtype=drafter_dtype)
     for line in sys.stdin:
         ask = json.loads(line)
         settings: dict[str, Any] = {"max_new_tokens": ask["max_tokens"], "do_sample": ask["temperature"] > 0}

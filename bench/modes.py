@@ -23,9 +23,10 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from bench import prompts, system
+from bench import system
 from bench.assisted import SETTINGS, Assisted, Knobs
 from paceline.client import Client
+from paceline.prompts import read_prompts
 from paceline.tokenizer import Tokenizer
 
 FIXED = (4, 6, 8, 12)
@@ -98,10 +99,11 @@ def settings(given: argparse.Namespace) -> list[Setting]:
 def run(given: argparse.Namespace, target: str, temperature: float) -> list[Row]:
     """Every setting on every prompt, in an order that moves on with each prompt."""
     rows = [Row(setting) for setting in settings(given)]
-    token_ids = [Tokenizer.load(target).encode(text) for text in prompts.read(given.prompts, given.num_prompts)]
+    token_ids = [Tokenizer.load(target).encode(text) for text in read_prompts(given.prompts)[: given.num_prompts]]
+    dtypes = ("--dtype", given.dtype, "--drafter-dtype", given.drafter_dtype)
     with (
-        system.serve(target, given.drafter, "--dtype", given.dtype) as address,
-        Assisted(target, given.drafter, given.dtype) as assisted,
+        system.serve(target, given.drafter, *dtypes) as address,
+        Assisted(target, given.drafter, given.dtype, given.drafter_dtype) as assisted,
         Client(address) as client,
         Progress(console=Console(stderr=True)) as progress,
     ):
@@ -182,7 +184,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--lengths", type=_integers, default=FIXED, help="fixed draft lengths (4,6,8,12)")
     parser.add_argument("--svip", type=_numbers, default=SVIP, help="svip thresholds in nats (0.6,1.2)")
     parser.add_argument("--windows", type=_integers, default=(2,), help="pearl windows in drafts (2)")
-    parser.add_argument("--dtype", default="bfloat16")
+    parser.add_argument("--dtype", default="bfloat16", help="of the target")
+    parser.add_argument("--drafter-dtype", default="float32", help="float32 is the faster one for 1 M parameters")
     parser.add_argument("--no-assisted", action="store_true", help="leave transformers out")
     parser.add_argument("--json", metavar="FILE", help="write all figures there")
     given = parser.parse_args(arguments)

@@ -20,8 +20,9 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from bench import prompts, system
+from bench import system
 from paceline.client import Client
+from paceline.prompts import read_prompts
 
 
 def added_ms(metrics: dict[str, float]) -> float:
@@ -41,9 +42,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--max-tokens", type=int, default=96)
     parser.add_argument("--json", metavar="FILE", help="write the figures there")
     given = parser.parse_args(arguments)
-    texts = prompts.read(given.prompts, given.num_prompts)
+    texts = read_prompts(given.prompts)[: given.num_prompts]
     rounds, own, wire = [], [], []
-    with system.serve(given.target, given.drafter, "--dtype", "bfloat16") as address, Client(address) as client:
+    with system.serve(given.target, given.drafter, "--dtype", "float32") as address, Client(address) as client:
         client.complete(texts[0], max_tokens=given.max_tokens)
         for text in track(texts, "rounds", console=Console(stderr=True)):
             metrics = client.complete(

@@ -73,6 +73,8 @@ def test_no_command_is_an_error_that_shows_the_help(capsys: pytest.CaptureFixtur
         (["serve", "--target", "x", "--drafter", "x", "--host", "0.0.0.0"], ["host='0.0.0.0'", "--insecure"]),
         (["serve", "--target", "x", "--drafter", "x", "--grpc-port", "70000"], ["--grpc-port='70000'", "65535"]),
         (["verifier", "--model", "x", "--kv-cache-memory", "much"], ["--kv-cache-memory='much'", "1GiB"]),
+        (["verifier", "--model", "x", "--host", "10.0.0.1"], ["host='10.0.0.1'", "--insecure"]),
+        (["drafter", "--model", "x", "--host", "0.0.0.0", "--insecure"], ["--advertise", "--host"]),
         (["verifier", "--model", "x", "--dtype", "float16"], ["--dtype='float16'", "did you mean bfloat16?"]),
     ],
 )

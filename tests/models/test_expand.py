@@ -60,7 +60,7 @@ def difference(first: Path, second: Path) -> float:
         {"hidden_size": 40},
         {"num_layers": 5},
         {"intermediate_size": 176},
-        {"num_heads": 12},
+        {"num_heads": 8},
         {"hidden_size": 128, "num_layers": 3, "intermediate_size": 320, "num_heads": 16},
     ],
 )
@@ -154,7 +154,9 @@ def test_copy_says_that_its_extra_weights_do_nothing(tmp_path: Path) -> None:
     [
         ({"hidden_size": 16}, "hidden_size 16"),
         ({"num_layers": 1}, "num_layers 1"),
-        ({"num_heads": 6}, "num_heads 6"),
+        ({"num_heads": 2}, "num_heads 2"),
+        ({"hidden_size": 36, "num_heads": 6}, "num_heads 6"),
+        ({"num_heads": 12}, "num_heads 12: must divide"),
     ],
 )
 def test_sizes_that_cannot_be_are_refused(tmp_path: Path, sizes: dict[str, int], named: str) -> None:

@@ -1,0 +1,87 @@
+"""`paceline`: one program, one sub-command a file, each imported only when it is asked for.
+
+Exit codes: 0 done; 1 something failed that was not the caller's doing; 2 the caller's input is wrong (one line on
+stderr says what and how to put it right); 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+
+from deploy.options import UsageError, did_you_mean
+from paceline import __version__
+from paceline.errors import InvalidInput, PacelineError
+
+# Each module has `run(argv) -> int`, or `run_NAME` if it holds several commands.
+COMMANDS = {
+    "demo": ("deploy.demo", "run", "the main job on this machine: every mode side by side, with the demo models"),
+    "serve": ("deploy.serve", "run", "coordinator, drafters and verifier on this machine, as separate processes"),
+    "generate": ("deploy.generate", "run", "send prompts to a running coordinator"),
+    "coordinator": ("deploy.roles", "run_coordinator", "one role alone: takes requests, plans drafting and verifying"),
+    "verifier": ("deploy.roles", "run_verifier", "one role alone: holds the target model and judges drafts"),
+    "drafter": ("deploy.roles", "run_drafter", "one role alone: holds the draft model and drafts ahead"),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run `paceline ARGV`; the exit code."""
+    try:
+        return _dispatch(list(sys.argv[1:] if argv is None else argv))
+    except SystemExit as end:  # argparse, after --help
+        return end.code if isinstance(end.code, int) else 1
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:  # `paceline … | head`; flushing stdout at exit would fail once more
+        with contextlib.suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except PacelineError as error:
+        print(f"paceline: {' '.join(str(error).split())}", file=sys.stderr)
+        return exit_code(error)
+
+
+def exit_code(error: PacelineError) -> int:
+    """2 for what the caller can put right (`Unsupported` included), 1 for all else."""
+    return 2 if isinstance(error, InvalidInput) else 1
+
+
+def _dispatch(argv: list[str]) -> int:
+    if not argv or argv[0] in ("-h", "--help", "help"):
+        print(_help(), file=sys.stdout if argv else sys.stderr)
+        return 0 if argv else 2
+    if argv[0] in ("-V", "--version"):
+        print(f"paceline {__version__}")
+        return 0
+    if argv[0] not in COMMANDS:
+        hint = did_you_mean(argv[0], COMMANDS)
+        raise UsageError(f"{argv[0]}: unknown command; {hint}The commands are {', '.join(COMMANDS)}")
+    module, function, _ = COMMANDS[argv[0]]
+    code: int = getattr(importlib.import_module(module), function)(argv[1:])
+    return code
+
+
+def _help() -> str:
+    commands = "\n".join(f"  {name:12} {summary}" for name, (_, _, summary) in COMMANDS.items())
+    return f"""usage: paceline COMMAND [options]
+
+Speculative decoding with the drafter and the target in different processes, or on different machines: small models
+draft, the target only verifies, and what you read is exactly what the target would have written.
+
+commands:
+{commands}
+
+examples:
+  paceline demo                                        see it work, in about a minute
+  paceline serve --target big/ --drafter small/        serve a pair of models on this machine
+  paceline generate --server 127.0.0.1:50051 --prompt "Once upon a time" --max-tokens 64 --temperature 0
+
+`paceline COMMAND --help` explains a command's options. Every option has an environment twin, PACELINE_OPTION.
+Exit codes: 0 done, 1 failed, 2 wrong input, 130 interrupted."""
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,189 @@
+"""`paceline coordinator | drafter | verifier`: one role in this process, until SIGTERM or Ctrl-C.
+
+Only here are engines put together with their servers. torch is imported inside the worker commands, after the
+environment has been set: OpenMP reads it once, when it is loaded.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import logging
+import os
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from deploy import options
+from deploy.options import Parser
+from deploy.role_options import add_grpc_port, add_host, add_logging, add_pacing, add_row_width, add_worker
+from paceline.errors import InvalidInput
+from paceline.rpc import check_bind
+from paceline.types import Mode, Role, Rule, WorkerInfo
+
+# One OpenMP thread a worker, and none that spins while it waits: two workers spinning on each other's cores are
+# thirty times slower.
+THREADS = {"OMP_NUM_THREADS": "1", "GOMP_SPINCOUNT": "0", "OMP_WAIT_POLICY": "PASSIVE"}
+
+# Set by `deploy.local`: this process ends when its standard input does, that is, when its supervisor is gone.
+SUPERVISED = "PACELINE_SUPERVISED"
+SHUTDOWN_S = 5.0
+
+
+def run_coordinator(argv: Sequence[str]) -> int:
+    parser = Parser(
+        "coordinator",
+        """The door for clients and for workers. It needs the target's tokenizer, no GPU and no torch.
+
+Workers announce themselves here, so start it first (they wait for it if you do not):
+
+  paceline coordinator --tokenizer models/big --host 10.0.0.1 --insecure
+  paceline verifier    --model models/big   --coordinator 10.0.0.1:50051 --host 10.0.0.1 --insecure
+  paceline drafter     --model models/small --coordinator 10.0.0.1:50051 --host 10.0.0.2 --insecure   (elsewhere)""",
+    )
+    model = parser.group("model")
+    model.add(
+        "--tokenizer",
+        "--target",
+        kind=options.text,
+        metavar="DIR",
+        required=True,
+        help="folder (or Hugging Face name) of the target; only its tokenizer and configuration are read",
+    )
+    network = parser.group("network")
+    add_host(network)
+    add_grpc_port(network)
+    add_pacing(parser)
+    add_logging(parser)
+    values = parser.parse(argv, os.environ)
+    _begin(values)
+    from coordinator.api import serve_coordinator
+    from coordinator.config import CoordinatorConfig
+    from coordinator.core.limits import Limits
+
+    config = CoordinatorConfig(
+        tokenizer=values.tokenizer,
+        host=values.host,
+        grpc_port=values.grpc_port,
+        insecure=values.insecure,
+        mode=None if values.mode == "auto" else Mode(values.mode),
+        rule=None if values.rule == "auto" else Rule(values.rule),
+        policy=values.length_policy,
+        window=values.window,
+        limits=Limits(max_waiting=values.max_waiting, max_draft_wait_s=values.max_draft_wait_ms / 1e3),
+    )
+    return asyncio.run(serve_coordinator(config))
+
+
+def run_verifier(argv: Sequence[str]) -> int:
+    parser = Parser(
+        "verifier",
+        """Holds the target model, decodes with it, and judges drafts by the request's rule.
+
+  paceline verifier --model models/big --coordinator 127.0.0.1:50051 --dtype bfloat16""",
+    )
+    add_worker(parser, "the target model", tensor_parallel="the target")
+    values = parser.parse(argv, os.environ)
+    runner, info = _load(values, Role.VERIFIER)
+    from verifier.batcher import Budget
+    from verifier.engine import VerifierEngine
+    from verifier.server import VERIFIER
+
+    budget = Budget(max_num_batched_tokens=values.max_num_batched_tokens, max_num_seqs=values.max_num_seqs)
+    return _serve(VerifierEngine(runner, info, budget), VERIFIER, runner, values)
+
+
+def run_drafter(argv: Sequence[str]) -> int:
+    parser = Parser(
+        "drafter",
+        """Holds the draft model and drafts ahead of the target. Its tokenizer must be the target's.
+
+A drafter can run on another machine than the verifier, and may come and go at any time: without one the verifier
+decodes by itself.
+
+  paceline drafter --model models/small --coordinator 10.0.0.1:50051 --host 10.0.0.2 --insecure""",
+    )
+    group = add_worker(parser, "the draft model", tensor_parallel="the drafter")
+    add_row_width(group)
+    values = parser.parse(argv, os.environ)
+    runner, info = _load(values, Role.DRAFTER)
+    from drafter.engine import DrafterEngine
+    from drafter.server import DRAFTER
+
+    engine = DrafterEngine(
+        runner, info, row_width=values.row_width, max_num_batched_tokens=values.max_num_batched_tokens
+    )
+    return _serve(engine, DRAFTER, runner, values)
+
+
+def _load(values: argparse.Namespace, role: Role) -> tuple[Any, WorkerInfo]:
+    os.environ.update(THREADS)
+    _begin(values)
+    check_bind(values.host, insecure=values.insecure)
+    if values.advertise is None and values.host.strip("[]") in ("0.0.0.0", "::"):
+        raise InvalidInput("--advertise", "", "is needed with this --host: the name by which coordinators reach you")
+    from paceline.engine.runner import Runner  # torch; several seconds
+
+    runner = Runner.load(
+        values.model,
+        dtype=values.dtype,
+        device=values.device,
+        kv_cache_bytes=values.kv_cache_memory,
+        block_size=values.block_size,
+        revision=values.revision,
+        max_model_len=values.max_model_len,
+        tensor_parallel_size=values.tensor_parallel_size,
+    )
+    return runner, WorkerInfo(
+        role=role,
+        address="",  # filled in once the port is known
+        incarnation=0,
+        model=values.model,
+        model_hash=runner.info.model_hash,
+        tokenizer_hash=runner.info.tokenizer_hash,
+        vocab_size=runner.info.vocab_size,
+        max_model_len=runner.info.max_model_len,
+        max_num_seqs=values.max_num_seqs,
+        eos_token_ids=runner.info.eos_token_ids,
+        dtype=runner.info.dtype,
+        device=runner.info.device,
+    )
+
+
+def _serve(engine: Any, kind: Any, runner: Any, values: argparse.Namespace) -> int:
+    from paceline.worker import serve_worker
+
+    try:
+        return asyncio.run(
+            serve_worker(
+                engine,
+                kind,
+                host=values.host,
+                port=values.port,
+                coordinators=values.coordinator,
+                insecure=values.insecure,
+                advertise=values.advertise,
+            )
+        )
+    finally:
+        runner.shutdown()
+
+
+def _begin(values: argparse.Namespace) -> None:
+    """Logging, and the watch over the supervisor, if there is one."""
+    logging.basicConfig(
+        level=values.log_level.upper(), stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
+    )
+    if os.environ.pop(SUPERVISED, ""):
+        threading.Thread(target=_follow_supervisor, name="supervisor", daemon=True).start()
+
+
+def _follow_supervisor() -> None:
+    """Ends this process once nobody holds the other end of its standard input, however the supervisor died."""
+    while os.read(0, 4096):
+        pass
+    os.kill(os.getpid(), 15)
+    time.sleep(SHUTDOWN_S)
+    os._exit(1)
