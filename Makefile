@@ -40,6 +40,7 @@ proto: $(STAMP)  ## generate paceline/wire from proto/
 bench: $(STAMP)  ## the figures of docs/benchmarks.md (about half an hour)
 	$(RUN) -m bench.modes
 	$(RUN) -m bench.overhead
+	$(RUN) -m bench.engine
 
 clean:  ## remove what setup and the demo made
 	rm -rf $(VENV) .demo build *.egg-info

@@ -164,10 +164,11 @@ class CoordinatorServicer:
         )
 
     async def GetServerInfo(self, request: Any, context: Any) -> Any:  # noqa: N802
-        pipeline = self._coordinator.pipeline
+        pipeline, links = self._coordinator.pipeline, self._coordinator.links
+        infos = [links[worker.name].info if worker.name in links else worker.info for worker in pipeline.pools]
         return pb.ServerInfo(
             version=__version__,
-            workers=[codec.worker_info_to_wire(worker.info) for worker in pipeline.pools],
+            workers=[codec.worker_info_to_wire(info) for info in infos],
             num_requests_running=pipeline.num_running,
             num_requests_waiting=pipeline.num_waiting,
         )

@@ -163,6 +163,7 @@ class Coordinator:
         for link in self.links.values():
             if (link.info.address, link.info.incarnation) == (info.address, info.incarnation):
                 link.lease_until_s = lease_until_s
+                link.info = info  # its costs, as measured since
                 return
         self._check(info)
         name = f"{info.role}-{next(self._numbers)}"

@@ -124,7 +124,6 @@ def add_engine(parser: Parser) -> Group:
     group.add(
         "--kv-cache-memory",
         kind=options.size,
-        default=2**30,
         shown="1GiB",
         metavar="BYTES",
         help="memory of each worker's KV cache, such as 512MiB or 8GiB",
@@ -181,6 +180,14 @@ def add_worker(parser: Parser, what: str, *, tensor_parallel: str) -> Group:
         default=1,
         metavar="N",
         help=f"processes (GPUs) over which {tensor_parallel} is split; must divide its heads",
+    )
+    engine.add(
+        "--gpu-memory-utilization",
+        kind=options.number(0.01, 1),
+        default=0.9,
+        metavar="SHARE",
+        help="on a GPU without --kv-cache-memory: share of its memory that weights and KV cache take together; what "
+        "the forward pass needs comes out of the rest",
     )
     add_logging(parser)
     return engine

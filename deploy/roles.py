@@ -87,12 +87,13 @@ def run_verifier(argv: Sequence[str]) -> int:
     add_worker(parser, "the target model", tensor_parallel="the target")
     values = parser.parse(argv, os.environ)
     runner, info = _load(values, Role.VERIFIER)
+    from paceline.engine.cost import measure
     from verifier.batcher import Budget
     from verifier.engine import VerifierEngine
     from verifier.server import VERIFIER
 
     budget = Budget(max_num_batched_tokens=values.max_num_batched_tokens, max_num_seqs=values.max_num_seqs)
-    return _serve(VerifierEngine(runner, info, budget), VERIFIER, runner, values)
+    return _serve(VerifierEngine(runner, info, budget, cost=measure(runner)), VERIFIER, runner, values)
 
 
 def run_drafter(argv: Sequence[str]) -> int:
@@ -111,9 +112,14 @@ decodes by itself.
     runner, info = _load(values, Role.DRAFTER)
     from drafter.engine import DrafterEngine
     from drafter.server import DRAFTER
+    from paceline.engine.cost import measure
 
     engine = DrafterEngine(
-        runner, info, row_width=values.row_width, max_num_batched_tokens=values.max_num_batched_tokens
+        runner,
+        info,
+        row_width=values.row_width,
+        max_num_batched_tokens=values.max_num_batched_tokens,
+        cost=measure(runner),
     )
     return _serve(engine, DRAFTER, runner, values)
 
@@ -131,6 +137,7 @@ def _load(values: argparse.Namespace, role: Role) -> tuple[Any, WorkerInfo]:
         dtype=values.dtype,
         device=values.device,
         kv_cache_bytes=values.kv_cache_memory,
+        gpu_memory_utilization=values.gpu_memory_utilization,
         block_size=values.block_size,
         revision=values.revision,
         max_model_len=values.max_model_len,

@@ -16,6 +16,7 @@ from deploy.role_options import add_engine, add_grpc_port, add_host, add_logging
 from paceline.rpc import check_bind, signals
 
 COORDINATOR_START_S = 60.0
+SHARED_KV_CACHE_BYTES = 2**30
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,8 +93,10 @@ def _plan(values: argparse.Namespace) -> Plan:
     pacing = _given(values, "mode", "rule", "length_policy", "window", "max_draft_wait_ms", "max_waiting")
     engine = _given(
         values,
-        *("device", "max_num_seqs", "max_num_batched_tokens", "max_model_len", "kv_cache_memory", "block_size"),
+        *("device", "max_num_seqs", "max_num_batched_tokens", "max_model_len", "block_size"),
     )
+    # The workers may share a device, so none of them may take what is left of it.
+    engine += ("--kv-cache-memory", str(values.kv_cache_memory or SHARED_KV_CACHE_BYTES))
     dtype = ("--dtype", values.dtype)
     drafter_dtype = ("--dtype", values.drafter_dtype or values.dtype)
     size = ("--tensor-parallel-size", str(values.tensor_parallel_size))

@@ -7,9 +7,10 @@ sent: under rejection sampling the row is truncated and quantised first, and the
 
 from __future__ import annotations
 
+import logging
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -18,11 +19,14 @@ from drafter.policies import Policy, make
 from drafter.session import Session
 from paceline import noise, rows
 from paceline import sampling as law
-from paceline.engine.runner import Chunk, Runner
-from paceline.errors import InvalidInput, Overloaded
+from paceline.engine.cost import CostModel
+from paceline.engine.runner import Chunk, PoolFull, Runner
+from paceline.errors import InvalidInput, Overloaded, Unavailable
 from paceline.noise import Domain
 from paceline.rows import CountRows
 from paceline.types import Close, Commit, Draft, DrafterAsk, DrafterReply, Fault, OpenDraft, Rule, WorkerInfo
+
+log = logging.getLogger(__name__)
 
 Replies = list[tuple[int, DrafterReply]]
 
@@ -47,29 +51,37 @@ class DrafterEngine:
         row_width: int = 64,
         max_num_batched_tokens: int = 512,
         clock: Callable[[], float] = time.perf_counter,
+        cost: CostModel | None = None,
     ) -> None:
+        """`cost`: as measured at the start, or None to learn it while running."""
         self.runner = runner
-        self.info = info
+        self.cost = cost or CostModel()
+        self.info = replace(info, cost=self.cost.cost)
         self._longest = min(runner.info.max_model_len, runner.room())  # tokens of a request, the pool being empty
         self._row_width = row_width
         self._max_num_batched_tokens = max_num_batched_tokens
         self._clock = clock
-        self._entries: dict[str, _Entry] = {}  # by the sequence's name in the pool
+        self._entries: dict[str, _Entry] = {}  # by the sequence's name in the pool, oldest first
+        self._is_stalled = False  # all that is wanted waits for room which only an ask can make
+        self.num_preemptions = 0
 
     # --- asks
 
     def handle(self, peer: int, ask: DrafterAsk) -> Replies:
         """Take one ask; what comes back is what an open that was sent again asks for once more."""
+        self._is_stalled = False
         key = f"{peer}/{ask.request_id}"
         entry = self._entries.get(key)
         match ask:
             case OpenDraft() if entry:
+                self._check(ask.token_ids)
                 return [(peer, draft) for draft in entry.session.reopen(ask)]
             case OpenDraft():
                 self._admit(ask)
                 self.runner.open(key)
                 self._entries[key] = _Entry(peer, Session(ask), make(ask.policy))
             case Commit() if entry:
+                self._check(ask.token_ids)
                 entry.session.commit(ask)
             case Close():
                 self._close(key)
@@ -80,8 +92,16 @@ class DrafterEngine:
         if len(ask.token_ids) >= self._longest:
             fix = f"this drafter holds requests of at most {self._longest} tokens"
             raise InvalidInput("token_ids", f"{len(ask.token_ids)} tokens", fix)
+        self._check(ask.token_ids)
         if len(self._entries) >= self.info.max_num_seqs:
             raise Overloaded("requests on this drafter", self.info.max_num_seqs, retry_after_s=1.0)
+
+    def _check(self, token_ids: Sequence[int]) -> None:
+        """Raises Unavailable for a token that this model has no row for: the target's vocabulary may be wider."""
+        vocab_size = self.runner.info.vocab_size
+        if token_ids and max(token_ids) >= vocab_size:
+            fix = f"this drafter's vocabulary has {vocab_size} tokens; the request goes on without it"
+            raise Unavailable(f"token_ids={max(token_ids)}: {fix}")
 
     def _close(self, key: str) -> None:
         if self._entries.pop(key, None):
@@ -89,6 +109,7 @@ class DrafterEngine:
 
     def drop(self, peer: int) -> None:
         """That coordinator's stream has ended: free all its requests."""
+        self._is_stalled = False
         for key in [key for key, entry in self._entries.items() if entry.peer == peer]:
             self._close(key)
 
@@ -105,13 +126,17 @@ class DrafterEngine:
     # --- work
 
     def has_work(self) -> bool:
-        return any(entry.session.wants_token() for entry in self._entries.values())
+        return not self._is_stalled and any(entry.session.wants_token() for entry in self._entries.values())
 
     def step(self) -> Replies:
         """One forward pass, one token more for every request whose row it gave; the drafts this completed."""
         started_s = self._clock()
-        chunks = self._chunks()
-        logits = self.runner.forward(chunks)
+        chunks = self._chunks(self._with_room())
+        try:
+            logits = self.runner.forward(chunks)
+        except PoolFull as error:
+            return self._make_room(chunks, error)
+        self.info = self.cost.seen(self.info, chunks, 1e3 * (self._clock() - started_s))
         whole = [self._entries[chunk.sequence] for chunk in chunks if chunk.num_rows]
         for chunk in chunks:
             session = self._entries[chunk.sequence].session
@@ -122,12 +147,46 @@ class DrafterEngine:
             self._entries[chunk.sequence].session.draft_ms += step_ms
         return [(entry.peer, _send(entry.session)) for entry in complete]
 
-    def _chunks(self) -> list[Chunk]:
+    def _with_room(self) -> dict[str, Session[CountRows]]:
+        """The sessions that want a token and have room for it; the youngest may lose their cache for the others."""
+        wanted = {key: entry.session for key, entry in self._entries.items() if entry.session.wants_token()}
+        ends = {key: len(session.tokens) for key, session in wanted.items()}
+        sharing = self.runner.share([self.runner.claim(key, ends.get(key, 0)) for key in self._entries])
+        for key in sharing.preempted:
+            self._preempt(key)
+        going = {key: wanted[key] for key in sharing.going if key in wanted}
+        self._is_stalled = not going and not sharing.preempted
+        for key, session in going.items():
+            if session.computed == 0:
+                session.computed = self.runner.adopt(key, session.tokens)
+        return going
+
+    def _preempt(self, key: str) -> None:
+        """The cache goes, the chain stays and is forwarded anew."""
+        session = self._entries[key].session
+        log.info("%s loses its cache to older requests", session.ask.request_id)
+        self.runner.restart(key)
+        session.computed = 0
+        self.num_preemptions += 1
+
+    def _make_room(self, chunks: Sequence[Chunk], error: PoolFull) -> Replies:
+        """The estimate was short by a block. The youngest gives way; one that has all to itself can never fit."""
+        wanting = {chunk.sequence for chunk in chunks}
+        rivals = [key for key in self._entries if key in wanting or self.runner.length(key)]
+        if len(rivals) > 1:
+            self._preempt(rivals[-1])
+            return []
+        entry = self._entries[rivals[0]]
+        request_id = entry.session.ask.request_id
+        log.warning("refusing %s: %s", request_id, error)
+        self._close(rivals[0])
+        return [(entry.peer, Fault(request_id, str(error)))]
+
+    def _chunks(self, wanting: Mapping[str, Session[CountRows]]) -> list[Chunk]:
         """What to forward: requests under way first, prompts in the room that they leave."""
         chunks: list[Chunk] = []
         room = self._max_num_batched_tokens
-        wanting = [(key, entry.session) for key, entry in self._entries.items() if entry.session.wants_token()]
-        for key, session in sorted(wanting, key=lambda pair: len(pair[1].tokens) - pair[1].computed):
+        for key, session in sorted(wanting.items(), key=lambda pair: len(pair[1].tokens) - pair[1].computed):
             tokens = session.tokens[session.computed : session.computed + room]
             if not tokens:
                 break

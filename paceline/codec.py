@@ -49,6 +49,7 @@ from paceline.types import (
     Rule,
     SamplingParams,
     Source,
+    StepCost,
     Verdict,
     VerifierAsk,
     VerifierReply,
@@ -189,6 +190,15 @@ _OPEN_DRAFT = Message(
     stop_token_ids=_IDS,
 )
 _COMMIT = Message("commit", Commit, drafter_pb2.Commit, request_id=_ID, token_ids=tokens())
+_COST = Message(
+    "cost",
+    StepCost,
+    common_pb2.StepCost,
+    base_ms=_MS,
+    per_token_ms=_MS,
+    per_seq_ms=_MS,
+    per_context_token_ms=_MS,
+)
 _WORKER = Message(
     "worker",
     WorkerInfo,
@@ -204,6 +214,7 @@ _WORKER = Message(
     eos_token_ids=_IDS,
     dtype=matching("|".join(DTYPES), " or ".join(DTYPES)),
     device=_NAME,
+    cost=_COST.field,
 )
 
 

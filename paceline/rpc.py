@@ -122,8 +122,10 @@ def connect(address: str) -> Any:
     return grpc.aio.insecure_channel(address, options=CHANNEL_OPTIONS)
 
 
-async def keep_registered(coordinator: str, worker_info: Any) -> PacelineError:
-    """Register a worker (a protobuf `WorkerInfo`) for as long as it runs; returns the reason if it is refused.
+async def keep_registered(coordinator: str, worker_info: Callable[[], Any]) -> PacelineError:
+    """Register a worker for as long as it runs; returns the reason if it is refused.
+
+    `worker_info()` is the protobuf `WorkerInfo` as it is now; it is asked for anew with each call.
 
     A coordinator that is not there yet, or no more, is waited for.
     """
@@ -132,7 +134,7 @@ async def keep_registered(coordinator: str, worker_info: Any) -> PacelineError:
         register = coordinator_pb2_grpc.CoordinatorStub(channel).Register
         while True:
             try:
-                reply = await register(worker_info, timeout=REGISTER_TIMEOUT_S)
+                reply = await register(worker_info(), timeout=REGISTER_TIMEOUT_S)
             except grpc.aio.AioRpcError as error:
                 reason = error_of(error)
                 if isinstance(reason, InvalidInput):

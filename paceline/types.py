@@ -298,6 +298,21 @@ class Fault:
 
 
 @dataclass(frozen=True, slots=True)
+class StepCost:
+    """A worker's own estimate of what a forward pass takes (`paceline.engine.cost`); no part is negative."""
+
+    base_ms: float
+    per_token_ms: float
+    per_seq_ms: float
+    per_context_token_ms: float  # and sequence: for reading what is cached
+
+    def ms(self, num_tokens: int, num_seqs: int, context: float) -> float:
+        """A pass over `num_tokens` in all, of `num_seqs` requests with `context` cached tokens each on average."""
+        read_ms = self.per_context_token_ms * num_seqs * context
+        return self.base_ms + self.per_token_ms * num_tokens + self.per_seq_ms * num_seqs + read_ms
+
+
+@dataclass(frozen=True, slots=True)
 class WorkerInfo:
     """What a worker says of itself when it registers."""
 
@@ -313,6 +328,7 @@ class WorkerInfo:
     eos_token_ids: Tokens
     dtype: str
     device: str
+    cost: StepCost | None = None  # as measured so far; renewed with the lease
 
 
 VerifierAsk = OpenVerify | Verify | Decode | Close

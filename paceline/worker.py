@@ -248,6 +248,9 @@ class WorkerServer(Generic[Ask, Reply]):
     def __init__(self, engine: Engine[Ask, Reply], kind: Kind[Ask, Reply]) -> None:
         self.ended: asyncio.Future[int] = asyncio.get_running_loop().create_future()  # exit code
         self.info = engine.info
+        self._engine_info: Callable[[], WorkerInfo] = lambda: (
+            engine.info
+        )  # a whole new value each time, so that reading it needs no lock
         self._kind = kind
         self._peers = itertools.count(1)
         self._streams: dict[int, _Stream] = {}
@@ -344,9 +347,13 @@ class WorkerServer(Generic[Ask, Reply]):
         if not self.ended.done():
             self.ended.set_result(code)
 
+    def _info_now(self) -> WorkerInfo:
+        """What is registered, with the engine's present estimate of its costs."""
+        return replace(self.info, cost=self._engine_info().cost)
+
     async def _register(self, coordinator: str) -> None:
         try:
-            reason = await keep_registered(coordinator, worker_info_to_wire(self.info))
+            reason = await keep_registered(coordinator, lambda: worker_info_to_wire(self._info_now()))
         except Exception as error:
             log.exception("the registration with %s failed", coordinator)
             self._end(1, f"the registration with {coordinator} failed: {type(error).__name__}")

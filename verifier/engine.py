@@ -17,6 +17,7 @@ from torch import Tensor
 
 from paceline import rows
 from paceline import sampling as law
+from paceline.engine.cost import CostModel
 from paceline.engine.runner import Chunk, PoolFull, Runner
 from paceline.errors import InvalidInput, Overloaded, PeerFault
 from paceline.rows import DraftRows
@@ -67,19 +68,25 @@ class VerifierEngine:
         info: WorkerInfo,
         budget: Budget | None = None,
         clock: Callable[[], float] = time.perf_counter,
+        cost: CostModel | None = None,
     ) -> None:
+        """`cost`: as measured at the start, or None to learn it while running."""
         self.runner = runner
-        self.info = info
+        self.cost = cost or CostModel()
+        self.info = replace(info, cost=self.cost.cost)
         self._longest = min(runner.info.max_model_len, runner.room())  # tokens of a request, the pool being empty
         self.budget = budget or Budget()
         self._clock = clock
         self._entries: dict[str, _Entry] = {}  # by the sequence's name in the pool, oldest first
         self._active: dict[str, None] = {}  # those that may have work; a set that remembers its order
+        self._is_stalled = False  # all that is wanted waits for room which only an ask can make
+        self.num_preemptions = 0
 
     # --- asks
 
     def handle(self, peer: int, ask: VerifierAsk) -> Replies:
         """Take one ask; the answer is empty unless the log answers it already."""
+        self._is_stalled = False
         key = f"{peer}/{ask.request_id}"
         entry = self._entries.get(key)
         now_s = self._clock()
@@ -136,6 +143,7 @@ class VerifierEngine:
 
     def drop(self, peer: int) -> None:
         """That coordinator's stream has ended: free all its requests."""
+        self._is_stalled = False
         for key in [key for key, entry in self._entries.items() if entry.peer == peer]:
             self._close(key)
 
@@ -152,25 +160,61 @@ class VerifierEngine:
     # --- work
 
     def has_work(self) -> bool:
-        return bool(self._active)
+        return bool(self._active) and not self._is_stalled
 
     def step(self) -> Replies:
         """At most one forward pass; the verdicts and refusals that came of it."""
         replies: Replies = []
         wanted = {key: work for key in list(self._active) if (work := self._wanted(key, replies))}
+        wanted = self._with_room(wanted)
         while wanted:
             shares = plan([self._ready(key, work) for key, work in wanted.items()], self.budget)
             try:
                 replies += self._forward({key: wanted[key] for key in shares}, shares)
                 break
             except PoolFull as error:
-                youngest = next(key for key in reversed(self._entries) if key in shares)
-                entry = self._entries[youngest]
-                log.warning("refusing %s: %s", entry.request_id, error)
-                replies.append((entry.peer, Fault(entry.request_id, str(error))))
-                self._close(youngest)
-                del wanted[youngest]
+                replies += self._make_room(wanted, error)
         return replies
+
+    def _with_room(self, wanted: dict[str, Work]) -> dict[str, Work]:
+        """The part of `wanted` that the pool has room for; the youngest requests may lose their cache for it."""
+        if not wanted:
+            return wanted
+        ends = {key: work.start + len(work.token_ids) for key, work in wanted.items()}
+        sharing = self.runner.share([self.runner.claim(key, ends.get(key, 0)) for key in self._entries])
+        for key in sharing.preempted:
+            self._preempt(key)
+        going = [key for key in sharing.going if key in wanted]
+        self._is_stalled = not going and not sharing.preempted
+        return {key: work for key in going if (work := self._started(key, wanted[key]))}
+
+    def _started(self, key: str, work: Work) -> Work | None:
+        """The same work, less what is cached of it already; None if nothing remains that must be done now."""
+        session = self._entries[key].session
+        if session.computed == 0 and (num_cached := self.runner.adopt(key, session.log)):
+            session.adopted(num_cached)
+            return session.work()
+        return work
+
+    def _preempt(self, key: str) -> None:
+        log.info("%s loses its cache to older requests", self._entries[key].request_id)
+        self.runner.restart(key)
+        self._entries[key].session.preempted()
+        self._active[key] = None
+        self.num_preemptions += 1
+
+    def _make_room(self, wanted: dict[str, Work], error: PoolFull) -> Replies:
+        """The estimate was short by a block. The youngest gives way; one that has all to itself can never fit."""
+        rivals = [key for key in self._entries if key in wanted or self.runner.length(key)]
+        youngest = rivals[-1]
+        wanted.pop(youngest, None)
+        if len(rivals) > 1:
+            self._preempt(youngest)
+            return []
+        entry = self._entries[youngest]
+        log.warning("refusing %s: %s", entry.request_id, error)
+        self._close(youngest)
+        return [(entry.peer, Fault(entry.request_id, str(error)))]
 
     def _wanted(self, key: str, replies: Replies) -> Work | None:
         """What the session wants forwarded, once all is done for which a retained row suffices."""
@@ -215,6 +259,7 @@ class VerifierEngine:
             tokens = work.token_ids[: shares[key]]
             chunks.append(Chunk(key, work.start, tokens, work.num_rows if whole else 0))
         logits = self.runner.forward(chunks)
+        self.info = self.cost.seen(self.info, chunks, 1e3 * (self._clock() - started_s))
         replies: Replies = []
         at = 0
         for chunk in chunks:

@@ -2,8 +2,9 @@
 
 The log is the truth of the request and only grows; a verdict is a piece of it, so any ask may be repeated. The KV
 cache holds `log[:computed]`; what is committed but not in it is `pending`: the prompt at first, later at most the one
-token the target chose itself. Under rejection sampling an open draft that was kept whole leaves nothing pending but a
-*retained row*: the target's distribution for the next position, which will judge the next draft's first token.
+token the target chose itself, and the whole log again after a preemption. Under rejection sampling an open draft that
+was kept whole leaves nothing pending but a *retained row*: the target's distribution for the next position, which will
+judge the next draft's first token.
 
 What is done next, in this order:
 1. judge the drafts that have arrived, as one chain;
@@ -168,6 +169,15 @@ class Session(Generic[Row]):
         self.computed += num_tokens
         self.retained = row if self.computed == len(self.log) else None
         self._retain = self._retain and self.retained is None
+
+    def adopted(self, num_tokens: int) -> None:
+        """The first `num_tokens` of the log are in the cache, because another request had them there."""
+        self.computed = num_tokens
+
+    def preempted(self) -> None:
+        """The cache is gone. The log stays, and all of it is pending; a retained row is computed anew with it."""
+        self.computed = 0
+        self.retained = None
 
     def judged(
         self,

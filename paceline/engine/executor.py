@@ -24,6 +24,7 @@ from paceline.engine.weights import Checkpoint
 from paceline.errors import InvalidInput, Unsupported
 
 _NUM_PROBE_TOKENS = 8
+_DEFAULT_BYTES = 1 << 30
 # Where copying a sequence's keys costs a CPU core about as much as one more call of the attention kernel (measured
 # with 8 sequences of 256 tokens and models of 1 to 90 million parameters).
 _MAX_BATCHED_BYTES = 512 << 10
@@ -35,17 +36,19 @@ _MAX_ERROR = {torch.float32: 1e-3, torch.bfloat16: 0.2}
 class Options:
     """What every rank must agree on to build its executor. All fields are plain: they travel as JSON.
 
-    The pool holds `max_num_tokens` tokens, or if that is None what fits in `kv_cache_bytes` on each rank.
+    The pool holds `max_num_tokens` tokens, or if that is None what fits in `kv_cache_bytes` on each rank. If both are
+    None it takes what is left of `gpu_memory_utilization`, a share of the GPU's memory, and 1 GiB on a CPU.
     """
 
     folder: str
     dtype: str
     device: str
     max_num_tokens: int | None
-    kv_cache_bytes: int
+    kv_cache_bytes: int | None
     block_size: int
     max_model_len: int | None
     tensor_parallel_size: int
+    gpu_memory_utilization: float = 0.9
 
 
 def prepare(checkpoint: Checkpoint, options: Options, *, rank: int = 0) -> Executor:
@@ -56,15 +59,33 @@ def prepare(checkpoint: Checkpoint, options: Options, *, rank: int = 0) -> Execu
     executor = Executor(model, device=device, block_size=options.block_size)
     if size == 1:
         executor.slim(checkpoint.max_model_len)
-    num_tokens = options.max_num_tokens or options.kv_cache_bytes // executor.token_bytes
+    num_bytes = pool_bytes(options, torch.device(device))
+    num_tokens = options.max_num_tokens or num_bytes // executor.token_bytes
     num_blocks = num_tokens // options.block_size
     if num_blocks * options.block_size < _NUM_PROBE_TOKENS:
         fix = f"the pool would hold {num_blocks} blocks of {options.block_size} tokens, too few to start; raise it"
         if options.max_num_tokens is not None:
             raise InvalidInput("max_num_tokens", options.max_num_tokens, fix)
-        raise InvalidInput("kv_cache_bytes", options.kv_cache_bytes, fix)
+        raise InvalidInput("kv_cache_bytes", num_bytes, fix)
     executor.allocate(num_blocks)
     return executor
+
+
+def pool_bytes(options: Options, device: torch.device) -> int:
+    """KV memory on one rank, the model being loaded. Raises InvalidInput if the GPU's share is used up already.
+
+    What a forward pass needs beside it comes out of the rest, so a share of 1 leaves nothing for it.
+    """
+    if options.kv_cache_bytes is not None:
+        return options.kv_cache_bytes
+    if device.type != "cuda":
+        return _DEFAULT_BYTES
+    num_free, num_bytes = torch.cuda.mem_get_info(device)
+    left = int(options.gpu_memory_utilization * num_bytes) - (num_bytes - num_free)
+    if left <= 0:
+        fix = f"{(num_bytes - num_free) / num_bytes:.0%} of the GPU's memory is in use before the KV pool; raise it"
+        raise InvalidInput("gpu_memory_utilization", options.gpu_memory_utilization, fix)
+    return left
 
 
 class Executor:

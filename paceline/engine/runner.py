@@ -7,6 +7,7 @@ thread.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 
@@ -16,9 +17,11 @@ from paceline.engine.info import ModelInfo
 from paceline.engine.parallel import Leader
 from paceline.engine.plan import Chunk, build
 from paceline.engine.pool import BlockPool, Extension, PoolFull
+from paceline.engine.prefix import PrefixStats
+from paceline.engine.room import Claim, Sharing, share
 from paceline.errors import InvalidInput
 
-__all__ = ["Chunk", "ModelInfo", "PoolFull", "Runner"]
+__all__ = ["Chunk", "Claim", "ModelInfo", "PoolFull", "PrefixStats", "Runner"]
 
 
 class Runner:
@@ -37,21 +40,25 @@ class Runner:
         dtype: str = "float32",
         device: str = "cpu",
         max_num_tokens: int | None = None,
-        kv_cache_bytes: int = 1 << 30,
+        kv_cache_bytes: int | None = None,
+        gpu_memory_utilization: float = 0.9,
         block_size: int = 16,
         revision: str | None = None,
         max_model_len: int | None = None,
         tensor_parallel_size: int = 1,
         tensor_parallel_timeout_s: float = 20.0,
+        prefix_caching: bool = True,
     ) -> Runner:
         """Loads and validates `model`, a folder or a Hugging Face name.
 
         The pool holds `max_num_tokens` tokens over all sequences, or what fits in `kv_cache_bytes` on each
-        rank. Sets torch to one thread for this process: a second OpenMP thread makes a busy CPU ten times
-        slower. Raises InvalidInput for bad options or a bad model folder, Unsupported for a model this engine
-        cannot serve.
+        rank; by default what is left of `gpu_memory_utilization`, or 1 GiB on a CPU. Sets torch to one thread for
+        this process: a second OpenMP thread makes a busy CPU ten times slower. Raises InvalidInput for bad options
+        or a bad model folder, Unsupported for a model this engine cannot serve.
         """
         _check_options(dtype, device, max_num_tokens, kv_cache_bytes, block_size, tensor_parallel_size)
+        if not 0 < gpu_memory_utilization <= 1:
+            raise InvalidInput("gpu_memory_utilization", gpu_memory_utilization, "must be over 0 and at most 1")
         torch.set_num_threads(1)
         checkpoint = weights.inspect(model, revision=revision, max_model_len=max_model_len)
         options = Options(
@@ -63,6 +70,7 @@ class Runner:
             block_size=block_size,
             max_model_len=max_model_len,
             tensor_parallel_size=tensor_parallel_size,
+            gpu_memory_utilization=gpu_memory_utilization,
         )
         executor: Executor | Leader
         if tensor_parallel_size > 1:
@@ -80,15 +88,29 @@ class Runner:
             device=device,
             num_parameters=sum(parameter.numel() for parameter in executor.model.parameters()),
         )
-        return cls(executor, BlockPool(executor.num_blocks, block_size), info)
+        salt = f"{model_hash} {dtype}"
+        return cls(executor, BlockPool(executor.num_blocks, block_size, salt=salt, prefix_caching=prefix_caching), info)
 
-    def open(self, sequence: str) -> None:
-        """Adds an empty sequence. Raises InvalidInput if it is open already."""
+    def open(self, sequence: str, token_ids: Sequence[int] = ()) -> int:
+        """Adds a sequence; how many leading `token_ids` are cached already. Raises InvalidInput if it is open."""
         self._pool.open(sequence)
+        return self._pool.adopt(sequence, token_ids)
+
+    def adopt(self, sequence: str, token_ids: Sequence[int]) -> int:
+        """Shares what other sequences have cached of `token_ids` with one that has cached nothing yet.
+
+        Returns how many tokens that is: whole blocks, and at least one token less than `token_ids`.
+        """
+        return self._pool.adopt(sequence, token_ids)
 
     def close(self, sequence: str) -> None:
-        """Frees the sequence's blocks; unknown ids are a no-op, so a close may be repeated."""
+        """Lets go of the sequence's blocks, which stay cached until room is wanted; unknown ids are a no-op."""
         self._pool.close(sequence)
+
+    def restart(self, sequence: str) -> None:
+        """Takes all blocks from a sequence, which stays open: its tokens must be forwarded, or adopted, anew."""
+        self._pool.close(sequence)
+        self._pool.open(sequence)
 
     def length(self, sequence: str) -> int:
         """Cached tokens of a sequence. Raises UnknownRequest if it is not open."""
@@ -98,16 +120,32 @@ class Runner:
         """Tokens in free blocks. A sequence may also fill up the last block that it owns."""
         return self._pool.num_free_blocks * self._pool.block_size
 
+    def claim(self, sequence: str, num_tokens: int) -> Claim:
+        """What a sequence that wants to hold `num_tokens` has and needs, in blocks."""
+        size = self._pool.block_size
+        return Claim(sequence, -(-self._pool.length(sequence) // size), -(-num_tokens // size))
+
+    def share(self, claims: Sequence[Claim]) -> Sharing:
+        """Who may go on, by age; see `room.py`. `claims`: of all sequences, oldest first."""
+        return share(claims, self._pool.num_free_blocks, self._pool.num_owned_blocks)
+
+    @property
+    def prefix_stats(self) -> PrefixStats:
+        """How much of the prompts was found cached, since the start."""
+        return self._pool.prefix_stats
+
     def forward(self, chunks: Sequence[Chunk]) -> torch.Tensor:
         """One ragged forward pass: logits [sum of num_rows, vocab_size] float32, rows in the chunks' order.
 
         Each chunk cuts its sequence to `start` and extends it by its tokens. A chunk without tokens only
         cuts. Raises PoolFull, UnknownRequest, or ValueError (a caller's bug) before anything has changed. If
-        the pass itself fails, every sequence of the step is left cut to its `start`.
+        the pass itself fails, every sequence of the step is left cut to its `start`, or to the start of a shared
+        block before it.
 
         The result is an inference tensor: arithmetic in place needs `torch.inference_mode()` around it.
         """
         self._check(chunks)
+        chunks = [self._from_writable_start(chunk) for chunk in chunks]
         wishes = [Extension(chunk.sequence, chunk.start, chunk.start + len(chunk.token_ids)) for chunk in chunks]
         tables = self._pool.extend(wishes)
         pairs = [pair for pair in zip(chunks, tables, strict=True) if len(pair[0].token_ids)]
@@ -115,19 +153,33 @@ class Runner:
             return torch.empty(0, self.info.vocab_size, device=self.info.device)
         plan = build([chunk for chunk, _ in pairs], [table for _, table in pairs])
         try:
-            return self._executor.run(plan)
+            logits = self._executor.run(plan)
         except BaseException:
             for chunk in chunks:
                 self._pool.cut(chunk.sequence, chunk.start)
             raise
+        for chunk, _ in pairs:
+            self._pool.record(chunk.sequence, chunk.start, chunk.token_ids)
+        return logits
 
     def shutdown(self) -> None:
         """Ends the other ranks of a tensor parallel group, if there are any. May be repeated."""
         self._executor.shutdown()
 
     def check_integrity(self) -> None:
-        """Raises AssertionError if a block is leaked, owned twice, or owned without need."""
+        """Raises AssertionError if a block is leaked, miscounted, shared unlawfully, or held without need."""
         self._pool.check_integrity()
+
+    def _from_writable_start(self, chunk: Chunk) -> Chunk:
+        """The chunk, with the kept part of a block before it if that block is shared and so cannot be written.
+
+        That part is forwarded once more, into a block of the sequence's own. It happens only after a rollback into
+        what another sequence has taken over, and costs less than a block of tokens.
+        """
+        if not len(chunk.token_ids):
+            return chunk
+        start, token_ids = self._pool.writable_start(chunk.sequence, chunk.start)
+        return replace(chunk, start=start, token_ids=[*token_ids, *chunk.token_ids]) if token_ids else chunk
 
     def _check(self, chunks: Sequence[Chunk]) -> None:
         if len({chunk.sequence for chunk in chunks}) < len(chunks):
@@ -146,7 +198,7 @@ def _check_options(
     dtype: str,
     device: str,
     max_num_tokens: int | None,
-    kv_cache_bytes: int,
+    kv_cache_bytes: int | None,
     block_size: int,
     tensor_parallel_size: int,
 ) -> None:

@@ -141,7 +141,7 @@ class Fault(_message.Message):
     def __init__(self, request_id: _Optional[str] = ..., message: _Optional[str] = ..., blame: _Optional[_Union[Blame, str]] = ...) -> None: ...
 
 class WorkerInfo(_message.Message):
-    __slots__ = ("role", "address", "incarnation", "model", "model_hash", "tokenizer_hash", "vocab_size", "max_model_len", "max_num_seqs", "eos_token_ids", "dtype", "device")
+    __slots__ = ("role", "address", "incarnation", "model", "model_hash", "tokenizer_hash", "vocab_size", "max_model_len", "max_num_seqs", "eos_token_ids", "dtype", "device", "cost")
     ROLE_FIELD_NUMBER: _ClassVar[int]
     ADDRESS_FIELD_NUMBER: _ClassVar[int]
     INCARNATION_FIELD_NUMBER: _ClassVar[int]
@@ -154,6 +154,7 @@ class WorkerInfo(_message.Message):
     EOS_TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
     DTYPE_FIELD_NUMBER: _ClassVar[int]
     DEVICE_FIELD_NUMBER: _ClassVar[int]
+    COST_FIELD_NUMBER: _ClassVar[int]
     role: Role
     address: str
     incarnation: int
@@ -166,4 +167,17 @@ class WorkerInfo(_message.Message):
     eos_token_ids: _containers.RepeatedScalarFieldContainer[int]
     dtype: str
     device: str
-    def __init__(self, role: _Optional[_Union[Role, str]] = ..., address: _Optional[str] = ..., incarnation: _Optional[int] = ..., model: _Optional[str] = ..., model_hash: _Optional[str] = ..., tokenizer_hash: _Optional[str] = ..., vocab_size: _Optional[int] = ..., max_model_len: _Optional[int] = ..., max_num_seqs: _Optional[int] = ..., eos_token_ids: _Optional[_Iterable[int]] = ..., dtype: _Optional[str] = ..., device: _Optional[str] = ...) -> None: ...
+    cost: StepCost
+    def __init__(self, role: _Optional[_Union[Role, str]] = ..., address: _Optional[str] = ..., incarnation: _Optional[int] = ..., model: _Optional[str] = ..., model_hash: _Optional[str] = ..., tokenizer_hash: _Optional[str] = ..., vocab_size: _Optional[int] = ..., max_model_len: _Optional[int] = ..., max_num_seqs: _Optional[int] = ..., eos_token_ids: _Optional[_Iterable[int]] = ..., dtype: _Optional[str] = ..., device: _Optional[str] = ..., cost: _Optional[_Union[StepCost, _Mapping]] = ...) -> None: ...
+
+class StepCost(_message.Message):
+    __slots__ = ("base_ms", "per_token_ms", "per_seq_ms", "per_context_token_ms")
+    BASE_MS_FIELD_NUMBER: _ClassVar[int]
+    PER_TOKEN_MS_FIELD_NUMBER: _ClassVar[int]
+    PER_SEQ_MS_FIELD_NUMBER: _ClassVar[int]
+    PER_CONTEXT_TOKEN_MS_FIELD_NUMBER: _ClassVar[int]
+    base_ms: float
+    per_token_ms: float
+    per_seq_ms: float
+    per_context_token_ms: float
+    def __init__(self, base_ms: _Optional[float] = ..., per_token_ms: _Optional[float] = ..., per_seq_ms: _Optional[float] = ..., per_context_token_ms: _Optional[float] = ...) -> None: ...

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import transformers
 from paceline.engine import executor, step
 from paceline.engine.pool import BlockPool
 from paceline.engine.runner import Chunk, PoolFull, Runner
-from paceline.errors import UnknownRequest
+from paceline.errors import InvalidInput, UnknownRequest
 from tests.engine.conftest import ARCHITECTURES, VOCAB_SIZE, WINDOW
 
 # Rounding of fp32 in another order of summation, relative to the largest logit.
@@ -118,7 +119,7 @@ def test_mixed_steps_with_rollback_equal_plain_forwards(model_folder: Folders, a
     assert len(conversation.rows) > 50
 
 
-def take_any(pool: BlockPool, last: int | None) -> int:
+def take_any(pool: BlockPool, last: int | None, num_wanted: int) -> int:
     """A block that does not follow the sequence's last one, if there is a choice."""
     free = [block for block in range(pool.num_blocks) if pool._free[block]]
     block = free[(7 * len(free)) // 11]
@@ -260,3 +261,13 @@ def test_the_pool_is_sized_from_a_memory_budget(model_folder: Folders) -> None:
     # 2 layers x 2 kv heads x 2 x 16 values x 4 bytes = 512 bytes a token
     runner = Runner.load(str(model_folder("Llama")), kv_cache_bytes=512 * 100)
     assert runner.room() == 96
+
+
+def test_on_a_gpu_the_pool_takes_what_is_left_of_its_share(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (600, 1000))
+    options = executor.Options("", "float32", "cuda", None, None, 16, None, 1, gpu_memory_utilization=0.9)
+    assert executor.pool_bytes(options, torch.device("cuda")) == 500
+    assert executor.pool_bytes(replace(options, kv_cache_bytes=7), torch.device("cuda")) == 7
+    assert executor.pool_bytes(options, torch.device("cpu")) == 1 << 30
+    with pytest.raises(InvalidInput, match="40% of the GPU's memory is in use"):
+        executor.pool_bytes(replace(options, gpu_memory_utilization=0.4), torch.device("cuda"))

@@ -84,7 +84,7 @@ def test_pair_loads_in_bfloat16_and_agrees_on_most_of_an_easy_answer() -> None:
     tokenizer = Tokenizer.from_file(str(PAIR[0] / "tokenizer.json"))
     prompt = tokenizer.encode("Question: Tom has 12 apples and buys 5 more. How many has he now?\nAnswer:").ids
     _, answer = next(continuations(target, [tuple(prompt)], temperature=0.0, seed=0, max_new_tokens=100))
-    assert compare(target, drafter, [answer]).agrees.float().mean() > 0.6
+    assert compare(target, [drafter], [answer])[0].agrees.float().mean() > 0.6
     assert "#### " in tokenizer.decode(list(answer.token_ids))
 
 

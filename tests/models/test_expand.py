@@ -185,4 +185,6 @@ def test_demo_target_expands_without_a_change(tmp_path: Path) -> None:
         model = LlamaForCausalLM.from_pretrained(directory, dtype=torch.float32)
         with torch.inference_mode():
             logits.append(model(input_ids=tokens).logits)
-    assert (logits[0] - logits[1]).abs().max() <= TOLERANCE
+    # Its logits reach beyond 10, and sums over other shapes round otherwise: the tolerance is relative here.
+    assert (logits[0] - logits[1]).abs().max() <= TOLERANCE * logits[0].abs().max()
+    assert torch.equal(logits[0].argmax(-1), logits[1].argmax(-1))

@@ -332,7 +332,7 @@ def test_a_model_agrees_with_itself_everywhere(tokenizer_dir: Path, data: Path) 
     model = tiny_model(tokenizer_dir, 2)
     tokenizer = Tokenizer.from_file(str(tokenizer_dir / "tokenizer.json"))
     documents = encode(read_documents(data)[:5], tokenizer)
-    positions = compare(model, model, documents)
+    (positions,) = compare(model, [model], documents)
     assert len(positions.agrees) == sum(len(d.token_ids) - d.prompt_length for d in documents)
     assert positions.agrees.all()
     assert positions.overlap.min() > 1 - 1e-4

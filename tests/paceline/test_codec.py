@@ -30,6 +30,7 @@ from paceline.types import (
     Rule,
     SamplingParams,
     Source,
+    StepCost,
     Verdict,
     Verify,
     WorkerInfo,
@@ -148,6 +149,7 @@ def worker_info(**changes: Any) -> WorkerInfo:
         "eos_token_ids": (1, 2),
         "dtype": "float32",
         "device": "cpu",
+        "cost": StepCost(10.0, 0.5, 0.25, 0.001),
     }
     return WorkerInfo(**(given | changes))
 

@@ -10,6 +10,7 @@ import signal
 import threading
 import time
 from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
 from typing import Any
 
 import grpc
@@ -20,7 +21,19 @@ from drafter.server import DRAFTER
 from drafter.server import serve as serve_drafter
 from paceline import codec, rpc, worker
 from paceline.errors import InvalidInput, PacelineError, Unsupported
-from paceline.types import Blame, Close, Decode, Fault, Role, Source, Verdict, VerifierAsk, VerifierReply, WorkerInfo
+from paceline.types import (
+    Blame,
+    Close,
+    Decode,
+    Fault,
+    Role,
+    Source,
+    StepCost,
+    Verdict,
+    VerifierAsk,
+    VerifierReply,
+    WorkerInfo,
+)
 from paceline.wire import coordinator_pb2, coordinator_pb2_grpc, verifier_pb2, verifier_pb2_grpc
 from paceline.worker import EngineThread, WorkerServer
 from verifier.server import VERIFIER
@@ -301,6 +314,20 @@ async def test_a_worker_registers_again_within_its_lease() -> None:
     assert set(registry.seen) == {server.info}
     assert server.info.address.startswith("127.0.0.1:")
     assert server.info.incarnation != 0
+    assert await server.stop(4)
+    await coordinator.stop()
+
+
+async def test_a_registration_carries_the_costs_as_they_are_now() -> None:
+    registry, engine = Registry(), Toy()
+    coordinator, port = await registry.start()
+    server = WorkerServer(engine, VERIFIER)
+    await server.start(coordinators=[f"127.0.0.1:{port}"])
+    await registry.wait_for(1)
+    assert registry.seen[0].cost is None
+    engine.info = replace(engine.info, cost=StepCost(10.0, 0.5, 0.25, 0.001))
+    await registry.wait_for(4)
+    assert registry.seen[-1].cost == engine.info.cost
     assert await server.stop(4)
     await coordinator.stop()
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from paceline import noise, rows, sampling
+from paceline.engine.room import Claim, Sharing, share
 from paceline.engine.runner import Chunk
 from paceline.noise import Domain
 from paceline.types import Draft, OpenVerify, Role, Rule, SamplingParams, Tokens, Verdict, Verify, WorkerInfo
@@ -37,8 +38,20 @@ class ToyRunner:
     def open(self, sequence: str) -> None:
         self.held[sequence] = []
 
+    def adopt(self, sequence: str, token_ids: Sequence[int]) -> int:
+        return 0
+
     def close(self, sequence: str) -> None:
         del self.held[sequence]
+
+    def length(self, sequence: str) -> int:
+        return len(self.held[sequence])
+
+    def claim(self, sequence: str, num_tokens: int) -> Claim:
+        return Claim(sequence, len(self.held[sequence]), num_tokens)
+
+    def share(self, claims: Sequence[Claim]) -> Sharing:
+        return share(claims, 1000, lambda sequence: len(self.held[sequence]))
 
     def forward(self, chunks: Sequence[Chunk]) -> Tensor:
         self.num_passes += 1

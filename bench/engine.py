@@ -1,0 +1,369 @@
+"""The verifier's engine alone, in this process: many requests at once, plain greedy decoding, one thread.
+
+    python -m bench.engine --target models/demo-target --parameters 90M
+
+Three parts:
+
+1. Tokens/s at several concurrencies, against transformers' continuous batching (what `generate_batch` does, with a
+   cache of explicit size; the start of its manager is not counted) and against `generate` request by request. The
+   same model, prompts and thread; the three take turns, and which of them begins moves on from round to round, so
+   that a noisy minute falls on all alike.
+2. What a step costs beyond the model's bare forward pass over the same tokens.
+3. Requests of mixed lengths, all at once in a pool so small that they are preempted, with prompts that share a
+   prefix: each must yield the tokens that it yields alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from bench import system
+from paceline.engine.runner import Runner
+from paceline.types import Close, OpenVerify, Role, Rule, SamplingParams, Tokens, Verdict, WorkerInfo
+from verifier.batcher import Budget
+from verifier.engine import VerifierEngine
+
+SHORT_BLOCK_SIZE = 4  # so that many blocks are shared, taken away and written anew
+PAGE_SIZE = 32  # of transformers' cache
+PEER = 1
+
+
+class Measured(NamedTuple):
+    num_tokens: int
+    seconds: float
+    outputs: list[Tokens]
+
+
+def engine(runner: Runner, max_num_batched_tokens: int, max_num_seqs: int) -> VerifierEngine:
+    known = runner.info
+    info = WorkerInfo(
+        Role.VERIFIER,
+        address="",
+        incarnation=1,
+        model="bench",
+        model_hash=known.model_hash,
+        tokenizer_hash=known.tokenizer_hash,
+        vocab_size=known.vocab_size,
+        max_model_len=known.max_model_len,
+        max_num_seqs=max_num_seqs,
+        eos_token_ids=known.eos_token_ids,
+        dtype=known.dtype,
+        device=known.device,
+    )
+    return VerifierEngine(runner, info, Budget(max_num_batched_tokens, max_num_seqs))
+
+
+def ours(it: VerifierEngine, prompts: Sequence[Tokens], num_tokens: Sequence[int], rule: Rule = Rule.MATCH) -> Measured:
+    """All requests at once, each until it has its number of tokens."""
+    sampling = SamplingParams(temperature=1.0 if rule is Rule.COUPLED else 0.0)
+    outputs: list[list[int]] = [[] for _ in prompts]
+    started_s = time.perf_counter()
+    for index, prompt in enumerate(prompts):
+        it.handle(PEER, OpenVerify(str(index), prompt, sampling, rule, 1 + index, num_tokens[index]))
+    num_open = len(prompts)
+    while num_open:
+        if not it.has_work():
+            raise RuntimeError("the engine waits for an ask, and none is due")
+        for _, reply in it.step():
+            if not isinstance(reply, Verdict):
+                raise RuntimeError(f"request {reply.request_id} was refused: {reply.message}")
+            index = int(reply.request_id)
+            outputs[index] += reply.token_ids
+            if len(outputs[index]) >= num_tokens[index]:
+                it.handle(PEER, Close(reply.request_id))
+                num_open -= 1
+    seconds = time.perf_counter() - started_s
+    return Measured(sum(map(len, outputs)), seconds, [tuple(output) for output in outputs])
+
+
+class Transformers:
+    """The baselines, on a model of their own with the same weights."""
+
+    def __init__(self, target: str, dtype: str, num_blocks: int, max_batch_tokens: int) -> None:
+        import transformers
+
+        self._transformers: Any = transformers
+        self._transformers.utils.logging.set_verbosity_error()
+        factory: Any = transformers.AutoModelForCausalLM
+        self.model = factory.from_pretrained(target, dtype=getattr(torch, dtype), attn_implementation="sdpa").eval()
+        # An end-of-sequence token would end a request early, and the three would do different work.
+        self.model.generation_config.eos_token_id = None
+        self._num_blocks, self._max_batch_tokens = num_blocks, max_batch_tokens
+
+    def one_by_one(self, prompts: Sequence[Tokens], num_tokens: int) -> Measured:
+        outputs: list[Tokens] = []
+        started_s = time.perf_counter()
+        with torch.inference_mode():
+            for prompt in prompts:
+                ids = torch.tensor([prompt])
+                found = self.model.generate(
+                    ids,
+                    attention_mask=torch.ones_like(ids),
+                    max_new_tokens=num_tokens,
+                    do_sample=False,
+                    pad_token_id=0,
+                )
+                outputs.append(tuple(found[0, len(prompt) :].tolist()))
+        return Measured(sum(map(len, outputs)), time.perf_counter() - started_s, outputs)
+
+    def batched(self, prompts: Sequence[Tokens], num_tokens: int) -> Measured:
+        """What `generate_batch` does, without the start and the end of its manager, which take half a second."""
+        config: Any = self._transformers.GenerationConfig
+        settings = config(max_new_tokens=num_tokens, do_sample=False, eos_token_id=-1, pad_token_id=0)
+        limits = self._transformers.ContinuousBatchingConfig(
+            page_size=PAGE_SIZE, num_blocks=self._num_blocks, max_batch_tokens=self._max_batch_tokens
+        )
+        with self.model.continuous_batching_context_manager(
+            generation_config=settings, continuous_batching_config=limits, block=True, timeout=5
+        ) as manager:
+            self._collect(manager, [list(prompts[0])], 2)  # its first request waits for its memory
+            started_s = time.perf_counter()
+            outputs = self._collect(manager, [list(prompt) for prompt in prompts], num_tokens)
+            seconds = time.perf_counter() - started_s
+        return Measured(sum(map(len, outputs)), seconds, outputs)
+
+    @staticmethod
+    def _collect(manager: Any, inputs: list[list[int]], num_tokens: int) -> list[Tokens]:
+        found: dict[str, Tokens] = {}
+        names = manager.add_requests(inputs=inputs, max_new_tokens=num_tokens)
+        while len(found) < len(inputs):
+            result = manager.get_result(timeout=1)
+            if result is not None and result.is_finished():
+                found[result.request_id] = tuple(result.generated_tokens)
+            elif result is None and not manager.is_running():
+                raise RuntimeError("transformers' generation thread has ended")
+        return [found[name] for name in names]
+
+
+def make_prompts(lengths: Sequence[int], vocab_size: int, seed: int, shared: int = 0) -> list[Tokens]:
+    """Random prompts, of which the first `shared` tokens are the same."""
+    rng = random.Random(seed)
+    head = [rng.randrange(vocab_size) for _ in range(shared)]
+    return [tuple((head + [rng.randrange(vocab_size) for _ in range(length)])[:length]) for length in lengths]
+
+
+# --- 1. throughput
+
+
+def throughput(target: str, given: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """One row a concurrency; rates are medians over rounds, the ratio that of paired rounds."""
+    num_slots = max(given.concurrencies) * (given.prompt_tokens + given.max_tokens + PAGE_SIZE)
+    # Prompts are repeated from round to round, and finding them cached would be no decoding.
+    runner = Runner.load(target, dtype=given.dtype, max_num_tokens=num_slots, prefix_caching=False)
+    baseline = Transformers(target, given.dtype, num_slots // PAGE_SIZE, given.max_num_batched_tokens)
+    for concurrency in given.concurrencies:
+        prompts = make_prompts([given.prompt_tokens] * concurrency, runner.info.vocab_size, seed=concurrency)
+        it = engine(runner, given.max_num_batched_tokens, concurrency)
+        ways: dict[str, Callable[[], Measured]] = {
+            "paceline": partial(ours, it, prompts, [given.max_tokens] * concurrency),
+            "generate_batch": partial(baseline.batched, prompts, given.max_tokens),
+            "generate": partial(baseline.one_by_one, prompts, given.max_tokens),
+        }
+        rates: dict[str, list[float]] = {name: [] for name in ways}
+        outputs: dict[str, list[Tokens]] = {}
+        names = list(ways)
+        for number in range(given.rounds + 1):  # the first one warms up and is not counted
+            for name in names[number % 3 :] + names[: number % 3]:
+                found = ways[name]()
+                outputs[name] = found.outputs
+                if number:
+                    rates[name].append(found.num_tokens / found.seconds)
+        row: dict[str, Any] = {"concurrency": concurrency}
+        row |= {f"{name}_tokens_per_s": statistics.median(rates[name]) for name in names}
+        for name in names[1:]:
+            pairs = zip(rates["paceline"], rates[name], strict=True)
+            row[f"over_{name}"] = statistics.median(mine / theirs for mine, theirs in pairs)
+            same = zip(outputs["paceline"], outputs[name], strict=True)
+            row[f"equal_to_{name}"] = sum(mine == theirs for mine, theirs in same) / concurrency
+        yield row
+    runner.check_integrity()
+
+
+# --- 2. overhead of a step
+
+
+def overhead(target: str, given: argparse.Namespace) -> list[dict[str, Any]]:
+    """Milliseconds of a decode step: all of it, what of it is the model's forward pass, and that of transformers."""
+    rows = []
+    for concurrency in given.concurrencies:
+        length = given.prompt_tokens
+        runner = Runner.load(target, dtype=given.dtype, max_num_tokens=concurrency * (length + given.steps + 32))
+        executor: Any = runner._executor
+        inside_ms: list[float] = []
+        executor._forward = _timed(executor._forward, inside_ms)
+        it = engine(runner, given.max_num_batched_tokens, concurrency)
+        prompts = make_prompts([length] * concurrency, runner.info.vocab_size, seed=concurrency)
+        for index, prompt in enumerate(prompts):
+            ask = OpenVerify(str(index), prompt, SamplingParams(temperature=0.0), Rule.MATCH, 1, given.steps + 2)
+            it.handle(PEER, ask)
+        while any(entry.session.computed < length for entry in it._entries.values()):
+            it.step()
+        it.step()
+        inside_ms.clear()
+        step_ms, bare_ms = [], []
+        bare = Bare(target, given.dtype, prompts)
+        for _ in range(given.steps):
+            started_s = time.perf_counter()
+            it.step()
+            step_ms.append(1e3 * (time.perf_counter() - started_s))
+            bare_ms.append(bare.step_ms())
+        step, inside = statistics.median(step_ms), statistics.median(inside_ms)
+        rows.append(
+            {
+                "concurrency": concurrency,
+                "step_ms": step,
+                "forward_ms": inside,
+                "overhead": statistics.median(
+                    all_ms / own_ms - 1 for all_ms, own_ms in zip(step_ms, inside_ms, strict=True)
+                ),
+                "transformers_forward_ms": statistics.median(bare_ms),
+            }
+        )
+    return rows
+
+
+def _timed(call: Any, into: list[float]) -> Any:
+    def timed(*arguments: Any) -> Any:
+        started_s = time.perf_counter()
+        result = call(*arguments)
+        into.append(1e3 * (time.perf_counter() - started_s))
+        return result
+
+    return timed
+
+
+class Bare:
+    """transformers' forward pass over one token of each of several sequences, with its own cache."""
+
+    def __init__(self, target: str, dtype: str, prompts: Sequence[Tokens]) -> None:
+        import transformers
+
+        factory: Any = transformers.AutoModelForCausalLM
+        self._model = factory.from_pretrained(target, dtype=getattr(torch, dtype), attn_implementation="sdpa").eval()
+        with torch.inference_mode():
+            self._cache = self._model(torch.tensor(prompts), use_cache=True, logits_to_keep=1).past_key_values
+        self._ids = torch.tensor([[prompt[-1]] for prompt in prompts])
+
+    def step_ms(self) -> float:
+        started_s = time.perf_counter()
+        with torch.inference_mode():
+            self._model(self._ids, past_key_values=self._cache, use_cache=True, logits_to_keep=1)
+        seconds = time.perf_counter() - started_s
+        self._cache.crop(-1)
+        return 1e3 * seconds
+
+
+# --- 3. equality
+
+
+def equality(target: str, given: argparse.Namespace) -> list[dict[str, Any]]:
+    """fp32: all at once in a short pool, with shared prefixes, against each alone in a large one without a cache."""
+    rng = random.Random(1)
+    lengths = [rng.randint(8, given.prompt_tokens + 8) for _ in range(given.num_mixed)]
+    numbers = [rng.randint(4, given.max_tokens) for _ in lengths]
+    longest = max(length + number for length, number in zip(lengths, numbers, strict=True))
+    large = Runner.load(target, max_num_tokens=longest + 64, prefix_caching=False)
+    total = sum(lengths) + sum(numbers)
+    short = Runner.load(target, max_num_tokens=max(3 * longest // 2, total // 8), block_size=SHORT_BLOCK_SIZE)
+    prompts = make_prompts(lengths, large.info.vocab_size, seed=2, shared=given.prompt_tokens // 2)
+    rows = []
+    for rule in (Rule.MATCH, Rule.COUPLED):
+        together = engine(short, 64, given.num_mixed)
+        found = ours(together, prompts, numbers, rule).outputs
+        short.check_integrity()
+        alone = []
+        for index, prompt in enumerate(prompts):
+            it = engine(large, 64, given.num_mixed)
+            alone.append(_alone(it, index, prompt, numbers[index], rule))
+        rows.append(
+            {
+                "rule": rule.value,
+                "requests": len(prompts),
+                "equal": sum(mine == theirs for mine, theirs in zip(found, alone, strict=True)),
+                "preemptions": together.num_preemptions,
+                "prefix_tokens_hit": short.prefix_stats.num_hit_tokens,
+            }
+        )
+    return rows
+
+
+def _alone(it: VerifierEngine, index: int, prompt: Tokens, num_tokens: int, rule: Rule) -> Tokens:
+    """As `ours` does it, under the seed that request `index` has there."""
+    sampling = SamplingParams(temperature=1.0 if rule is Rule.COUPLED else 0.0)
+    it.handle(PEER, OpenVerify("0", prompt, sampling, rule, 1 + index, num_tokens))
+    output: list[int] = []
+    while len(output) < num_tokens:
+        output += [token for _, reply in it.step() if isinstance(reply, Verdict) for token in reply.token_ids]
+    it.handle(PEER, Close("0"))
+    return tuple(output)
+
+
+def show(title: str, rows: Sequence[dict[str, Any]], console: Console) -> None:
+    table = Table(title=title)
+    for column in rows[0]:
+        table.add_column(column.replace("_", " "), justify="right")
+    for row in rows:
+        table.add_row(*(f"{value:.3g}" if isinstance(value, float) else str(value) for value in row.values()))
+    console.print(table)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="bench.engine", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--target", default="models/demo-target", help="unexpanded target")
+    parser.add_argument("--parameters", default="90M", help="expand the target to about this; 0 = leave it")
+    parser.add_argument("--concurrencies", type=_integers, default=(1, 4, 16, 64), help="comma separated (1,4,16,64)")
+    parser.add_argument("--prompt-tokens", type=int, default=64)
+    parser.add_argument("--max-tokens", type=int, default=48)
+    parser.add_argument("--max-num-batched-tokens", type=int, default=512)
+    parser.add_argument("--num-mixed", type=int, default=64, help="requests of the equality part")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=40, help="decode steps of the overhead part")
+    parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--only", choices=("throughput", "overhead", "equality"))
+    parser.add_argument("--json", metavar="FILE", help="write all figures there")
+    given = parser.parse_args(arguments)
+    torch.set_num_threads(1)
+    console = Console(width=170)
+    with tempfile.TemporaryDirectory() as folder:
+        target = given.target if given.parameters == "0" else _expand(given, Path(folder) / "target")
+        report: dict[str, Any] = {"commit": system.commit(), "machine": system.machine(), "arguments": vars(given)}
+        console.print(f"commit {report['commit']}; {report['machine']}; one thread; target of {given.parameters}")
+        for part in (throughput, overhead, equality):
+            if given.only in (None, part.__name__):
+                rows = report[part.__name__] = list(part(target, given))
+                show(part.__name__, rows, console)
+    if given.json:
+        Path(given.json).write_text(json.dumps(report, indent=1))
+    mixed = report.get("equality", [])
+    return 0 if all(row["equal"] == row["requests"] and row["preemptions"] for row in mixed) else 1
+
+
+def _expand(given: argparse.Namespace, output: Path) -> str:
+    from models import expand
+
+    expand.main([given.target, str(output), "--parameters", given.parameters])
+    return str(output)
+
+
+def _integers(text: str) -> tuple[int, ...]:
+    return tuple(int(item) for item in filter(None, text.split(",")))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
