@@ -14,13 +14,13 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from deploy import options
+from deploy import options, sampling_options
 from deploy.options import Parser
 from deploy.paint import Painter, legend, summary
 from paceline.client import AsyncClient, Chunk, Options
 from paceline.errors import InvalidInput, PacelineError, PeerFault, Unavailable
 from paceline.prompts import SHAPES, read_prompts
-from paceline.types import SamplingParams, Tokens
+from paceline.types import Tokens
 
 FEW = 4  # prompts; for more a progress bar is shown
 
@@ -33,12 +33,15 @@ class Answer:
     token_ids: Tokens = ()
     finish_reason: str = ""
     metrics: dict[str, Any] | None = None
+    logprobs: tuple[float, ...] = ()  # one a token, if they were asked for
     error: PacelineError | None = None
 
     def to_json(self) -> str:
         if self.error:
             return json.dumps({"error": str(self.error)})
-        fields = ("text", "token_ids", "finish_reason", "metrics")
+        fields: tuple[str, ...] = ("text", "token_ids", "finish_reason", "metrics")
+        if self.logprobs:
+            fields = (*fields, "logprobs")
         return json.dumps({field: getattr(self, field) for field in fields})
 
 
@@ -47,7 +50,7 @@ def run(argv: Sequence[str]) -> int:
     if (values.prompt is None) == (values.prompts is None):
         raise options.UsageError("--prompt, --prompts: give exactly one of them")
     # The same checks as the server's, before anything is sent: a wrong option is wrong for every prompt.
-    SamplingParams(values.temperature, values.top_k, values.top_p, values.seed)
+    sampling_options.given(values)
     prompts = [values.prompt] if values.prompts is None else read_prompts(values.prompts)
     return asyncio.run(_generate(prompts, values))
 
@@ -141,10 +144,7 @@ async def _answer(
 ) -> Answer:
     given: Options = {
         "max_tokens": values.max_tokens,
-        "temperature": values.temperature,
-        "top_p": values.top_p,
-        "top_k": values.top_k,
-        "seed": values.seed,
+        **sampling_options.given(values),
         "stop": values.stop,
         "ignore_eos": values.ignore_eos,
         "mode": values.mode,
@@ -153,14 +153,15 @@ async def _answer(
         "window": values.window,
         "timeout_s": values.timeout,
     }
-    text, token_ids = "", list[int]()
+    text, token_ids, logprobs = "", list[int](), list[float]()
     try:
         async for chunk in client.generate(prompt, **given):
             text += chunk.text
             token_ids += chunk.token_ids
+            logprobs += chunk.logprobs
             push(chunk)
             if chunk.finish_reason:
-                return Answer(text, tuple(token_ids), chunk.finish_reason, chunk.metrics)
+                return Answer(text, tuple(token_ids), chunk.finish_reason, chunk.metrics, tuple(logprobs))
         raise PeerFault("the coordinator ended the stream without a finish reason")
     except PacelineError as error:
         return Answer(text, error=error)
@@ -230,34 +231,10 @@ Text goes to standard output, figures to standard error.
     what.add(
         "--ignore-eos", kind=options.boolean, default=False, help="go on after the end-of-sequence token, to measure"
     )
-    _add_sampling(parser)
+    sampling_options.add(parser)
     _add_decoding(parser)
     _add_running(parser)
     return parser
-
-
-def _add_sampling(parser: Parser) -> None:
-    sampling = parser.group("sampling")
-    sampling.add(
-        "--temperature", kind=options.real, default=0.0, shown="0", metavar="T", help="0 = greedy, 1 = the model's own"
-    )
-    sampling.add(
-        "--top-k", kind=options.whole(0), default=0, shown="0", metavar="K", help="keep the K likeliest; 0 = all"
-    )
-    sampling.add(
-        "--top-p",
-        kind=options.real,
-        default=1.0,
-        shown="1",
-        metavar="P",
-        help="then the smallest set of at least this probability; 1 = all",
-    )
-    sampling.add(
-        "--seed",
-        kind=options.whole(0, 2**63 - 1),
-        metavar="S",
-        help="makes the output reproducible, with any drafter and in any mode",
-    )
 
 
 def _add_decoding(parser: Parser) -> None:
@@ -266,7 +243,7 @@ def _add_decoding(parser: Parser) -> None:
         "--mode", kind=options.mode, shown="the server's", metavar="MODE", help="off, sequential, pearl or auto"
     )
     decoding.add(
-        "--rule", kind=options.rule, shown="the server's", metavar="RULE", help="match, coupled, token or auto"
+        "--rule", kind=options.rule, shown="the server's", metavar="RULE", help="match, coupled, token, block or auto"
     )
     decoding.add(
         "--length-policy",
