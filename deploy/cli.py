@@ -21,6 +21,7 @@ COMMANDS = {
     "demo": ("deploy.demo", "run", "the main job on this machine: every mode side by side, with the demo models"),
     "serve": ("deploy.serve", "run", "coordinator, drafters and verifier on this machine, as separate processes"),
     "generate": ("deploy.generate", "run", "send prompts to a running coordinator"),
+    "check-lossless": ("deploy.check_lossless", "run", "does a running server write what its target alone would?"),
     "coordinator": ("deploy.roles", "run_coordinator", "one role alone: takes requests, plans drafting and verifying"),
     "verifier": ("deploy.roles", "run_verifier", "one role alone: holds the target model and judges drafts"),
     "drafter": ("deploy.roles", "run_drafter", "one role alone: holds the draft model and drafts ahead"),
@@ -65,7 +66,7 @@ def _dispatch(argv: list[str]) -> int:
 
 
 def _help() -> str:
-    commands = "\n".join(f"  {name:12} {summary}" for name, (_, _, summary) in COMMANDS.items())
+    commands = "\n".join(f"  {name:14} {summary}" for name, (_, _, summary) in COMMANDS.items())
     return f"""usage: paceline COMMAND [options]
 
 Speculative decoding with the drafter and the target in different processes, or on different machines: small models

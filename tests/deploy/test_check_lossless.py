@@ -1,0 +1,84 @@
+"""The command that any user can run against a live endpoint: it passes an honest server and catches a lying one."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections import Counter
+from types import SimpleNamespace
+from typing import Any
+
+from deploy.check_lossless import Equality
+from deploy.same_law import SameLaw, p_value
+from tests.deploy.conftest import Served, paceline
+
+
+def completion(tokens: tuple[int, ...], logprobs: tuple[float, ...]) -> Any:
+    return SimpleNamespace(token_ids=tokens, logprobs=logprobs)
+
+
+def test_an_honest_server_passes(served: Served) -> None:
+    done = paceline(
+        "check-lossless",
+        "--server",
+        served.address,
+        "--num-samples",
+        "160",
+        "--max-tokens",
+        "12",
+        "--json",
+        timeout_s=120,
+    )
+    assert done.code == 0, done.err
+    report = json.loads(done.out)
+    assert report["lossless"] is True
+    assert report["greedy"] == {"num_compared": 4, "num_near_ties": 0, "num_violations": 0}
+    assert report["coupled"]["num_violations"] == 0
+    assert set(report["sampled"]) == {"sequential", "pearl"}
+
+
+def test_a_difference_is_a_violation_unless_bfloat16_could_have_made_it() -> None:
+    plain, near, far = (
+        completion((1, 2), (-0.5, -1.0)),
+        completion((1, 3), (-0.5, -1.01)),
+        completion((1, 4), (-0.5, -9)),
+    )
+    for other, may_tie, expected in (
+        (near, True, (1, 0)),
+        (near, False, (0, 1)),
+        (far, True, (0, 1)),
+        (plain, True, (0, 0)),
+    ):
+        counts = Equality()
+        counts.count(plain, other, may_tie=may_tie)
+        assert (counts.num_near_ties, counts.num_violations) == expected
+
+
+def test_output_that_only_ends_earlier_is_a_violation() -> None:
+    counts = Equality()
+    counts.count(completion((1, 2), (-1, -1)), completion((1,), (-1,)), may_tie=True)
+    assert counts.num_violations == 1
+
+
+def draws(weights: list[float], count: int, seed: int) -> Counter[Any]:
+    return Counter(random.Random(seed).choices(range(len(weights)), weights, k=count))
+
+
+def test_one_law_is_called_different_no_more_often_than_the_error_level_says() -> None:
+    weights = [0.4, 0.3, 0.2, 0.06, 0.03, 0.01]
+    wrong = sum(p_value(draws(weights, 800, 2 * i), draws(weights, 800, 2 * i + 1)) < 0.05 for i in range(300))
+    assert 3 <= wrong <= 30, wrong
+
+
+def test_a_small_bias_is_found() -> None:
+    """What a wrong residual does: some hundredths of mass move."""
+    test = SameLaw(alpha=0.001, num_looks=8)
+    for look in range(8):
+        test.one.update(draws([0.4, 0.3, 0.2, 0.1], 500, 2 * look))
+        test.other.update(draws([0.34, 0.3, 0.2, 0.16], 500, 2 * look + 1))
+        test.look()
+    assert test.differs
+
+
+def test_too_little_to_compare_is_not_called_different() -> None:
+    assert p_value(Counter([1]), Counter([2])) == 1.0
