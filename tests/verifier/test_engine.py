@@ -15,7 +15,19 @@ from paceline import noise, rows, sampling
 from paceline.engine.room import Claim, Sharing, share
 from paceline.engine.runner import Chunk
 from paceline.noise import Domain
-from paceline.types import Draft, OpenVerify, Role, Rule, SamplingParams, Tokens, Verdict, Verify, WorkerInfo
+from paceline.types import (
+    Blame,
+    Draft,
+    Fault,
+    OpenVerify,
+    Role,
+    Rule,
+    SamplingParams,
+    Tokens,
+    Verdict,
+    Verify,
+    WorkerInfo,
+)
 from tests.verifier.test_rules import chain
 from verifier.engine import VerifierEngine
 from verifier.rules import Judgement, PhiloxCoins, judge, judge_blocks
@@ -153,3 +165,17 @@ def test_under_block_the_first_token_is_not_judged_by_the_retained_row_alone() -
             num_passes.setdefault(rule, []).append(runner.num_passes - before)
     assert set(num_passes[Rule.TOKEN]) == {0, 1}
     assert set(num_passes[Rule.BLOCK]) == {1}
+
+
+def test_nothing_that_is_asked_reaches_beyond_the_context() -> None:
+    """It would fail the whole step, and so every request in it: a peer's mistake may cost only its own."""
+    it = engine()
+    it.handle(0, OpenVerify("r", (1, 2), SamplingParams(temperature=0), Rule.MATCH, 1, num_decode=5000))
+    while it.has_work():
+        replies = it.step()
+    assert it._entries["0/r"].session.decode_until == it.runner.room()
+    assert not any(isinstance(reply, Fault) for _, reply in replies)
+    draft = Draft("r", 0, it.runner.room() - 1, (1, 2, 0))
+    ((_, fault),) = it.handle(0, Verify(draft))
+    assert isinstance(fault, Fault)
+    assert fault.blame is Blame.DRAFTER
