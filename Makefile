@@ -39,6 +39,7 @@ proto: $(STAMP)  ## generate paceline/wire from proto/
 
 bench: $(STAMP)  ## the figures of docs/benchmarks.md (about half an hour)
 	$(RUN) -m bench.modes
+	$(RUN) -m bench.equality
 	$(RUN) -m bench.overhead
 	$(RUN) -m bench.engine
 
