@@ -1,4 +1,4 @@
-"""What one request has measured of its drafter and verifier, and what follows from it.
+"""What a drafter's requests have measured of it and of their verifiers, and what follows from it.
 
 Exponential means, so that a change of load shows within a few rounds. Nothing here is assumed flat or known
 beforehand; before the first measurement the answers are the cautious ones.

@@ -142,7 +142,7 @@ class Pipeline:
                 break
             del self._undrafted[request_id]
             request = self._requests[request_id]
-            yield from self._run(request, request.attach_drafter(drafter, now_s))
+            yield from self._run(request, request.attach_drafter(drafter, self.pools.pace(drafter)))
         while self._waiting:
             request_id = next(iter(self._waiting))
             verifier = self.pools.take(Role.VERIFIER, request_id)
@@ -157,7 +157,7 @@ class Pipeline:
         if request.drafter is None and request.wants_drafter:
             drafter = self.pools.take(Role.DRAFTER, request.spec.request_id)
             if drafter:
-                yield from request.attach_drafter(drafter, now_s)
+                yield from request.attach_drafter(drafter, self.pools.pace(drafter))
         yield from request.attach_verifier(verifier, now_s)
 
     def _worker_down(self, worker: str, now_s: float) -> Iterator[Command]:

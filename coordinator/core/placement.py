@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+from coordinator.core.pace import Pace
 from paceline.types import Role, WorkerInfo
 
 
@@ -18,6 +19,7 @@ class Worker:
     name: str
     info: WorkerInfo
     requests: dict[str, None] = field(default_factory=dict)  # a set that remembers its order
+    pace: Pace = field(default_factory=Pace)  # of a drafter: what its requests have measured, for the next ones too
 
     @property
     def load(self) -> float:
@@ -48,6 +50,10 @@ class Pools:
         worker = min(free, key=lambda w: w.load)
         worker.requests[request_id] = None
         return worker.name
+
+    def pace(self, name: str) -> Pace:
+        """What is known of a member's pace."""
+        return self._workers[name].pace
 
     def release(self, name: str | None, request_id: str) -> None:
         """Give the place back; a worker that has left has none to give."""

@@ -62,7 +62,7 @@ class Request:
             self.mode, self.rule, str(spec.policy), self.window_size, num_prompt_tokens=len(spec.token_ids)
         )
         self._window = Window()
-        self._pace = Pace()
+        self._pace = Pace()  # of the drafter, once there is one
         self._preverify: dict[int, bool] = {}  # by the start of a draft in flight
         self._asked_s: dict[int, float] = {}  # likewise
         self._decode_until = 0  # the verifier owes tokens up to here
@@ -95,10 +95,10 @@ class Request:
             yield self._verify(draft, now_s)
         yield from self._await(now_s)
 
-    def attach_drafter(self, worker: str, now_s: float) -> Iterator[Command]:
+    def attach_drafter(self, worker: str, pace: Pace) -> Iterator[Command]:
         """Prefill there and draft after what is committed; the verifier goes on meanwhile."""
         self.drafter = worker
-        self._redraft_s = now_s
+        self._pace = pace
         yield self._open_draft(self._window.restart())
 
     def lose_verifier(self, now_s: float) -> Iterator[Command]:
