@@ -18,6 +18,6 @@ class CoordinatorConfig:
     mode: Mode | None = None  # for requests that name none; None = auto
     rule: Rule | None = None
     policy: LengthPolicy = field(default_factory=LengthPolicy)
-    window: int = 2  # drafts unverified at a time: one being verified, one being drafted
+    window: int = 4  # drafts unverified at a time; two hide the drafting, more also ride out a slow pass or link
     lease_s: float = 10.0  # a worker that does not register again within it is dropped; ten missed turns of a busy CPU
     limits: Limits = field(default_factory=Limits)

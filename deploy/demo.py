@@ -36,8 +36,8 @@ from paceline.types import Mode
 
 # The best of those tried on two cores with the demo pair (docs/benchmarks.md).
 SEQUENTIAL_POLICY = "fixed:length=8"
-PEARL_POLICY = "fixed:length=8"
-PEARL_WINDOW = 2
+PEARL_POLICY = "fixed:length=6"
+PEARL_WINDOW = 4
 DRAFTER_DTYPE = "float32"  # a model this small gains nothing from bfloat16 on a CPU, it loses
 TARGET_SIZE = "90M"
 NUM_STREAMED = 2  # answers shown as they come; they are the warm-up too

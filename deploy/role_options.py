@@ -58,7 +58,7 @@ def add_pacing(parser: Parser) -> None:
     group.add(
         "--window",
         kind=options.whole(1, 64),
-        default=2,
+        default=4,
         metavar="N",
         help="drafts unverified at a time in mode pearl: one that is verified, the others drafted",
     )
