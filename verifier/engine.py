@@ -97,7 +97,7 @@ class VerifierEngine:
             case OpenVerify():
                 self._admit(ask)
                 self.runner.open(key)
-                room = self._longest - len(ask.token_ids)
+                room = self.runner.info.max_model_len - len(ask.token_ids)
                 ask = replace(ask, num_decode=min(ask.num_decode, room))
                 self._entries[key] = _Entry(peer, Session(ask, now_s), PhiloxCoins(ask.seed))
             case Close():
@@ -110,7 +110,7 @@ class VerifierEngine:
                     return [(peer, Fault(ask.request_id, str(error), Blame.DRAFTER))]
                 verdict = entry.session.verify(ask, now_s)
             case Decode() if entry:
-                room = max(0, self._longest - ask.start)
+                room = max(0, self.runner.info.max_model_len - ask.start)
                 verdict = entry.session.decode(replace(ask, num_tokens=min(ask.num_tokens, room)), now_s)
             case _:
                 return []  # it was closed, or refused, while the ask was on its way
@@ -138,8 +138,8 @@ class VerifierEngine:
         vocab_size = self.runner.info.vocab_size
         if max(draft.token_ids) >= vocab_size:
             raise PeerFault(f"token id {max(draft.token_ids)} of a draft is not below {vocab_size}")
-        if draft.end > self._longest:
-            raise PeerFault(f"a draft reaches to position {draft.end}, and this verifier holds {self._longest}")
+        if draft.end > self.runner.info.max_model_len:
+            raise PeerFault(f"a draft reaches to position {draft.end}, beyond {self.runner.info.max_model_len}")
         if not rule.needs_rows:
             return
         if draft.rows is None:

@@ -22,7 +22,7 @@ def test_everything_in_the_file_map_exists() -> None:
 
 
 def test_every_command_and_option_of_the_readme_exists(capsys: pytest.CaptureFixture[str]) -> None:
-    lines = re.findall(r"^paceline (\w+)(.*)$", README, flags=re.MULTILINE)
+    lines = re.findall(r"^paceline ([\w-]+)(.*)$", README, flags=re.MULTILINE)
     assert len(lines) >= 6
     for command, rest in lines:
         assert command in COMMANDS

@@ -85,7 +85,6 @@ def test_pair_loads_in_bfloat16_and_agrees_on_most_of_an_easy_answer() -> None:
     prompt = tokenizer.encode("Question: Tom has 12 apples and buys 5 more. How many has he now?\nAnswer:").ids
     _, answer = next(continuations(target, [tuple(prompt)], temperature=0.0, seed=0, max_new_tokens=100))
     assert compare(target, [drafter], [answer])[0].agrees.float().mean() > 0.6
-    assert "#### " in tokenizer.decode(list(answer.token_ids))
 
 
 def test_cards_name_licence_data_and_limits() -> None:
