@@ -37,7 +37,7 @@ mutants: $(STAMP)  ## break one thing at a time and see that a test notices (a f
 proto: $(STAMP)  ## generate paceline/wire from proto/
 	$(RUN) -m grpc_tools.protoc -Iproto --python_out=. --pyi_out=. --grpc_python_out=. proto/paceline/wire/*.proto
 
-bench: $(STAMP)  ## the figures of docs/benchmarks.md (about half an hour)
+bench: $(STAMP)  ## the figures of docs/benchmarks.md (long: run it on a quiet machine)
 	$(RUN) -m bench.modes
 	$(RUN) -m bench.equality
 	$(RUN) -m bench.overhead
