@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 import uuid
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from dataclasses import replace
 from typing import Any
 
@@ -15,8 +15,10 @@ from coordinator.core.events import Ended, RequestSpec
 from coordinator.core.metrics import RequestMetrics
 from coordinator.server import Coordinator
 from paceline import __version__, codec
-from paceline.errors import InvalidInput, UnknownRequest
+from paceline.door import Door
+from paceline.errors import InvalidInput, Overloaded, UnknownRequest
 from paceline.rpc import Server, answering, run_until_signalled, start_server
+from paceline.security import PeerRole, check_peer
 from paceline.text import TextStream
 from paceline.types import FinishReason, Role, SamplingParams, Source, Tokens
 from paceline.wire import coordinator_pb2 as pb
@@ -25,23 +27,47 @@ from paceline.wire import coordinator_pb2_grpc
 MAX_STOP_STRINGS, MAX_STOP_LENGTH = 16, 256
 MAX_WINDOW = 64
 MAX_REQUEST_ID = 128
+MAX_CHARACTERS_A_TOKEN = 64  # of a prompt; tokenizing a text that can never fit would hold up everybody else
+SHUTDOWN_S = 5.0
+
+_CLIENT, _WORKER = (PeerRole.CLIENT,), (PeerRole.DRAFTER, PeerRole.VERIFIER)
+WHO = {
+    "Generate": _CLIENT,
+    "Abort": _CLIENT,
+    "GetModelInfo": _CLIENT,
+    "GetServerInfo": _CLIENT,
+    "Register": _WORKER,
+}
 
 
 class CoordinatorServicer:
     """See the top of the file."""
 
-    def __init__(self, coordinator: Coordinator) -> None:
+    def __init__(self, coordinator: Coordinator, door: Door) -> None:
         self._coordinator = coordinator
+        self._door = door
 
-    async def Generate(self, request: Any, context: Any) -> AsyncIterator[Any]:  # noqa: N802
+    async def Generate(self, request: Any, context: Any) -> None:  # noqa: N802
+        stall_s = self._coordinator.config.client_stall_s
         async with answering(context):
-            spec = self._spec(request)
+            spec = self._spec(request, self._door.client(context))
+            text = self._text(spec, request)
             with self._coordinator.generation(spec) as queue:
-                async for reply in self._replies(spec, tuple(request.stop), queue):
-                    yield reply
+                async for reply in self._replies(spec, text, queue):
+                    try:
+                        async with asyncio.timeout(stall_s):
+                            await context.write(reply)  # waits while the client does not read
+                    except TimeoutError:
+                        raise Overloaded("seconds that replies wait for this client to read", stall_s, 1) from None
 
-    async def _replies(self, spec: RequestSpec, stop: Sequence[str], queue: Any) -> AsyncIterator[Any]:
-        text = TextStream(self._coordinator.tokenizer, spec.token_ids, stop)
+    def _text(self, spec: RequestSpec, request: Any) -> TextStream:
+        """The output's text, from where the client has it. Raises InvalidInput if it has ended there."""
+        text = TextStream(self._coordinator.tokenizer, spec.token_ids, tuple(request.stop))
+        if text.push(spec.resumed).stopped:
+            raise InvalidInput("resume_token_ids", "…", "hold a stop string: the output has ended, ask for no more")
+        return text
+
+    async def _replies(self, spec: RequestSpec, text: TextStream, queue: Any) -> AsyncIterator[Any]:
         request_id = spec.request_id
         while True:
             match await queue.get():
@@ -70,7 +96,7 @@ class CoordinatorServicer:
                 case Fail(_, error):
                     raise error
 
-    def _spec(self, request: Any) -> RequestSpec:
+    def _spec(self, request: Any, client: str) -> RequestSpec:
         """The request with every field checked and every default filled in. Raises InvalidInput."""
         config = self._coordinator.config
         if len(request.request_id) > MAX_REQUEST_ID:
@@ -99,6 +125,8 @@ class CoordinatorServicer:
             rule=codec.rule_from_wire(request.rule) or config.rule,
             policy=policy,
             window=request.window or config.window,
+            resumed=self._resumed(request, sampling),
+            client=client,
         )
 
     def _with_stops(self, sampling: SamplingParams, request: Any) -> SamplingParams:
@@ -114,8 +142,27 @@ class CoordinatorServicer:
         eos_token_ids = () if request.ignore_eos else tokenizer.eos_token_ids
         return replace(sampling, stop_token_ids=tuple(dict.fromkeys((*eos_token_ids, *sampling.stop_token_ids))))
 
+    def _resumed(self, request: Any, sampling: SamplingParams) -> Tokens:
+        """The output that the client has already."""
+        resumed = tuple(request.resume_token_ids)
+        field = "resume_token_ids"
+        if len(resumed) >= request.max_tokens:
+            if not resumed:
+                return ()  # max_tokens is wrong, and found so elsewhere
+            raise InvalidInput(field, f"{len(resumed)} tokens", f"must be fewer than max_tokens={request.max_tokens}")
+        if resumed and max(resumed) >= self._coordinator.tokenizer.vocab_size:
+            fix = f"is not below the vocabulary's size {self._coordinator.tokenizer.vocab_size}"
+            raise InvalidInput(field, max(resumed), fix)
+        if set(resumed) & set(sampling.stop_token_ids):
+            raise InvalidInput(field, "…", "hold a token that ends the output: ask for no more")
+        return resumed
+
     def _prompt(self, request: Any) -> Tokens:
         tokenizer = self._coordinator.tokenizer
+        max_characters = MAX_CHARACTERS_A_TOKEN * self._max_model_len()
+        if len(request.prompt) > max_characters:
+            fix = f"has {len(request.prompt)} characters; at most {max_characters} can fit the context: shorten it"
+            raise InvalidInput("prompt", request.prompt, fix)
         if request.prompt and request.prompt_token_ids:
             raise InvalidInput("prompt_token_ids", "…", "give either prompt or prompt_token_ids, not both")
         token_ids = tuple(request.prompt_token_ids) or tokenizer.encode(request.prompt)
@@ -150,7 +197,10 @@ class CoordinatorServicer:
 
     async def Register(self, request: Any, context: Any) -> Any:  # noqa: N802
         async with answering(context):
-            self._coordinator.register(codec.worker_info_from_wire(request))
+            info = codec.worker_info_from_wire(request)
+            if self._coordinator.config.tls:
+                check_peer(context, PeerRole(info.role))  # a drafter's certificate makes no verifier
+            self._coordinator.register(info)
             return pb.RegisterReply(lease_s=self._coordinator.config.lease_s)
 
     async def GetModelInfo(self, request: Any, context: Any) -> Any:  # noqa: N802
@@ -223,16 +273,30 @@ class CoordinatorServer:
 
     async def start(self) -> None:
         """Bind and serve. Raises InvalidInput for a host or a port that will not do."""
-        servicer = CoordinatorServicer(self.coordinator)
+        config = self.coordinator.config
+        door = Door(WHO, has_tls=config.tls is not None, keys=self.coordinator.keys)
+        servicer = CoordinatorServicer(self.coordinator, door)
 
         def add(server: Any) -> None:
             coordinator_pb2_grpc.add_CoordinatorServicer_to_server(servicer, server)
 
         name = pb.DESCRIPTOR.services_by_name["Coordinator"].full_name
-        config = self.coordinator.config
         self._server, self.port = await start_server(
-            ((name, add),), config.host, config.grpc_port, insecure=config.insecure
+            ((name, add),),
+            config.host,
+            config.grpc_port,
+            insecure=config.insecure,
+            tls=config.tls,
+            door=door,
+            has_reflection=config.reflection,
         )
+
+    async def drain(self) -> None:
+        """Take no new requests, let those that run end, then `stop`."""
+        if self._server:
+            await self._server.drain()
+        await self.coordinator.drain(self.coordinator.config.drain_s)
+        await self.stop()
 
     async def stop(self) -> None:
         await self.coordinator.close()
@@ -245,7 +309,7 @@ async def serve_coordinator(config: CoordinatorConfig) -> int:
     server = CoordinatorServer(config)
     await server.start()
     print(f"paceline coordinator ready on {config.host}:{server.port} (tokenizer {config.tokenizer})", flush=True)
-    return await run_until_signalled(server.stop)
+    return await run_until_signalled(server.drain, within_s=config.drain_s + SHUTDOWN_S)
 
 
 def run(config: CoordinatorConfig) -> int:

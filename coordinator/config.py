@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from coordinator.core.limits import Limits
+from paceline.drain import DRAIN_S
 from paceline.length_policy import LengthPolicy
+from paceline.security import Tls
 from paceline.types import Mode, Rule
 
 
@@ -15,9 +17,16 @@ class CoordinatorConfig:
     host: str = "127.0.0.1"
     grpc_port: int = 50051  # 0 = a free one
     insecure: bool = False  # allow a host that is not loopback without TLS
+    tls: Tls | None = None  # for all that call here and for the workers; None = no encryption
+    api_keys: str | None = None  # file of the keys that clients must show; None = anybody may call
+    reflection: bool = False  # answer what methods there are even with TLS or keys
     mode: Mode | None = None  # for requests that name none; None = auto
     rule: Rule | None = None
     policy: LengthPolicy = field(default_factory=LengthPolicy)
     window: int = 4  # drafts unverified at a time; two hide the drafting, more also ride out a slow pass or link
     lease_s: float = 10.0  # a worker that does not register again within it is dropped; ten missed turns of a busy CPU
     limits: Limits = field(default_factory=Limits)
+    max_workers: int = 1024  # registered at a time; each costs a stream and a task
+    max_requests_per_key: int = 256  # running and waiting; no bound where there are no keys
+    client_stall_s: float = 30.0  # a client that does not read for so long is cut off; its tokens wait till then
+    drain_s: float = DRAIN_S

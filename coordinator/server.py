@@ -15,6 +15,7 @@ import contextlib
 import itertools
 import logging
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -33,12 +34,16 @@ from coordinator.core.events import (
     Tick,
     Verified,
     WorkerDown,
+    WorkerDraining,
     WorkerUp,
 )
 from coordinator.core.pipeline import Pipeline
 from paceline import codec
-from paceline.errors import InvalidInput, PeerFault, Unavailable, Unsupported
+from paceline.api_keys import ApiKeys
+from paceline.drain import emptied
+from paceline.errors import InvalidInput, Overloaded, PeerFault, Unavailable, Unsupported
 from paceline.rpc import connect
+from paceline.security import PeerRole
 from paceline.tokenizer import Tokenizer
 from paceline.types import Draft, DrafterReply, Fault, FinishReason, Role, Verdict, VerifierReply, WorkerInfo
 from paceline.wire import drafter_pb2_grpc, verifier_pb2_grpc
@@ -70,9 +75,12 @@ class Coordinator:
         self.config = config
         self.tokenizer = Tokenizer.load(config.tokenizer)
         self.pipeline = Pipeline(config.limits)
+        self.keys = ApiKeys(config.api_keys) if config.api_keys else None
+        self.is_draining = False
         self.links: dict[str, Link] = {}
         self._clock = clock
         self._clients: dict[str, ClientQueue] = {}
+        self._held: Counter[str] = Counter()  # requests by API key
         self._busy_ms: dict[str, float] = {}  # time spent here, by request
         self._numbers = itertools.count(1)
         self._timer: asyncio.TimerHandle | None = None
@@ -120,6 +128,9 @@ class Coordinator:
         try:
             queue.put_nowait(reply)
         except asyncio.QueueFull:
+            while not queue.empty():
+                queue.get_nowait()
+            queue.put_nowait(Fail(request_id, Overloaded("replies that this client has not read", MAX_CLIENT_QUEUE, 1)))
             self._clients.pop(request_id)
             asyncio.get_running_loop().call_soon(self.feed, Ended(request_id, FinishReason.CANCELLED))
 
@@ -137,14 +148,23 @@ class Coordinator:
     @contextlib.contextmanager
     def generation(self, spec: RequestSpec) -> Any:
         """Run a request: a queue of what the core says of it. Leaving the context early cancels it."""
+        if self.is_draining:
+            raise Unavailable("this coordinator is shutting down; ask another one")
         if spec.request_id in self._clients:
             raise InvalidInput("request_id", spec.request_id, "is running already; choose another, or none")
+        limit = self.config.max_requests_per_key
+        if spec.client and self._held[spec.client] >= limit:
+            raise Overloaded(f"requests of the key {spec.client}", limit, 1.0)
         queue = self._clients[spec.request_id] = ClientQueue(MAX_CLIENT_QUEUE)
         self._busy_ms[spec.request_id] = 0.0
+        self._held[spec.client] += 1
         try:
             self.feed(Arrived(spec))
             yield queue
         finally:
+            self._held[spec.client] -= 1
+            if not self._held[spec.client]:
+                del self._held[spec.client]
             if self._clients.pop(spec.request_id, None) and spec.request_id in self._busy_ms:
                 self.feed(Ended(spec.request_id, FinishReason.CANCELLED))
 
@@ -158,14 +178,23 @@ class Coordinator:
     # --- workers
 
     def register(self, info: WorkerInfo) -> None:
-        """Take a worker in, or renew its lease. Raises Unsupported if it cannot serve here, with the reason."""
+        """Take a worker in, or renew its lease; one that drains is relieved, and never taken in.
+
+        Raises Unsupported if it cannot serve here, with the reason, and Overloaded for one too many.
+        """
         lease_until_s = self._clock() + self.config.lease_s
         for link in self.links.values():
             if (link.info.address, link.info.incarnation) == (info.address, info.incarnation):
                 link.lease_until_s = lease_until_s
                 link.info = info  # its costs, as measured since
+                if info.is_draining:
+                    self.feed(WorkerDraining(link.name))
                 return
+        if info.is_draining:
+            return
         self._check(info)
+        if len(self.links) >= self.config.max_workers:
+            raise Overloaded("registered workers", self.config.max_workers, self.config.lease_s)
         name = f"{info.role}-{next(self._numbers)}"
         link = Link(name, info, asyncio.Queue(MAX_ASK_QUEUE), lease_until_s=lease_until_s)
         self.links[name] = link
@@ -186,7 +215,8 @@ class Coordinator:
         """The life of a link: connect, exchange, and say that it is over."""
         is_up = False
         try:
-            async with connect(link.info.address) as channel:
+            # A worker of the other role, or none, fails the handshake: its certificate must say what it registered as.
+            async with connect(link.info.address, self.config.tls, expects=PeerRole(link.info.role)) as channel:
                 stub_class = (
                     drafter_pb2_grpc.DrafterStub if link.info.role is Role.DRAFTER else verifier_pb2_grpc.VerifierStub
                 )
@@ -195,6 +225,8 @@ class Coordinator:
                 log.info("%s up: %s at %s", link.name, link.info.model, link.info.address)
                 is_up = True
                 self.feed(WorkerUp(link.name, link.info))
+                if link.info.is_draining:  # it has said so while it was being connected
+                    self.feed(WorkerDraining(link.name))
                 async with asyncio.TaskGroup() as tasks:
                     tasks.create_task(self._write(link, call))
                     tasks.create_task(self._read(link, call))
@@ -222,10 +254,16 @@ class Coordinator:
             await asyncio.sleep(left_s)
         raise Unavailable(f"no sign of life for {self.config.lease_s:g} s")
 
+    async def drain(self, within_s: float) -> None:
+        """Take no new requests, and let those that run end; returns when they have, or after `within_s`."""
+        self.is_draining = True
+        await emptied(asyncio.sleep(0), lambda: not self._clients, within_s)
+
     async def close(self) -> None:
-        """Cancel every request and end every link."""
+        """Fail every request, so that its client may go on elsewhere, and end every link."""
+        error = Unavailable("this coordinator is shutting down; go on at another one with resume_token_ids")
         for request_id in list(self._clients):
-            self.feed(Ended(request_id, FinishReason.CANCELLED))
+            self.feed(Ended(request_id, FinishReason.CANCELLED, error))
         tasks = [link.task for link in self.links.values() if link.task]
         for task in tasks:
             task.cancel()

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 
 from deploy.options import UsageError, did_you_mean
 from paceline import __version__
-from paceline.errors import InvalidInput, PacelineError
+from paceline.errors import Forbidden, InvalidInput, PacelineError, Unauthenticated
 
 # Each module has `run(argv) -> int`, or `run_NAME` if it holds several commands.
 COMMANDS = {
@@ -22,6 +22,7 @@ COMMANDS = {
     "serve": ("deploy.serve", "run", "coordinator, drafters and verifier on this machine, as separate processes"),
     "generate": ("deploy.generate", "run", "send prompts to a running coordinator"),
     "check-lossless": ("deploy.check_lossless", "run", "does a running server write what its target alone would?"),
+    "certs": ("deploy.certs", "run", "a development CA, and a certificate for each role"),
     "coordinator": ("deploy.roles", "run_coordinator", "one role alone: takes requests, plans drafting and verifying"),
     "verifier": ("deploy.roles", "run_verifier", "one role alone: holds the target model and judges drafts"),
     "drafter": ("deploy.roles", "run_drafter", "one role alone: holds the draft model and drafts ahead"),
@@ -47,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def exit_code(error: PacelineError) -> int:
     """2 for what the caller can put right (`Unsupported` included), 1 for all else."""
-    return 2 if isinstance(error, InvalidInput) else 1
+    return 2 if isinstance(error, InvalidInput | Unauthenticated | Forbidden) else 1
 
 
 def _dispatch(argv: list[str]) -> int:

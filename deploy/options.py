@@ -64,6 +64,7 @@ class Parser:
     def __init__(self, command: str, description: str) -> None:
         self._command = command
         self._options: list[Option] = []
+        self._arguments: dict[str, str] = {}  # what stands without a flag: its name, and how the help writes it
         self._parser = _Argparse(
             prog=f"paceline {command}",
             usage=f"paceline {command} [options]",
@@ -72,6 +73,12 @@ class Parser:
             formatter_class=_formatter,
             allow_abbrev=False,  # an abbreviation that works today is ambiguous after the next release
         )
+
+    def argument(self, name: str, *, metavar: str, help: str) -> None:
+        """Add a required argument that stands by itself, without a flag."""
+        self._parser.add_argument(name, nargs="?", metavar=metavar, help=f"{help} [required]")
+        self._arguments[name] = metavar
+        self._parser.usage = f"paceline {self._command} {metavar} [options]"
 
     def group(self, title: str, description: str | None = None) -> Group:
         return Group(self._parser.add_argument_group(title, description), self._options)
@@ -82,6 +89,10 @@ class Parser:
         if unknown:
             self._refuse(unknown)
         values = argparse.Namespace()
+        for name, metavar in self._arguments.items():
+            if getattr(given, name) is None:
+                raise UsageError(f"{metavar}: is required; see paceline {self._command} --help")
+            setattr(values, name, getattr(given, name))
         for option in self._options:
             setattr(values, option.name, _value(option, given, environ))
         return values
@@ -249,3 +260,10 @@ def address(value: str) -> str:
 
 def addresses(value: str) -> tuple[str, ...]:
     return tuple(address(item.strip()) for item in value.split(","))
+
+
+def hosts(value: str) -> tuple[str, ...]:
+    names = tuple(name.strip() for name in value.split(","))
+    if not all(re.fullmatch(r"[A-Za-z0-9*][A-Za-z0-9.:*-]{0,252}", name) for name in names):
+        raise ValueError("must be host names and addresses, such as db.example.org,10.0.0.1")
+    return names

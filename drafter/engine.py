@@ -65,6 +65,10 @@ class DrafterEngine:
         self._is_stalled = False  # all that is wanted waits for room which only an ask can make
         self.num_preemptions = 0
 
+    @property
+    def num_requests(self) -> int:
+        return len(self._entries)
+
     # --- asks
 
     def handle(self, peer: int, ask: DrafterAsk) -> Replies:

@@ -32,10 +32,18 @@ class UnknownRequest(PacelineError):
         super().__init__(f"request_id={_short(request_id)}: no such request; it may have ended already")
 
 
+class Unauthenticated(PacelineError):
+    """The caller has not said who it is, or not with a key that is known here (UNAUTHENTICATED, exit code 2)."""
+
+
+class Forbidden(PacelineError):
+    """The caller is known, and this is not for its role (PERMISSION_DENIED, exit code 2)."""
+
+
 class Overloaded(PacelineError):
     """A bounded queue or pool is full (RESOURCE_EXHAUSTED); the same call may succeed later."""
 
-    def __init__(self, what: str, limit: int, retry_after_s: float) -> None:
+    def __init__(self, what: str, limit: float, retry_after_s: float) -> None:
         super().__init__(f"{what}: full at {limit}; try again in {retry_after_s:g} s")
         self.retry_after_s = retry_after_s
 

@@ -24,7 +24,18 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1.health import aio as health
 from grpc_reflection.v1alpha import reflection
 
-from paceline.errors import InvalidInput, Overloaded, PacelineError, PeerFault, Unavailable, UnknownRequest, Unsupported
+from paceline.errors import (
+    Forbidden,
+    InvalidInput,
+    Overloaded,
+    PacelineError,
+    PeerFault,
+    Unauthenticated,
+    Unavailable,
+    UnknownRequest,
+    Unsupported,
+)
+from paceline.security import PeerRole, Tls
 from paceline.wire import coordinator_pb2_grpc
 
 log = logging.getLogger(__name__)
@@ -34,6 +45,7 @@ log = logging.getLogger(__name__)
 MAX_MESSAGE_BYTES = 4 * 2**20
 MAX_METADATA_BYTES = 16 * 2**10
 MAX_STREAMS = 1024  # a connection; a client has one a request, a coordinator one a worker
+MAX_CONNECTIONS = 4096  # a server; clients have one each, so it is well over what a coordinator's queue holds
 MAX_DETAILS = 1000  # characters of a status message, which travels as metadata
 REGISTER_TIMEOUT_S = 5.0
 FIRST_BACKOFF_S, MAX_BACKOFF_S = 0.05, 1.0
@@ -58,6 +70,9 @@ CHANNEL_OPTIONS: Sequence[tuple[str, int]] = (
 SERVER_OPTIONS: Sequence[tuple[str, int]] = (
     *_BOTH,
     ("grpc.max_concurrent_streams", MAX_STREAMS),
+    ("grpc.max_allowed_incoming_connections", MAX_CONNECTIONS),
+    ("grpc.server_handshake_timeout_ms", 10_000),  # whoever connects and says nothing is gone after it
+    ("grpc.max_connection_idle_ms", 600_000),  # likewise who asks nothing; a client connects again by itself
     # With the defaults an idle stream with the keepalive above dies after 40 s: "Too many pings".
     ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
     ("grpc.http2.max_pings_without_data", 0),
@@ -68,6 +83,8 @@ _STATUS: Sequence[tuple[type[PacelineError], StatusCode]] = (
     (Unsupported, StatusCode.FAILED_PRECONDITION),
     (InvalidInput, StatusCode.INVALID_ARGUMENT),
     (UnknownRequest, StatusCode.NOT_FOUND),
+    (Unauthenticated, StatusCode.UNAUTHENTICATED),
+    (Forbidden, StatusCode.PERMISSION_DENIED),
     (Overloaded, StatusCode.RESOURCE_EXHAUSTED),
     (Unavailable, StatusCode.UNAVAILABLE),
     (PeerFault, StatusCode.INTERNAL),  # between our own processes; the caller has done nothing wrong
@@ -117,12 +134,29 @@ async def answering(context: Any) -> AsyncIterator[None]:
         await context.abort(StatusCode.INTERNAL, "internal error; the server's log says more")
 
 
-def connect(address: str) -> Any:
-    """A `grpc.aio` channel to HOST:PORT. It connects by itself, now and after every loss."""
-    return grpc.aio.insecure_channel(address, options=CHANNEL_OPTIONS)
+def connect(address: str, tls: Tls | None = None, *, expects: PeerRole = PeerRole.COORDINATOR) -> Any:
+    """A `grpc.aio` channel to HOST:PORT. It connects by itself, now and after every loss.
+
+    With `tls` the other side must show a certificate of the role that this side `expects` there.
+    """
+    if tls is None:
+        return grpc.aio.insecure_channel(address, options=CHANNEL_OPTIONS)
+    return grpc.aio.secure_channel(address, tls.channel_credentials(), options=_expecting(expects))
 
 
-async def keep_registered(coordinator: str, worker_info: Callable[[], Any]) -> PacelineError:
+def connect_blocking(address: str, tls: Tls | None = None) -> Any:
+    """As `connect`, to a coordinator, for programs without an event loop."""
+    if tls is None:
+        return grpc.insecure_channel(address, options=CHANNEL_OPTIONS)
+    return grpc.secure_channel(address, tls.channel_credentials(), options=_expecting(PeerRole.COORDINATOR))
+
+
+def _expecting(role: PeerRole) -> Sequence[tuple[str, Any]]:
+    # The certificate is to carry the role's name in place of the address's: who it is matters, not where it runs.
+    return (*CHANNEL_OPTIONS, ("grpc.ssl_target_name_override", role.dns_name))
+
+
+async def keep_registered(coordinator: str, worker_info: Callable[[], Any], tls: Tls | None = None) -> PacelineError:
     """Register a worker for as long as it runs; returns the reason if it is refused.
 
     `worker_info()` is the protobuf `WorkerInfo` as it is now; it is asked for anew with each call.
@@ -130,24 +164,31 @@ async def keep_registered(coordinator: str, worker_info: Callable[[], Any]) -> P
     A coordinator that is not there yet, or no more, is waited for.
     """
     backoff_s, is_known = FIRST_BACKOFF_S, False
-    async with connect(coordinator) as channel:
-        register = coordinator_pb2_grpc.CoordinatorStub(channel).Register
-        while True:
-            try:
-                reply = await register(worker_info(), timeout=REGISTER_TIMEOUT_S)
-            except grpc.aio.AioRpcError as error:
-                reason = error_of(error)
-                if isinstance(reason, InvalidInput):
-                    return reason
-                if is_known or backoff_s == FIRST_BACKOFF_S:
-                    log.warning("coordinator %s does not answer, trying on: %s", coordinator, reason)
-                is_known = False
-                await asyncio.sleep(backoff_s)
-                backoff_s = min(2 * backoff_s, MAX_BACKOFF_S)
-                continue
-            log.log(logging.DEBUG if is_known else logging.INFO, "registered with %s", coordinator)
-            backoff_s, is_known = FIRST_BACKOFF_S, True
-            await asyncio.sleep(_pause_s(reply.lease_s))
+    while True:
+        try:
+            async with connect(coordinator, tls) as channel:  # anew after each failure, with the files as they are now
+                register = coordinator_pb2_grpc.CoordinatorStub(channel).Register
+                while True:
+                    reply = await register(worker_info(), timeout=REGISTER_TIMEOUT_S)
+                    log.log(logging.DEBUG if is_known else logging.INFO, "registered with %s", coordinator)
+                    backoff_s, is_known = FIRST_BACKOFF_S, True
+                    await asyncio.sleep(_pause_s(reply.lease_s))
+        except (grpc.aio.AioRpcError, Unavailable) as error:
+            reason = error if isinstance(error, Unavailable) else error_of(error)
+            if isinstance(reason, InvalidInput | Unauthenticated | Forbidden):
+                return reason
+            if is_known or backoff_s == FIRST_BACKOFF_S:
+                log.warning("coordinator %s does not answer, trying on: %s", coordinator, reason)
+            is_known = False
+        await asyncio.sleep(backoff_s)
+        backoff_s = min(2 * backoff_s, MAX_BACKOFF_S)
+
+
+async def register_now(coordinator: str, worker_info: Any, tls: Tls | None = None) -> None:
+    """Tell a coordinator of a change that cannot wait for the next turn. One that does not answer is left alone."""
+    with contextlib.suppress(grpc.aio.AioRpcError, Unavailable):
+        async with connect(coordinator, tls) as channel:
+            await coordinator_pb2_grpc.CoordinatorStub(channel).Register(worker_info, timeout=REGISTER_TIMEOUT_S)
 
 
 def _pause_s(lease_s: float) -> float:
@@ -160,34 +201,49 @@ def join(host: str, port: int) -> str:
     return f"[{host}]:{port}" if ":" in host and not host.startswith("[") else f"{host}:{port}"
 
 
-def check_bind(host: str, *, insecure: bool = False) -> None:
-    """Raises `InvalidInput` unless `host` is this machine only, or `insecure` says that the network is trusted."""
+def check_bind(host: str, *, insecure: bool = False, has_tls: bool = False) -> None:
+    """Raises `InvalidInput` unless `host` is this machine only, or TLS or `insecure` make any other one right."""
     try:
         is_loopback = host == "localhost" or ipaddress.ip_address(host.strip("[]")).is_loopback
     except ValueError:
         is_loopback = False
-    if not (is_loopback or insecure):
-        fix = "others could read and write this traffic; use 127.0.0.1, or --insecure on a network that you trust"
+    if not (is_loopback or insecure or has_tls):
+        fix = (
+            "others could read and write this traffic; use 127.0.0.1, or give --tls-cert, --tls-key and --tls-ca "
+            "(`paceline certs` makes them), or --insecure on a network that you trust"
+        )
         raise InvalidInput("host", host, fix)
 
 
 class Server:
-    """A gRPC server with health and reflection."""
+    """A gRPC server with health and, if asked for, reflection. `interceptors` see every call before its handler."""
 
-    def __init__(self, services: Sequence[tuple[str, Callable[[Any], None]]]) -> None:
-        self.grpc = grpc.aio.server(options=SERVER_OPTIONS)
+    def __init__(
+        self,
+        services: Sequence[tuple[str, Callable[[Any], None]]],
+        *,
+        interceptors: Sequence[Any] = (),
+        has_reflection: bool = True,
+    ) -> None:
+        self.grpc = grpc.aio.server(options=SERVER_OPTIONS, interceptors=interceptors)
         self.health = health.HealthServicer()
         self.services = [name for name, _ in services]
         for _, add in services:
             add(self.grpc)
         health_pb2_grpc.add_HealthServicer_to_server(self.health, self.grpc)
-        names = (*self.services, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name)
-        reflection.enable_server_reflection((*names, reflection.SERVICE_NAME), self.grpc)
+        if has_reflection:
+            names = (*self.services, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name)
+            reflection.enable_server_reflection((*names, reflection.SERVICE_NAME), self.grpc)
 
-    async def start(self, host: str, port: int) -> int:
+    async def start(self, host: str, port: int, tls: Tls | None = None) -> int:
         """The bound port. Raises `InvalidInput` if it is taken."""
+        address = join(host, port)
         try:
-            bound: int = self.grpc.add_insecure_port(join(host, port))
+            bound: int = (
+                self.grpc.add_secure_port(address, tls.server_credentials())
+                if tls
+                else self.grpc.add_insecure_port(address)
+            )
         except RuntimeError:
             bound = 0
         if not bound:
@@ -199,23 +255,36 @@ class Server:
             await self.health.set(name, health_pb2.HealthCheckResponse.SERVING)
         return bound
 
+    async def drain(self) -> None:
+        """Say NOT_SERVING, so that no new clients are sent here; those that come are served as before."""
+        await self.health.enter_graceful_shutdown()
+
     async def stop(self, grace_s: float = 0) -> None:
         """Say NOT_SERVING, take no new calls, and end those that still run after `grace_s`."""
-        await self.health.enter_graceful_shutdown()
+        await self.drain()
         await self.grpc.stop(grace_s)
 
 
 async def start_server(
-    services: Sequence[tuple[str, Callable[[Any], None]]], host: str, port: int, *, insecure: bool = False
+    services: Sequence[tuple[str, Callable[[Any], None]]],
+    host: str,
+    port: int,
+    *,
+    insecure: bool = False,
+    tls: Tls | None = None,
+    door: Any = None,
+    has_reflection: bool = False,
 ) -> tuple[Server, int]:
     """A running server and its port (a free one for 0).
 
-    `services` are pairs of a full name and what adds the service to a `grpc.aio.Server`. Raises `InvalidInput` for a
-    host that is not safe to bind and for a port that is taken.
+    `services` are pairs of a full name and what adds the service to a `grpc.aio.Server`. `door` is a `paceline.door`;
+    behind one that is locked there is reflection only if it `has_reflection`. Raises `InvalidInput` for a host that is
+    not safe to bind and for a port that is taken.
     """
-    check_bind(host, insecure=insecure)
-    server = Server(services)
-    return server, await server.start(host, port)
+    check_bind(host, insecure=insecure, has_tls=tls is not None)
+    is_locked = door is not None and door.is_locked
+    server = Server(services, interceptors=(door,) if is_locked else (), has_reflection=has_reflection or not is_locked)
+    return server, await server.start(host, port, tls)
 
 
 @contextlib.contextmanager

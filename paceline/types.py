@@ -329,6 +329,8 @@ class WorkerInfo:
     dtype: str
     device: str
     cost: StepCost | None = None  # as measured so far; renewed with the lease
+    num_requests: int = 0  # held now, of all coordinators; likewise
+    is_draining: bool = False  # going away: it wants nothing new, and to be rid of what it has
 
 
 VerifierAsk = OpenVerify | Verify | Decode | Close

@@ -18,7 +18,6 @@ import queue
 import secrets
 import sys
 import threading
-from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -28,14 +27,17 @@ import grpc
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
 from paceline.codec import request_id_of, worker_info_from_wire, worker_info_to_wire
-from paceline.errors import InvalidInput, Overloaded, PacelineError, Unavailable
-from paceline.rpc import Server, answering, join, keep_registered, run_until_signalled, start_server
+from paceline.door import Door
+from paceline.drain import DRAIN_S, emptied
+from paceline.errors import InvalidInput, PacelineError, Unavailable
+from paceline.outbox import Outbox
+from paceline.rpc import Server, answering, join, keep_registered, register_now, run_until_signalled, start_server
+from paceline.security import PeerRole, Tls
 from paceline.types import Blame, Close, Fault, WorkerInfo
 
 log = logging.getLogger(__name__)
 
 MAX_INBOX = 4096  # asks waiting for the engine; at 256 requests a peer, several asks of each
-MAX_OUTBOX = 4096  # replies waiting for one peer; it has stopped reading long before
 MAX_STEP_FAILURES = 3  # in a row: the device is gone, not a request bad
 WRITE_GRACE_S = 1.0
 SHUTDOWN_S = 10.0  # more than a forward pass takes, less than the 30 s after which Kubernetes kills
@@ -59,6 +61,10 @@ class Engine(Protocol[AskIn, Reply]):
     @property
     def info(self) -> WorkerInfo:
         """What to register; the shell fills in the address and the incarnation."""
+
+    @property
+    def num_requests(self) -> int:
+        """How many it holds; may be read at any time, from any thread."""
 
     def handle(self, peer: int, ask: AskIn) -> list[tuple[int, Reply]]:
         """Take one ask of stream `peer`. What it raises becomes a `Fault`, and a `Close` follows."""
@@ -108,6 +114,11 @@ class EngineThread(Generic[Ask, Reply]):
             if self._inbox.qsize() >= self._max_inbox:
                 await self._room.wait()
         self._inbox.put((peer, ask))
+
+    @property
+    def num_requests(self) -> int:
+        """Requests that the engine holds, and asks that wait for it."""
+        return self._engine.num_requests + self._inbox.qsize()
 
     def drop(self, peer: int) -> None:
         """Free all that `peer` had. Never waits."""
@@ -208,54 +219,27 @@ class Place(TypedDict, total=False):
     coordinators: Sequence[str]
     insecure: bool
     advertise: str | None
-
-
-class _Stream:
-    """One coordinator's stream: what it has yet to be sent, and why it must end."""
-
-    def __init__(self) -> None:
-        self.outbox: deque[Any] = deque()
-        self.ready = asyncio.Event()
-        self.ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-
-    def put(self, reply: Any) -> None:
-        if len(self.outbox) < MAX_OUTBOX:
-            self.outbox.append(reply)
-            self.ready.set()
-        else:
-            self.end(Overloaded("replies that this coordinator has not read", MAX_OUTBOX, 1))
-
-    async def wait(self) -> None:
-        """Until there is something to send, or no more will be."""
-        self.ready.clear()
-        if not self.outbox and not self.ended.done():
-            await self.ready.wait()
-
-    def end(self, error: PacelineError) -> None:
-        if not self.ended.done():
-            self.ended.set_exception(error)
-        self.ready.set()
-
-    def close(self) -> None:
-        """No more is sent."""
-        self.ended.cancel()
-        self.ready.set()
+    tls: Tls | None
+    has_reflection: bool
 
 
 class WorkerServer(Generic[Ask, Reply]):
     """A worker's server: `start`, wait for `ended`, `stop`."""
 
     def __init__(self, engine: Engine[Ask, Reply], kind: Kind[Ask, Reply]) -> None:
-        self.ended: asyncio.Future[int] = asyncio.get_running_loop().create_future()  # exit code
+        self._loop = asyncio.get_running_loop()
+        self.ended: asyncio.Future[int] = self._loop.create_future()  # exit code
         self.info = engine.info
         self._engine_info: Callable[[], WorkerInfo] = lambda: (
             engine.info
         )  # a whole new value each time, so that reading it needs no lock
         self._kind = kind
         self._peers = itertools.count(1)
-        self._streams: dict[int, _Stream] = {}
+        self._streams: dict[int, Outbox] = {}
         self._server: Server | None = None
         self._is_stopping = False
+        self._coordinators: tuple[str, ...] = ()
+        self._tls: Tls | None = None
         self._registrations: list[asyncio.Task[None]] = []
         self._engine: EngineThread[Ask, Reply] = EngineThread(engine, self._deliver, partial(self._end, 1))
 
@@ -267,8 +251,14 @@ class WorkerServer(Generic[Ask, Reply]):
         coordinators: Sequence[str] = (),
         insecure: bool = False,
         advertise: str | None = None,
+        tls: Tls | None = None,
+        has_reflection: bool = False,
     ) -> None:
-        """Serve on `host`, and keep registered with each coordinator as `advertise` (a host; else `host`)."""
+        """Serve on `host`, and keep registered with each coordinator as `advertise` (a host; else `host`).
+
+        With `tls` only coordinators may call, and there is no reflection unless `has_reflection`.
+        """
+        self._coordinators, self._tls = tuple(coordinators), tls
         if advertise is None and host.strip("[]") in ("0.0.0.0", "::"):
             fix = "give the host name by which coordinators reach this machine"
             raise InvalidInput("advertise", advertise, fix)
@@ -276,7 +266,11 @@ class WorkerServer(Generic[Ask, Reply]):
         def add(server: Any) -> None:
             self._kind.add(self._serve_stream, server)
 
-        self._server, bound = await start_server(((self._kind.service, add),), host, port, insecure=insecure)
+        door = Door({"Connect": (PeerRole.COORDINATOR,)}, has_tls=tls is not None)
+        services = ((self._kind.service, add),)
+        self._server, bound = await start_server(
+            services, host, port, insecure=insecure, tls=tls, door=door, has_reflection=has_reflection
+        )
         address = join(advertise or host, bound)
         info = replace(self.info, address=address, incarnation=secrets.randbits(64))
         try:
@@ -285,6 +279,16 @@ class WorkerServer(Generic[Ask, Reply]):
             await self._server.stop()
             raise
         self._registrations = [asyncio.create_task(self._register(to)) for to in coordinators]
+
+    async def drain(self, within_s: float = DRAIN_S) -> None:
+        """Ask every coordinator to take away what it has here; returns when that is done, or after `within_s`."""
+        if self.ended.done() or not self._server:
+            return  # it has failed, and serves nobody any more
+        self.info = replace(self.info, is_draining=True)
+        await self._server.drain()
+        wire = worker_info_to_wire(self._info_now())
+        tell = asyncio.gather(*(register_now(to, wire, self._tls) for to in self._coordinators))
+        await emptied(tell, lambda: self._engine.num_requests == 0 or self.ended.done(), within_s)
 
     async def stop(self, within_s: float = SHUTDOWN_S) -> bool:
         """End registrations, streams and the engine thread; False if the thread did not end in time."""
@@ -301,7 +305,7 @@ class WorkerServer(Generic[Ask, Reply]):
         async with answering(context):
             if self._is_stopping:
                 raise Unavailable("this worker is shutting down")
-            peer, stream = next(self._peers), _Stream()
+            peer, stream = next(self._peers), Outbox()
             self._streams[peer] = stream
             reader = asyncio.ensure_future(self._read(peer, stream, context))
             writer = asyncio.ensure_future(self._write(stream, context))
@@ -319,7 +323,7 @@ class WorkerServer(Generic[Ask, Reply]):
                 await asyncio.wait((writer,), timeout=WRITE_GRACE_S)
                 await _cancel(*work)
 
-    async def _read(self, peer: int, stream: _Stream, context: Any) -> None:
+    async def _read(self, peer: int, stream: Outbox, context: Any) -> None:
         while (wire := await _next(context)) is not grpc.aio.EOF:
             try:
                 ask = self._kind.ask_from_wire(wire)
@@ -331,10 +335,10 @@ class WorkerServer(Generic[Ask, Reply]):
                 ask = cast(Ask, Close(request_id))
             await self._engine.submit(peer, ask)
 
-    async def _write(self, stream: _Stream, context: Any) -> None:
+    async def _write(self, stream: Outbox, context: Any) -> None:
         while not stream.ended.done():
-            while stream.outbox and not stream.ended.done():
-                await context.write(self._kind.reply_to_wire(stream.outbox.popleft()))
+            while stream.replies and not stream.ended.done():
+                await context.write(self._kind.reply_to_wire(stream.replies.popleft()))
             await stream.wait()
 
     def _deliver(self, replies: list[tuple[int, Reply | Fault]]) -> None:
@@ -348,12 +352,13 @@ class WorkerServer(Generic[Ask, Reply]):
             self.ended.set_result(code)
 
     def _info_now(self) -> WorkerInfo:
-        """What is registered, with the engine's present estimate of its costs."""
-        return replace(self.info, cost=self._engine_info().cost)
+        """What is registered, with the engine's present load and estimate of its costs."""
+        engine = self._engine_info()
+        return replace(self.info, cost=engine.cost, num_requests=self._engine.num_requests)
 
     async def _register(self, coordinator: str) -> None:
         try:
-            reason = await keep_registered(coordinator, lambda: worker_info_to_wire(self._info_now()))
+            reason = await keep_registered(coordinator, lambda: worker_info_to_wire(self._info_now()), self._tls)
         except Exception as error:
             log.exception("the registration with %s failed", coordinator)
             self._end(1, f"the registration with {coordinator} failed: {type(error).__name__}")
@@ -374,8 +379,10 @@ async def _next(context: Any) -> Any:
         raise InvalidInput("ask", str(error), "these bytes are no message of this service") from None
 
 
-async def serve_worker(engine: Engine[Ask, Reply], kind: Kind[Ask, Reply], **place: Unpack[Place]) -> int:
-    """Serve until a signal; the process's exit code: 0, 1 if the engine failed, 2 if a coordinator refused it."""
+async def serve_worker(
+    engine: Engine[Ask, Reply], kind: Kind[Ask, Reply], drain_s: float = DRAIN_S, **place: Unpack[Place]
+) -> int:
+    """Serve until a signal, then drain; the exit code: 0, 1 if the engine failed, 2 if a coordinator refused it."""
     worker = WorkerServer(engine, kind)
     try:
         await worker.start(**place)
@@ -384,4 +391,9 @@ async def serve_worker(engine: Engine[Ask, Reply], kind: Kind[Ask, Reply], **pla
         raise
     info = worker.info
     print(f"paceline {info.role} ready on {info.address} (model {info.model})", flush=True)
-    return await run_until_signalled(worker.stop, within_s=SHUTDOWN_S + 2, ended=worker.ended)
+
+    async def shutdown() -> None:
+        await worker.drain(drain_s)
+        await worker.stop()
+
+    return await run_until_signalled(shutdown, within_s=drain_s + SHUTDOWN_S + 2, ended=worker.ended)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from paceline.errors import PacelineError
 from paceline.length_policy import LengthPolicy
 from paceline.types import Blame, Draft, FinishReason, Mode, Rule, SamplingParams, Tokens, Verdict, WorkerInfo
 
@@ -23,6 +24,8 @@ class RequestSpec:
     rule: Rule | None = None
     policy: LengthPolicy = field(default_factory=LengthPolicy)
     window: int = 2  # drafts unverified at a time
+    resumed: Tokens = ()  # output that the client has already, from another coordinator; fewer than max_tokens
+    client: str = ""  # whose it is, for the queue's turns
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +39,7 @@ class Ended:
 
     request_id: str
     reason: FinishReason
+    error: PacelineError | None = None  # it ends badly, with this
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,8 +78,15 @@ class WorkerDown:
 
 
 @dataclass(frozen=True, slots=True)
+class WorkerDraining:
+    """A worker wants to go: it gets nothing new, and what it has moves as soon as there is room elsewhere."""
+
+    worker: str
+
+
+@dataclass(frozen=True, slots=True)
 class Tick:
     """Time has passed; the shell sends one by `next_deadline_s()`."""
 
 
-Event = Arrived | Ended | Drafted | Verified | Faulted | WorkerUp | WorkerDown | Tick
+Event = Arrived | Ended | Drafted | Verified | Faulted | WorkerUp | WorkerDraining | WorkerDown | Tick

@@ -6,7 +6,9 @@ beforehand; before the first measurement the answers are the cautious ones.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+
+from coordinator.core.breaker import Breaker
 
 _WEIGHT = 0.2  # of the newest value: about the last ten count
 # A draft may take this many times its usual turnaround before the verifier decodes on without it: an earlier
@@ -20,6 +22,7 @@ class Pace:
     verify_s: float | None = None  # one forward pass
     turnaround_s: float | None = None  # a commit that ended a run, to the first draft of the next
     acceptance: float = 0.7  # accepted / tested
+    breaker: Breaker = field(default_factory=Breaker)
 
     def verified(self, verify_s: float, num_accepted: int, num_tested: int) -> None:
         if verify_s:

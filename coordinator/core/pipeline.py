@@ -24,8 +24,10 @@ from coordinator.core.events import (
     Tick,
     Verified,
     WorkerDown,
+    WorkerDraining,
     WorkerUp,
 )
+from coordinator.core.fair import FairQueue
 from coordinator.core.limits import Limits
 from coordinator.core.placement import Pools
 from coordinator.core.request import Request
@@ -40,7 +42,7 @@ class Pipeline:
         self.limits = limits or Limits()
         self.pools = Pools()
         self._requests: dict[str, Request] = {}
-        self._waiting: OrderedDict[str, None] = OrderedDict()  # requests without a verifier, first come first
+        self._waiting = FairQueue()  # requests without a verifier
         self._undrafted: OrderedDict[str, None] = OrderedDict()  # running requests that want a drafter
         self._deadlines: list[tuple[float, str]] = []  # heap; an entry that is out of date is skipped
 
@@ -80,15 +82,19 @@ class Pipeline:
                     return self._run(request, request.drafted(draft, now_s))
             case Arrived(spec):
                 return self._arrived(spec, now_s)
-            case Ended(request_id, reason):
+            case Ended(request_id, reason, error):
                 request = self._requests.get(request_id)
                 if request is None:
                     return [Fail(request_id, UnknownRequest(request_id))]
+                if error:
+                    return self._run(request, request.fail(error))
                 return self._run(request, request.finish(reason, now_s))
             case Faulted():
                 return self._faulted(event, now_s)
             case WorkerUp(worker, info):
                 self.pools.join(worker, info)
+            case WorkerDraining(worker):
+                self.pools.drain(worker)
             case WorkerDown(worker):
                 return self._worker_down(worker, now_s)
             case Tick():
@@ -101,12 +107,18 @@ class Pipeline:
         if spec.request_id in self._requests:
             error = InvalidInput("request_id", spec.request_id, "is running already; choose another")
             yield Fail(spec.request_id, error)
-        elif len(self._waiting) >= self.limits.max_waiting:
-            yield Fail(spec.request_id, Overloaded("waiting requests", self.limits.max_waiting, 1.0))
-        else:
-            request = self._requests[spec.request_id] = Request(spec, self.limits, now_s)
-            self._waiting[spec.request_id] = None
-            self._arm(request)
+            return
+        if len(self._waiting) >= self.limits.max_waiting:
+            error = Overloaded("waiting requests", self.limits.max_waiting, 1.0)
+            last = self._waiting.crowding_out(spec.client)
+            if last is None:
+                yield Fail(spec.request_id, error)
+                return
+            yield from self._run(self._requests[last], self._requests[last].fail(error))
+        request = self._requests[spec.request_id] = Request(spec, self.limits, now_s)
+        num_tokens = len(spec.token_ids) + spec.max_tokens - len(spec.resumed)
+        self._waiting.add(spec.request_id, spec.client, num_tokens)
+        self._arm(request)
 
     def _run(self, request: Request, commands: Iterable[Command]) -> Iterator[Command]:
         """Carry `request` one step further, then keep the books: places given back, queues, deadline."""
@@ -118,12 +130,11 @@ class Pipeline:
                 self.pools.release(worker, request_id)
         if request.done:
             del self._requests[request_id]
-            self._waiting.pop(request_id, None)
+            self._waiting.discard(request_id)
             self._undrafted.pop(request_id, None)
             return
         if request.verifier is None and request_id not in self._waiting:
-            self._waiting[request_id] = None
-            self._waiting.move_to_end(request_id, last=False)  # it ran before: it goes first
+            self._waiting.add_first(request_id)
         if request.drafter is None and request.wants_drafter:
             self._undrafted[request_id] = None
         self._arm(request)
@@ -134,28 +145,39 @@ class Pipeline:
     # --- workers
 
     def _place(self, now_s: float) -> Iterator[Command]:
-        """Give drafters to running requests that want one, then both workers to waiting ones, first come first."""
+        """Relieve who leaves, give drafters to running requests that want one, then both workers to waiting ones."""
+        yield from self._relieve(now_s)
         while self._undrafted:
             request_id = next(iter(self._undrafted))
-            drafter = self.pools.take(Role.DRAFTER, request_id)
+            drafter = self.pools.take(Role.DRAFTER, request_id, now_s)
             if drafter is None:
                 break
             del self._undrafted[request_id]
             request = self._requests[request_id]
             yield from self._run(request, request.attach_drafter(drafter, self.pools.pace(drafter)))
-        while self._waiting:
-            request_id = next(iter(self._waiting))
-            verifier = self.pools.take(Role.VERIFIER, request_id)
+        while request_id := self._waiting.next():
+            verifier = self.pools.take(Role.VERIFIER, request_id, now_s)
             if verifier is None:
                 break
-            del self._waiting[request_id]
+            self._waiting.take()
             request = self._requests[request_id]
             yield from self._run(request, self._start(request, verifier, now_s))
+
+    def _relieve(self, now_s: float) -> Iterator[Command]:
+        """From a drafter that leaves its requests go at once, from a verifier as far as there is room elsewhere."""
+        for worker in self.pools.leaving(now_s):
+            reason = "drafter drained" if worker.is_draining else "drafter resting"
+            for request_id in list(worker.requests):
+                request = self._requests[request_id]
+                if request.drafter == worker.name:
+                    yield from self._run(request, request.leave_drafter(reason, now_s))
+                elif verifier := self.pools.take(Role.VERIFIER, request_id, now_s):
+                    yield from self._run(request, request.move_verifier(verifier, now_s))
 
     def _start(self, request: Request, verifier: str, now_s: float) -> Iterator[Command]:
         """Both workers start prefilling in parallel."""
         if request.drafter is None and request.wants_drafter:
-            drafter = self.pools.take(Role.DRAFTER, request.spec.request_id)
+            drafter = self.pools.take(Role.DRAFTER, request.spec.request_id, now_s)
             if drafter:
                 yield from request.attach_drafter(drafter, self.pools.pace(drafter))
         yield from request.attach_verifier(verifier, now_s)
@@ -175,6 +197,8 @@ class Pipeline:
         if request is None or event.worker not in (request.verifier, request.drafter):
             return ()
         if event.worker == request.drafter or event.blame is Blame.DRAFTER:
+            if request.drafter and event.blame is not Blame.CALLER:
+                self.pools.pace(request.drafter).breaker.refused(now_s)
             return self._run(request, request.refuse_drafter(now_s))
         if event.blame is Blame.CALLER:
             error = InvalidInput("request_id", event.request_id, event.message)

@@ -20,10 +20,15 @@ class Worker:
     info: WorkerInfo
     requests: dict[str, None] = field(default_factory=dict)  # a set that remembers its order
     pace: Pace = field(default_factory=Pace)  # of a drafter: what its requests have measured, for the next ones too
+    is_draining: bool = False
 
     @property
     def load(self) -> float:
         return len(self.requests) / self.info.max_num_seqs
+
+    def is_free(self, now_s: float) -> bool:
+        """Whether it may be given another request."""
+        return self.load < 1 and not self.is_draining and self.pace.breaker.allows(now_s, len(self.requests))
 
 
 class Pools:
@@ -42,9 +47,19 @@ class Pools:
         """Remove a worker; returns it with the requests it held, `None` if it was not a member."""
         return self._workers.pop(name, None)
 
-    def take(self, role: Role, request_id: str) -> str | None:
+    def drain(self, name: str) -> None:
+        """A member, if it is one, gets nothing new."""
+        if name in self._workers:
+            self._workers[name].is_draining = True
+
+    def leaving(self, now_s: float) -> list[Worker]:
+        """Who is to be rid of the requests that it holds: who drains, and the drafters that rest."""
+        workers = self._workers.values()
+        return [w for w in workers if w.requests and (w.is_draining or w.pace.breaker.is_resting(now_s))]
+
+    def take(self, role: Role, request_id: str, now_s: float) -> str | None:
         """Give `request_id` a place in the pool of `role`; `None` if there is none."""
-        free = [w for w in self._workers.values() if w.info.role is role and w.load < 1]
+        free = [w for w in self._workers.values() if w.info.role is role and w.is_free(now_s)]
         if not free:
             return None
         worker = min(free, key=lambda w: w.load)

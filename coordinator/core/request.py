@@ -47,7 +47,7 @@ class Request:
     def __init__(self, spec: RequestSpec, limits: Limits, now_s: float) -> None:
         self.spec = spec
         self.limits = limits
-        self.committed = list(spec.token_ids)
+        self.committed = [*spec.token_ids, *spec.resumed]
         self.verifier: str | None = None
         self.drafter: str | None = None
         self.done = False
@@ -84,7 +84,7 @@ class Request:
 
     def attach_verifier(self, worker: str, now_s: float) -> Iterator[Command]:
         """Prefill there. The first token is plain target output; without a drafter, so are all."""
-        if not self.num_moves:
+        if not (self.num_moves or self._answered):
             self.metrics.queue_ms = 1e3 * (now_s - self.arrived_s)
         self.verifier = worker
         self._answered = False
@@ -109,6 +109,12 @@ class Request:
         if self.num_moves > self.limits.max_moves:
             yield from self.fail(Unavailable(f"{self.num_moves} verifiers failed this request; try it again"))
 
+    def move_verifier(self, worker: str, now_s: float) -> Iterator[Command]:
+        """The verifier is to be rid of the request, which goes on at `worker`; that is no failure."""
+        assert self.verifier is not None
+        yield Ask(self.verifier, Close(self.spec.request_id))
+        yield from self.attach_verifier(worker, now_s)
+
     def lose_drafter(self, reason: str, now_s: float) -> Iterator[Command]:
         """The drafter is gone; what it sent is still judged, then the verifier decodes on."""
         self.drafter = None
@@ -120,9 +126,13 @@ class Request:
         """The drafter will not take the request, or sent what no honest one sends; after a few, none is asked."""
         self.num_refusals += 1
         self._window.restart()
+        yield from self.leave_drafter("drafter refused", now_s)
+
+    def leave_drafter(self, reason: str, now_s: float) -> Iterator[Command]:
+        """The drafter, if there is one, is to be rid of the request."""
         if self.drafter:
             yield Ask(self.drafter, Close(self.spec.request_id))
-        yield from self.lose_drafter("drafter refused", now_s)
+        yield from self.lose_drafter(reason, now_s)
 
     # --- answers
 
@@ -135,6 +145,7 @@ class Request:
         if admitted is None:
             self.metrics.num_stale_drafts += 1
             return
+        self._pace.breaker.drafted()
         self._run_length = 1
         if self.verifier:
             yield self._verify(admitted, now_s)
@@ -226,7 +237,9 @@ class Request:
             yield from self._retry(now_s)
         else:
             yield from self._self_decode("late draft", now_s)
-            if self.drafter:  # perhaps a message was lost: resynchronise, keeping the run that is under way
+            if self.drafter:
+                self._pace.breaker.late(now_s)
+                # perhaps a message was lost: resynchronise, keeping the run that is under way
                 yield self._open_draft(self._window.epoch)
 
     def _retry(self, now_s: float) -> Iterator[Command]:

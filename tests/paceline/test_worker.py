@@ -19,7 +19,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from drafter.server import DRAFTER
 from drafter.server import serve as serve_drafter
-from paceline import codec, rpc, worker
+from paceline import codec, outbox, rpc, worker
 from paceline.errors import InvalidInput, PacelineError, Unsupported
 from paceline.types import (
     Blame,
@@ -53,6 +53,10 @@ class Toy:
         self.gate: threading.Event | None = None
         self.step_error: Exception | None = None
         self.num_steps = 0
+
+    @property
+    def num_requests(self) -> int:
+        return len(self.work)
 
     def handle(self, peer: int, ask: VerifierAsk) -> list[tuple[int, VerifierReply]]:
         self.threads.add(threading.get_ident())
@@ -263,7 +267,7 @@ async def test_a_peer_that_does_not_read_loses_its_stream_and_no_other(
     toy: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     engine, _, stub = toy
-    monkeypatch.setattr(worker, "MAX_OUTBOX", 50)
+    monkeypatch.setattr(outbox, "MAX_REPLIES", 50)
     deaf, other = stub.Connect(), stub.Connect()
     await deaf.write(ask("deaf", 1000))
     await until(lambda: engine.dropped)
