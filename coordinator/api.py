@@ -51,7 +51,13 @@ class CoordinatorServicer:
         stall_s = self._coordinator.config.client_stall_s
         async with answering(context):
             spec = self._spec(request, self._door.client(context))
-            text = self._text(spec, request)
+            text = TextStream(self._coordinator.tokenizer, spec.token_ids, tuple(request.stop))
+            text.push(spec.resumed)  # the client has had this text
+            if reason := _ended(spec, text):
+                await context.write(
+                    pb.GenerateReply(text=text.finish(), finish_reason=reason, metrics=pb.RequestMetrics())
+                )
+                return
             with self._coordinator.generation(spec) as queue:
                 async for reply in self._replies(spec, text, queue):
                     try:
@@ -59,13 +65,6 @@ class CoordinatorServicer:
                             await context.write(reply)  # waits while the client does not read
                     except TimeoutError:
                         raise Overloaded("seconds that replies wait for this client to read", stall_s, 1) from None
-
-    def _text(self, spec: RequestSpec, request: Any) -> TextStream:
-        """The output's text, from where the client has it. Raises InvalidInput if it has ended there."""
-        text = TextStream(self._coordinator.tokenizer, spec.token_ids, tuple(request.stop))
-        if text.push(spec.resumed).stopped:
-            raise InvalidInput("resume_token_ids", "…", "hold a stop string: the output has ended, ask for no more")
-        return text
 
     async def _replies(self, spec: RequestSpec, text: TextStream, queue: Any) -> AsyncIterator[Any]:
         request_id = spec.request_id
@@ -125,7 +124,7 @@ class CoordinatorServicer:
             rule=codec.rule_from_wire(request.rule) or config.rule,
             policy=policy,
             window=request.window or config.window,
-            resumed=self._resumed(request, sampling),
+            resumed=self._resumed(request),
             client=client,
         )
 
@@ -142,19 +141,15 @@ class CoordinatorServicer:
         eos_token_ids = () if request.ignore_eos else tokenizer.eos_token_ids
         return replace(sampling, stop_token_ids=tuple(dict.fromkeys((*eos_token_ids, *sampling.stop_token_ids))))
 
-    def _resumed(self, request: Any, sampling: SamplingParams) -> Tokens:
+    def _resumed(self, request: Any) -> Tokens:
         """The output that the client has already."""
         resumed = tuple(request.resume_token_ids)
-        field = "resume_token_ids"
-        if len(resumed) >= request.max_tokens:
-            if not resumed:
-                return ()  # max_tokens is wrong, and found so elsewhere
-            raise InvalidInput(field, f"{len(resumed)} tokens", f"must be fewer than max_tokens={request.max_tokens}")
+        if len(resumed) > request.max_tokens:
+            fix = f"are more than max_tokens={request.max_tokens}"
+            raise InvalidInput("resume_token_ids", f"{len(resumed)} tokens", fix)
         if resumed and max(resumed) >= self._coordinator.tokenizer.vocab_size:
             fix = f"is not below the vocabulary's size {self._coordinator.tokenizer.vocab_size}"
-            raise InvalidInput(field, max(resumed), fix)
-        if set(resumed) & set(sampling.stop_token_ids):
-            raise InvalidInput(field, "…", "hold a token that ends the output: ask for no more")
+            raise InvalidInput("resume_token_ids", max(resumed), fix)
         return resumed
 
     def _prompt(self, request: Any) -> Tokens:
@@ -222,6 +217,13 @@ class CoordinatorServicer:
             num_requests_running=pipeline.num_running,
             num_requests_waiting=pipeline.num_waiting,
         )
+
+
+def _ended(spec: RequestSpec, text: TextStream) -> FinishReason | None:
+    """Why the output that a client resumes has ended already, its last message having been lost; None if it has not."""
+    if text.stopped or (spec.resumed and spec.resumed[-1] in spec.stop_token_ids):
+        return FinishReason.STOP
+    return FinishReason.LENGTH if len(spec.resumed) == spec.max_tokens else None
 
 
 def _check_stop(stop: Any) -> None:

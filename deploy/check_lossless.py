@@ -18,6 +18,7 @@ from dataclasses import asdict, dataclass
 from rich.console import Console
 
 from deploy import options
+from deploy.connection import add_credentials, add_server, client_of
 from deploy.options import Parser
 from deploy.same_law import SameLaw
 from paceline.client import AsyncClient, Completion
@@ -61,7 +62,7 @@ def run(argv: Sequence[str]) -> int:
 
 async def _check(prompts: Sequence[str], values: argparse.Namespace) -> int:
     console = Console(stderr=True, highlight=False, markup=False, emoji=False)
-    async with AsyncClient(values.server) as client:
+    async with client_of(values) as client:
         workers = (await client.server_info()).workers
         may_tie = any(worker.dtype != "float32" for worker in workers)
         equality = {}
@@ -162,7 +163,7 @@ may part where two tokens nearly tie, which is counted by itself.
   paceline check-lossless --server 127.0.0.1:50051 --prompts my_prompts.jsonl --num-samples 4000""",
     )
     what = parser.group("what")
-    what.add("--server", kind=options.address, default="127.0.0.1:50051", metavar="HOST:PORT", help="the coordinator")
+    add_server(what)
     what.add("--prompts", kind=options.text, metavar="FILE", help=f"a JSONL file: {SHAPES}; two of its own by default")
     for flag, low, default, about in (
         ("--num-prompts", 1, 16, "prompts compared, of those given"),
@@ -183,4 +184,5 @@ may part where two tokens nearly tie, which is counted by itself.
         "--timeout", kind=options.number(0.001, 86400), default=600, metavar="S", help="seconds a request may take"
     )
     what.add("--json", kind=options.boolean, default=False, help="print one JSON object")
+    add_credentials(parser)
     return parser

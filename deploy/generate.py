@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from deploy import options, sampling_options
+from deploy.connection import add_credentials, add_server, client_of
 from deploy.options import Parser
 from deploy.paint import Painter, legend, summary
 from paceline.client import AsyncClient, Chunk, Options
@@ -58,8 +59,8 @@ def run(argv: Sequence[str]) -> int:
 async def _generate(prompts: Sequence[str], values: argparse.Namespace) -> int:
     output = Console(highlight=False, markup=False, emoji=False)
     notes = Console(stderr=True, highlight=False, markup=False, emoji=False)
-    async with AsyncClient(values.server) as client:
-        await _check_server(client, values.server)
+    async with client_of(values) as client:
+        await _check_server(client, ", ".join(values.server))
         # Answers that come at the same time cannot be streamed to one terminal at the same time.
         streams = not values.json and (values.concurrency == 1 or len(prompts) == 1)
         if not values.json and output.is_terminal:
@@ -203,13 +204,7 @@ Text goes to standard output, figures to standard error.
   paceline generate --server 127.0.0.1:50051 --prompts dev.jsonl --concurrency 8 --temperature 1 --json > out.jsonl""",
     )
     what = parser.group("what")
-    what.add(
-        "--server",
-        kind=options.address,
-        default="127.0.0.1:50051",
-        metavar="HOST:PORT",
-        help="the coordinator's gRPC address",
-    )
+    add_server(what)
     what.add("--prompt", kind=options.text, metavar="TEXT", help="one prompt")
     what.add(
         "--prompts",
@@ -234,6 +229,7 @@ Text goes to standard output, figures to standard error.
     sampling_options.add(parser)
     _add_decoding(parser)
     _add_running(parser)
+    add_credentials(parser)
     return parser
 
 

@@ -149,11 +149,11 @@ class Supervisor:
         """Until the child serves. Raises Unavailable, or InvalidInput if it refused what it was given."""
         await self._unless_failed(child.is_ready.wait(), f"{child.name} to serve", within_s)
 
-    async def wait_for_workers(self, server: str, *, num_drafters: int, within_s: float) -> None:
-        """Until a verifier and all drafters are registered with the coordinator at `server`."""
+    async def wait_for_workers(self, client: AsyncClient, *, num_drafters: int, within_s: float) -> None:
+        """Until a verifier and all drafters are registered with the coordinator that `client` asks; closes it."""
 
         async def registered() -> None:
-            async with AsyncClient(server) as client:
+            async with client:
                 while True:
                     roles = [worker.role for worker in (await client.server_info()).workers]
                     if roles.count(Role.VERIFIER) >= 1 and roles.count(Role.DRAFTER) >= num_drafters:
@@ -162,6 +162,12 @@ class Supervisor:
 
         await self._unless_failed(registered(), "the workers to register", within_s)
         self._is_up = True
+
+    async def drain(self, child: Child, within_s: float) -> None:
+        """End one child ahead of the others, which it needs to end well; what is left of it is left to `stop`."""
+        self._is_stopping = True
+        child.terminate()
+        await asyncio.wait((self._tasks[self.children.index(child)],), timeout=within_s)
 
     async def stop(self, within_s: float = STOP_S) -> None:
         """End all children: SIGTERM, and SIGKILL for those that are there still after `within_s`. May be repeated."""

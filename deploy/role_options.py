@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import argparse
+
 from deploy import options
 from deploy.options import Group, Parser
+from paceline.drain import DRAIN_S
 from paceline.length_policy import LengthPolicy
+from paceline.security import PeerRole, Tls
 
 
 def add_host(group: Group) -> None:
@@ -13,13 +17,76 @@ def add_host(group: Group) -> None:
         kind=options.text,
         default="127.0.0.1",
         metavar="HOST",
-        help="interface to listen on; anything but loopback needs --insecure, since there is no TLS yet",
+        help="interface to listen on; anything but loopback needs TLS, or --insecure",
     )
     group.add(
         "--insecure",
         kind=options.boolean,
         default=False,
-        help="listen beyond this machine without encryption or keys: only on a network that you trust",
+        help="listen beyond this machine without encryption: only on a network that you trust",
+    )
+
+
+def add_tls(parser: Parser) -> None:
+    """The certificates of mutual TLS; `tls_of` reads the values."""
+    group = parser.group(
+        "encryption",
+        "Mutual TLS: every side shows a certificate that says its role. Give all three, or none; `paceline certs` makes "
+        "them. {role} in a path stands for the role that reads it, so that one setting serves all.",
+    )
+    group.add("--tls-cert", kind=options.text, metavar="FILE", help="this role's certificate (PEM), chain included")
+    group.add("--tls-key", kind=options.text, metavar="FILE", help="its private key (PEM, without a password)")
+    group.add("--tls-ca", kind=options.text, metavar="FILE", help="the authority's certificate (PEM): who is believed")
+
+
+def tls_of(values: argparse.Namespace, role: PeerRole) -> Tls | None:
+    """What --tls-cert, --tls-key and --tls-ca say, for `role`; None without them. Raises InvalidInput."""
+    return Tls.of(role, values.tls_cert, values.tls_key, values.tls_ca)
+
+
+def add_reflection(group: Group) -> None:
+    group.add(
+        "--reflection",
+        kind=options.boolean,
+        default=False,
+        help="let callers list the methods, with TLS or keys too; without either they always can",
+    )
+
+
+def add_drain(group: Group) -> None:
+    group.add(
+        "--drain-s",
+        kind=options.number(0, 3600),
+        default=DRAIN_S,
+        metavar="S",
+        help="after SIGTERM: seconds that running requests get to move or to end; a second signal ends at once",
+    )
+
+
+def add_clients(parser: Parser) -> None:
+    """Who may ask, and how much."""
+    group = parser.group("clients")
+    group.add(
+        "--api-keys",
+        kind=options.text,
+        metavar="FILE",
+        shown="anybody may ask",
+        help="keys that clients must show as `Authorization: Bearer KEY`, one a line, NAME:KEY or KEY; read again when "
+        "it changes",
+    )
+    group.add(
+        "--max-requests-per-key",
+        kind=options.whole(1, 1_000_000),
+        default=256,
+        metavar="N",
+        help="requests of one key at a time, running and waiting; over it the client is told to come back later",
+    )
+    group.add(
+        "--client-stall-s",
+        kind=options.number(0.1, 3600),
+        default=30,
+        metavar="S",
+        help="seconds that replies wait for a client that does not read them; then it is cut off",
     )
 
 
@@ -173,6 +240,9 @@ def add_worker(parser: Parser, what: str, *, tensor_parallel: str) -> Group:
         metavar="HOST",
         help="host name by which coordinators reach this worker; needed with --host 0.0.0.0",
     )
+    add_reflection(network)
+    add_drain(network)
+    add_tls(parser)
     engine = add_engine(parser)
     engine.add(
         "--tensor-parallel-size",

@@ -18,9 +18,22 @@ from typing import Any
 
 from deploy import options
 from deploy.options import Parser
-from deploy.role_options import add_grpc_port, add_host, add_logging, add_pacing, add_row_width, add_worker
+from deploy.role_options import (
+    add_clients,
+    add_drain,
+    add_grpc_port,
+    add_host,
+    add_logging,
+    add_pacing,
+    add_reflection,
+    add_row_width,
+    add_tls,
+    add_worker,
+    tls_of,
+)
 from paceline.errors import InvalidInput
 from paceline.rpc import check_bind
+from paceline.security import PeerRole
 from paceline.types import Mode, Role, Rule, WorkerInfo
 
 # One OpenMP thread a worker, and none that spins while it waits: two workers spinning on each other's cores are
@@ -39,9 +52,13 @@ def run_coordinator(argv: Sequence[str]) -> int:
 
 Workers announce themselves here, so start it first (they wait for it if you do not):
 
-  paceline coordinator --tokenizer models/big --host 10.0.0.1 --insecure
-  paceline verifier    --model models/big   --coordinator 10.0.0.1:50051 --host 10.0.0.1 --insecure
-  paceline drafter     --model models/small --coordinator 10.0.0.1:50051 --host 10.0.0.2 --insecure   (elsewhere)""",
+  paceline certs certs/
+  export PACELINE_TLS_CERT=certs/{role}.crt PACELINE_TLS_KEY=certs/{role}.key PACELINE_TLS_CA=certs/ca.crt
+  paceline coordinator --tokenizer models/big --host 10.0.0.1
+  paceline verifier    --model models/big   --coordinator 10.0.0.1:50051 --host 10.0.0.1
+  paceline drafter     --model models/small --coordinator 10.0.0.1:50051 --host 10.0.0.2   (elsewhere)
+
+On SIGTERM it takes no new requests and waits for those that run.""",
     )
     model = parser.group("model")
     model.add(
@@ -55,6 +72,13 @@ Workers announce themselves here, so start it first (they wait for it if you do 
     network = parser.group("network")
     add_host(network)
     add_grpc_port(network)
+    add_reflection(network)
+    add_drain(network)
+    network.add(
+        "--max-workers", kind=options.whole(1, 65536), default=1024, metavar="N", help="workers registered at a time"
+    )
+    add_tls(parser)
+    add_clients(parser)
     add_pacing(parser)
     add_logging(parser)
     values = parser.parse(argv, os.environ)
@@ -68,6 +92,13 @@ Workers announce themselves here, so start it first (they wait for it if you do 
         host=values.host,
         grpc_port=values.grpc_port,
         insecure=values.insecure,
+        tls=tls_of(values, PeerRole.COORDINATOR),
+        api_keys=values.api_keys,
+        reflection=values.reflection,
+        max_workers=values.max_workers,
+        max_requests_per_key=values.max_requests_per_key,
+        client_stall_s=values.client_stall_s,
+        drain_s=values.drain_s,
         mode=None if values.mode == "auto" else Mode(values.mode),
         rule=None if values.rule == "auto" else Rule(values.rule),
         policy=values.length_policy,
@@ -104,7 +135,7 @@ def run_drafter(argv: Sequence[str]) -> int:
 A drafter can run on another machine than the verifier, and may come and go at any time: without one the verifier
 decodes by itself.
 
-  paceline drafter --model models/small --coordinator 10.0.0.1:50051 --host 10.0.0.2 --insecure""",
+  paceline drafter --model models/small --coordinator 10.0.0.1:50051 --host 10.0.0.2""",
     )
     group = add_worker(parser, "the draft model", tensor_parallel="the drafter")
     add_row_width(group)
@@ -127,7 +158,8 @@ decodes by itself.
 def _load(values: argparse.Namespace, role: Role) -> tuple[Any, WorkerInfo]:
     os.environ.update(THREADS)
     _begin(values)
-    check_bind(values.host, insecure=values.insecure)
+    tls = tls_of(values, PeerRole(role))
+    check_bind(values.host, insecure=values.insecure, has_tls=tls is not None)
     if values.advertise is None and values.host.strip("[]") in ("0.0.0.0", "::"):
         raise InvalidInput("--advertise", "", "is needed with this --host: the name by which coordinators reach you")
     from paceline.engine.runner import Runner  # torch; several seconds
@@ -172,6 +204,9 @@ def _serve(engine: Any, kind: Any, runner: Any, values: argparse.Namespace) -> i
                 coordinators=values.coordinator,
                 insecure=values.insecure,
                 advertise=values.advertise,
+                tls=tls_of(values, PeerRole(engine.info.role)),
+                has_reflection=values.reflection,
+                drain_s=values.drain_s,
             )
         )
     finally:

@@ -5,15 +5,30 @@ from __future__ import annotations
 import argparse
 import asyncio
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from deploy import options
 from deploy.checks import check_pair, check_port
-from deploy.local import Supervisor
+from deploy.local import STOP_S, Supervisor
 from deploy.options import Parser
-from deploy.role_options import add_engine, add_grpc_port, add_host, add_logging, add_pacing, add_row_width
+from deploy.role_options import (
+    add_clients,
+    add_drain,
+    add_engine,
+    add_grpc_port,
+    add_host,
+    add_logging,
+    add_pacing,
+    add_row_width,
+    add_tls,
+    tls_of,
+)
+from paceline.api_keys import read_keys
+from paceline.client import AsyncClient
 from paceline.rpc import check_bind, signals
+from paceline.security import PeerRole
 
 COORDINATOR_START_S = 60.0
 SHARED_KV_CACHE_BYTES = 2**30
@@ -32,6 +47,7 @@ class Plan:
     verifier: tuple[str, ...] = ()
     drafters: tuple[str, ...] = ()
     start_timeout_s: float = 600.0
+    connect: Callable[[str], AsyncClient] = AsyncClient  # how to ask the coordinator who is there
 
 
 async def start(supervisor: Supervisor, plan: Plan) -> str:
@@ -49,7 +65,8 @@ async def start(supervisor: Supervisor, plan: Plan) -> str:
     for i in range(plan.num_drafters):
         name = "drafter" if plan.num_drafters == 1 else f"drafter-{i + 1}"
         supervisor.start(name, ("drafter", "--model", str(plan.drafter), "--coordinator", server, *plan.drafters))
-    await supervisor.wait_for_workers(server, num_drafters=plan.num_drafters, within_s=plan.start_timeout_s)
+    client = plan.connect(server)
+    await supervisor.wait_for_workers(client, num_drafters=plan.num_drafters, within_s=plan.start_timeout_s)
     return server
 
 
@@ -61,7 +78,8 @@ def reachable(host: str) -> str:
 
 def run(argv: Sequence[str]) -> int:
     values = _parser().parse(argv, os.environ)
-    check_bind(values.host, insecure=values.insecure)
+    has_tls = tls_of(values, PeerRole.CLIENT) is not None
+    check_bind(values.host, insecure=values.insecure, has_tls=has_tls)
     if values.num_drafters and values.drafter is None:
         raise options.UsageError("--drafter: is required; give it, or --num-drafters 0 to serve without drafts")
     check_pair(values.target, values.drafter if values.num_drafters else None)
@@ -82,6 +100,8 @@ async def _serve(plan: Plan, values: argparse.Namespace) -> int:
             drafters = f"{plan.num_drafters} drafter{'' if plan.num_drafters == 1 else 's'}"
             print(f"paceline ready: gRPC on {server}, 1 verifier, {drafters}, mode {values.mode}", flush=True)
             await asyncio.wait((stopped, supervisor.failed), return_when=asyncio.FIRST_COMPLETED)
+            if stopped.done():  # the coordinator first: running requests need the workers until they end
+                await supervisor.drain(supervisor.children[0], values.drain_s + STOP_S)
             if supervisor.failed.done():
                 supervisor.failed.result()
             return 0
@@ -89,7 +109,10 @@ async def _serve(plan: Plan, values: argparse.Namespace) -> int:
 
 def _plan(values: argparse.Namespace) -> Plan:
     insecure = ("--insecure",) if values.insecure else ()
-    log_level = ("--log-level", values.log_level)
+    tls = _given(values, "tls_cert", "tls_key", "tls_ca")
+    clients = _given(values, "api_keys", "max_requests_per_key", "client_stall_s")
+    drain = _given(values, "drain_s")
+    common = (*tls, *drain, "--log-level", values.log_level)
     pacing = _given(values, "mode", "rule", "length_policy", "window", "max_draft_wait_ms", "max_waiting")
     engine = _given(
         values,
@@ -107,11 +130,17 @@ def _plan(values: argparse.Namespace) -> Plan:
         num_drafters=values.num_drafters,
         host=values.host,
         grpc_port=values.grpc_port,
-        coordinator=(*pacing, *insecure, *log_level),
-        verifier=(*engine, *dtype, *size, *log_level),
-        drafters=(*engine, *drafter_dtype, *drafter_size, "--row-width", str(values.row_width), *log_level),
+        coordinator=(*pacing, *insecure, *clients, *common),
+        verifier=(*engine, *dtype, *size, *common),
+        drafters=(*engine, *drafter_dtype, *drafter_size, "--row-width", str(values.row_width), *common),
         start_timeout_s=values.start_timeout,
+        connect=partial(AsyncClient, tls=tls_of(values, PeerRole.CLIENT), api_key=_own_key(values)),
     )
+
+
+def _own_key(values: argparse.Namespace) -> str | None:
+    """A key with which this process may ask its own coordinator."""
+    return next(iter(read_keys(values.api_keys).values())) if values.api_keys else None
 
 
 def _given(values: argparse.Namespace, *names: str) -> tuple[str, ...]:
@@ -127,7 +156,8 @@ def _parser() -> Parser:
         "serve",
         """Serve a pair of models on this machine: a coordinator, a verifier and drafters, each its own process.
 
-Prints one line when ready. A worker that dies is restarted, and requests go on without it. Ctrl-C ends all.
+Prints one line when ready. A worker that dies is restarted, and requests go on without it. Ctrl-C lets
+running requests end, within --drain-s, then ends all; a second Ctrl-C ends at once.
 
   paceline serve --target models/demo-target --drafter models/demo-drafter
   paceline serve --target big/ --drafter small/ --dtype bfloat16 --length-policy svip:threshold_nats=0.6
@@ -137,6 +167,8 @@ To put the roles on several machines, start each by its own sub-command (coordin
     )
     _add_models(parser)
     _add_network(parser)
+    add_tls(parser)
+    add_clients(parser)
     add_pacing(parser)
     _add_engine(parser)
     return parser
@@ -170,6 +202,7 @@ def _add_network(parser: Parser) -> None:
     network = parser.group("network")
     add_host(network)
     add_grpc_port(network)
+    add_drain(network)
     network.add(
         "--port",
         kind=options.whole(0, 65535),

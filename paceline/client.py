@@ -4,22 +4,31 @@
         for chunk in client.generate("Once upon a time", max_tokens=64):
             print(chunk.text, end="")
 
-Failures are `PacelineError`s with the server's own text. Leaving a stream early ends the request at the server.
+Failures are `PacelineError`s with the server's own text. Leaving a stream early ends the request at the server. Given
+several addresses ("a:50051,b:50051") a client goes on at the next one when a coordinator is lost, in the middle of a
+generation too; with a seed, or greedily, the tokens are those that it would have read otherwise.
 """
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
+import itertools
+import time
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Self, TypedDict, Unpack
 
 import grpc
 
 from paceline import codec
-from paceline.errors import InvalidInput, PeerFault
+from paceline.api_keys import bearer
+from paceline.errors import InvalidInput, PeerFault, Unavailable
 from paceline.length_policy import LengthPolicy
-from paceline.rpc import CHANNEL_OPTIONS, connect, error_of
+from paceline.resume import Progress, addresses_of
+from paceline.rpc import connect, connect_blocking, error_of
+from paceline.security import Tls
 from paceline.types import FinishReason, Mode, Rule, SamplingParams, Source, Tokens, WorkerInfo
 from paceline.wire import coordinator_pb2, coordinator_pb2_grpc
 
@@ -101,22 +110,60 @@ class ServerInfo:
     num_requests_waiting: int
 
 
-class AsyncClient:
-    """A connection to one coordinator, for use in one event loop. It connects by itself, and again after a loss."""
+class _Addresses:
+    """The coordinators that a client may ask; the one that answered last is asked first."""
 
-    def __init__(self, address: str) -> None:
-        self._channel = connect(address)
-        self._stub = coordinator_pb2_grpc.CoordinatorStub(self._channel)
+    def __init__(
+        self,
+        address: str | Sequence[str],
+        tls: Tls | None,
+        api_key: str | None,
+        connect: Callable[[str, Tls | None], Any],
+    ) -> None:
+        self.metadata = bearer(api_key)
+        self.channels = [connect(each, tls) for each in addresses_of(address)]
+        self._stubs = [coordinator_pb2_grpc.CoordinatorStub(channel) for channel in self.channels]
+        self._first = 0
+
+    def stubs(self) -> Iterator[Any]:
+        """The stubs in turn, endlessly."""
+        at = self._first
+        while True:
+            self._first = at
+            yield self._stubs[at]
+            at = (at + 1) % len(self._stubs)
+
+    def progress(self, prompt: str | Sequence[int], options: Options) -> Progress:
+        return Progress(_request(prompt, options), options.get("timeout_s"), len(self._stubs))
+
+    def calls(self, method: str, request: Any) -> Iterator[Callable[[], Any]]:
+        """How to make a short call, of every coordinator in turn."""
+        for stub in itertools.islice(self.stubs(), len(self._stubs)):
+            yield partial(getattr(stub, method), request, timeout=CALL_TIMEOUT_S, metadata=self.metadata)
+
+
+class AsyncClient:
+    """Asks one coordinator, or one of several, in one event loop. It connects by itself, and again after a loss."""
+
+    def __init__(self, address: str | Sequence[str], *, tls: Tls | None = None, api_key: str | None = None) -> None:
+        """`tls`: of the role client (`Tls.of`). `api_key`: where the coordinator asks for one."""
+        self._to = _Addresses(address, tls, api_key, connect)
 
     async def generate(self, prompt: str | Sequence[int], **options: Unpack[Options]) -> AsyncIterator[Chunk]:
-        """Chunks as they come. `prompt` is text or token ids."""
-        call = self._stub.Generate(_request(prompt, options), timeout=options.get("timeout_s"))
-        try:
-            with _errors():
-                async for reply in call:
-                    yield _chunk(reply)
-        finally:
-            call.cancel()
+        """Chunks as they come. `prompt` is text or token ids. Metrics are those of the coordinator that ended it."""
+        progress = self._to.progress(prompt, options)
+        for stub in self._to.stubs():
+            call = stub.Generate(progress.request, timeout=progress.left_s, metadata=self._to.metadata)
+            try:
+                with _errors():
+                    async for reply in call:
+                        yield progress.came(_chunk(reply))
+                return
+            except Unavailable as error:
+                pause_s = progress.failed(error)
+            finally:
+                call.cancel()
+            await asyncio.sleep(pause_s)
 
     async def complete(self, prompt: str | Sequence[int], **options: Unpack[Options]) -> Completion:
         """The whole output at once."""
@@ -124,21 +171,29 @@ class AsyncClient:
 
     async def abort(self, request_id: str) -> None:
         """End a running request. Raises `UnknownRequest`."""
-        with _errors():
-            await self._stub.Abort(coordinator_pb2.AbortRequest(request_id=request_id), timeout=CALL_TIMEOUT_S)
+        await self._ask("Abort", coordinator_pb2.AbortRequest(request_id=request_id))
 
     async def model_info(self) -> ModelInfo:
-        with _errors():
-            wire = await self._stub.GetModelInfo(coordinator_pb2.GetModelInfoRequest(), timeout=CALL_TIMEOUT_S)
-            return _model_info(wire)
+        return _model_info(await self._ask("GetModelInfo", coordinator_pb2.GetModelInfoRequest()))
 
     async def server_info(self) -> ServerInfo:
         with _errors():
-            wire = await self._stub.GetServerInfo(coordinator_pb2.GetServerInfoRequest(), timeout=CALL_TIMEOUT_S)
-            return _server_info(wire)
+            return _server_info(await self._ask("GetServerInfo", coordinator_pb2.GetServerInfoRequest()))
+
+    async def _ask(self, method: str, request: Any) -> Any:
+        failure: Unavailable | None = None
+        for call in self._to.calls(method, request):
+            try:
+                with _errors():
+                    return await call()
+            except Unavailable as error:
+                failure = error
+        assert failure is not None
+        raise failure
 
     async def close(self) -> None:
-        await self._channel.close()
+        for channel in self._to.channels:
+            await channel.close()
 
     async def __aenter__(self) -> Self:
         return self
@@ -150,19 +205,25 @@ class AsyncClient:
 class Client:
     """As `AsyncClient`, for programs without an event loop; safe to use from several threads."""
 
-    def __init__(self, address: str) -> None:
-        self._channel = grpc.insecure_channel(address, options=CHANNEL_OPTIONS)
-        self._stub = coordinator_pb2_grpc.CoordinatorStub(self._channel)
+    def __init__(self, address: str | Sequence[str], *, tls: Tls | None = None, api_key: str | None = None) -> None:
+        """As `AsyncClient`."""
+        self._to = _Addresses(address, tls, api_key, connect_blocking)
 
     def generate(self, prompt: str | Sequence[int], **options: Unpack[Options]) -> Iterator[Chunk]:
-        """Chunks as they come. `prompt` is text or token ids."""
-        call = self._stub.Generate(_request(prompt, options), timeout=options.get("timeout_s"))
-        try:
-            with _errors():
-                for reply in call:
-                    yield _chunk(reply)
-        finally:
-            call.cancel()
+        """Chunks as they come. `prompt` is text or token ids. Metrics are those of the coordinator that ended it."""
+        progress = self._to.progress(prompt, options)
+        for stub in self._to.stubs():
+            call = stub.Generate(progress.request, timeout=progress.left_s, metadata=self._to.metadata)
+            try:
+                with _errors():
+                    for reply in call:
+                        yield progress.came(_chunk(reply))
+                return
+            except Unavailable as error:
+                pause_s = progress.failed(error)
+            finally:
+                call.cancel()
+            time.sleep(pause_s)
 
     def complete(self, prompt: str | Sequence[int], **options: Unpack[Options]) -> Completion:
         """The whole output at once."""
@@ -170,21 +231,29 @@ class Client:
 
     def abort(self, request_id: str) -> None:
         """End a running request. Raises `UnknownRequest`."""
-        with _errors():
-            self._stub.Abort(coordinator_pb2.AbortRequest(request_id=request_id), timeout=CALL_TIMEOUT_S)
+        self._ask("Abort", coordinator_pb2.AbortRequest(request_id=request_id))
 
     def model_info(self) -> ModelInfo:
-        with _errors():
-            wire = self._stub.GetModelInfo(coordinator_pb2.GetModelInfoRequest(), timeout=CALL_TIMEOUT_S)
-            return _model_info(wire)
+        return _model_info(self._ask("GetModelInfo", coordinator_pb2.GetModelInfoRequest()))
 
     def server_info(self) -> ServerInfo:
         with _errors():
-            wire = self._stub.GetServerInfo(coordinator_pb2.GetServerInfoRequest(), timeout=CALL_TIMEOUT_S)
-            return _server_info(wire)
+            return _server_info(self._ask("GetServerInfo", coordinator_pb2.GetServerInfoRequest()))
+
+    def _ask(self, method: str, request: Any) -> Any:
+        failure: Unavailable | None = None
+        for call in self._to.calls(method, request):
+            try:
+                with _errors():
+                    return call()
+            except Unavailable as error:
+                failure = error
+        assert failure is not None
+        raise failure
 
     def close(self) -> None:
-        self._channel.close()
+        for channel in self._to.channels:
+            channel.close()
 
     def __enter__(self) -> Self:
         return self

@@ -52,6 +52,10 @@ class Unavailable(PacelineError):
     """A part that the call needs is not there now (UNAVAILABLE)."""
 
 
+class TimedOut(Unavailable):
+    """The caller's own deadline has passed, or it gave the call up: asking again would be too late."""
+
+
 class PeerFault(PacelineError):
     """The other side of a connection broke the protocol; it costs that peer its request, nobody else."""
 

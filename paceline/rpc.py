@@ -30,6 +30,7 @@ from paceline.errors import (
     Overloaded,
     PacelineError,
     PeerFault,
+    TimedOut,
     Unauthenticated,
     Unavailable,
     UnknownRequest,
@@ -90,8 +91,8 @@ _STATUS: Sequence[tuple[type[PacelineError], StatusCode]] = (
     (PeerFault, StatusCode.INTERNAL),  # between our own processes; the caller has done nothing wrong
 )
 _ERROR = {status: kind for kind, status in _STATUS} | {
-    StatusCode.DEADLINE_EXCEEDED: Unavailable,
-    StatusCode.CANCELLED: Unavailable,
+    StatusCode.DEADLINE_EXCEEDED: TimedOut,
+    StatusCode.CANCELLED: TimedOut,
 }
 
 

@@ -24,7 +24,7 @@ class RequestSpec:
     rule: Rule | None = None
     policy: LengthPolicy = field(default_factory=LengthPolicy)
     window: int = 2  # drafts unverified at a time
-    resumed: Tokens = ()  # output that the client has already, from another coordinator; fewer than max_tokens
+    resumed: Tokens = ()  # output that the client has already, from another coordinator; at most max_tokens
     client: str = ""  # whose it is, for the queue's turns
 
 

@@ -105,8 +105,9 @@ class Pipeline:
 
     def _arrived(self, spec: RequestSpec, now_s: float) -> Iterator[Command]:
         if spec.request_id in self._requests:
-            error = InvalidInput("request_id", spec.request_id, "is running already; choose another")
-            yield Fail(spec.request_id, error)
+            yield Fail(
+                spec.request_id, InvalidInput("request_id", spec.request_id, "is running already; choose another")
+            )
             return
         if len(self._waiting) >= self.limits.max_waiting:
             error = Overloaded("waiting requests", self.limits.max_waiting, 1.0)
@@ -155,12 +156,12 @@ class Pipeline:
             del self._undrafted[request_id]
             request = self._requests[request_id]
             yield from self._run(request, request.attach_drafter(drafter, self.pools.pace(drafter)))
-        while request_id := self._waiting.next():
-            verifier = self.pools.take(Role.VERIFIER, request_id, now_s)
+        while (waiting := self._waiting.next()) is not None:
+            verifier = self.pools.take(Role.VERIFIER, waiting, now_s)
             if verifier is None:
                 break
             self._waiting.take()
-            request = self._requests[request_id]
+            request = self._requests[waiting]
             yield from self._run(request, self._start(request, verifier, now_s))
 
     def _relieve(self, now_s: float) -> Iterator[Command]:
