@@ -31,8 +31,8 @@ def add_tls(parser: Parser) -> None:
     """The certificates of mutual TLS; `tls_of` reads the values."""
     group = parser.group(
         "encryption",
-        "Mutual TLS: every side shows a certificate that says its role. Give all three, or none; `paceline certs` makes "
-        "them. {role} in a path stands for the role that reads it, so that one setting serves all.",
+        "Mutual TLS: every side shows a certificate that says its role. Give all three, or none; `paceline certs` "
+        "makes them. {role} in a path stands for the role that reads it, so that one setting serves all.",
     )
     group.add("--tls-cert", kind=options.text, metavar="FILE", help="this role's certificate (PEM), chain included")
     group.add("--tls-key", kind=options.text, metavar="FILE", help="its private key (PEM, without a password)")

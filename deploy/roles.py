@@ -84,10 +84,15 @@ On SIGTERM it takes no new requests and waits for those that run.""",
     values = parser.parse(argv, os.environ)
     _begin(values)
     from coordinator.api import serve_coordinator
+
+    return asyncio.run(serve_coordinator(_coordinator_config(values)))
+
+
+def _coordinator_config(values: argparse.Namespace) -> Any:
     from coordinator.config import CoordinatorConfig
     from coordinator.core.limits import Limits
 
-    config = CoordinatorConfig(
+    return CoordinatorConfig(
         tokenizer=values.tokenizer,
         host=values.host,
         grpc_port=values.grpc_port,
@@ -105,7 +110,6 @@ On SIGTERM it takes no new requests and waits for those that run.""",
         window=values.window,
         limits=Limits(max_waiting=values.max_waiting, max_draft_wait_s=values.max_draft_wait_ms / 1e3),
     )
-    return asyncio.run(serve_coordinator(config))
 
 
 def run_verifier(argv: Sequence[str]) -> int:
