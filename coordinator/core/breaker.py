@@ -40,7 +40,8 @@ class Breaker:
         self._num_late += 1
         if self._silent_since_s is None:
             self._silent_since_s = now_s
-        if self._num_late >= MAX_LATE and now_s - self._silent_since_s >= MIN_SILENCE_S:
+        is_often = self._num_late >= MAX_LATE or self.num_trips > 0
+        if is_often and now_s - self._silent_since_s >= MIN_SILENCE_S:
             self._trip(now_s)
 
     def is_resting(self, now_s: float) -> bool:
