@@ -15,8 +15,10 @@ from drafter.engine import DrafterEngine
 from drafter.server import DRAFTER
 from paceline.client import AsyncClient
 from paceline.engine.runner import Runner
+from paceline.security import PeerRole, Tls
 from paceline.types import Role, WorkerInfo
 from paceline.worker import WorkerServer
+from tests import certificates
 from verifier.engine import VerifierEngine
 from verifier.server import VERIFIER
 
@@ -53,8 +55,11 @@ class Cluster:
     def address(self) -> str:
         return f"127.0.0.1:{self.server.port}"
 
-    def client(self) -> AsyncClient:
-        return AsyncClient(self.address)
+    def tls(self, role: PeerRole) -> Tls | None:
+        return certificates.tls(role) if self.server.coordinator.config.tls else None
+
+    def client(self, api_key: str | None = None) -> AsyncClient:
+        return AsyncClient(self.address, tls=self.tls(PeerRole.CLIENT), api_key=api_key)
 
     async def add(self, name: str, role: Role, model: Path) -> None:
         """Start a worker and wait until the coordinator uses it."""
@@ -68,7 +73,7 @@ class Cluster:
             drafter = self.engines[name] = DrafterEngine(runner, info, row_width=16)
             worker = WorkerServer(drafter, DRAFTER)
         self.workers[name] = worker
-        await worker.start(coordinators=[self.address])
+        await worker.start(coordinators=[self.address], tls=self.tls(PeerRole(role)))
         address = worker.info.address
         pools = self.server.coordinator.pipeline.pools
         await until(lambda: any(member.info.address == address for member in pools))
