@@ -309,6 +309,41 @@ async def test_shutdown_ends_streams_and_says_not_serving() -> None:
         assert await stopping
 
 
+async def test_a_worker_that_drains_tells_its_coordinators_at_once_and_waits_until_it_is_empty() -> None:
+    registry, engine = Registry(lease_s=600), Toy()
+    coordinator, port = await registry.start()
+    server = WorkerServer(engine, VERIFIER)
+    await server.start(coordinators=[f"127.0.0.1:{port}"])
+    await registry.wait_for(1)
+    engine.gate = threading.Event()
+    async with rpc.connect(server.info.address) as channel:
+        call = verifier_pb2_grpc.VerifierStub(channel).Connect()
+        await call.write(ask("r"))
+        await until(lambda: engine.num_steps)
+        draining = asyncio.create_task(server.drain(20))
+        await registry.wait_for(2)
+        assert (registry.seen[-1].is_draining, registry.seen[-1].num_requests) == (True, 1)
+        assert not (await asyncio.wait((draining,), timeout=0.2))[0], "it holds a request still"
+        engine.gate.set()
+        await asyncio.wait_for(draining, 5)
+        assert isinstance(await read(call), Verdict)
+        call.cancel()
+    assert await server.stop(4)
+    await coordinator.stop()
+
+
+async def test_a_drain_is_bounded_whatever_is_held_and_whoever_does_not_answer() -> None:
+    engine = Toy()
+    server = WorkerServer(engine, VERIFIER)
+    await server.start(coordinators=["127.0.0.1:1"])
+    engine.gate = threading.Event()
+    await server._engine.submit(1, Decode("r", 0, 0, 1))
+    await asyncio.wait_for(server.drain(0.2), 5)
+    assert engine.num_requests
+    engine.gate.set()
+    assert await server.stop(4)
+
+
 async def test_a_worker_registers_again_within_its_lease() -> None:
     registry = Registry()
     coordinator, port = await registry.start()

@@ -47,6 +47,14 @@ class Process:
         """Stopped, not dead: its connections stay open and nothing answers."""
         self._process.send_signal(signal.SIGSTOP)
 
+    def terminate(self) -> None:
+        """SIGTERM, without waiting for the end."""
+        self._process.terminate()
+
+    def code(self) -> int:
+        """The exit code of a process that is ending by itself: a second signal would cut that short."""
+        return self._process.wait(2 * STOP_WITHIN_S)
+
     def stop(self) -> int:
         """The exit code after SIGTERM."""
         if self._process.poll() is None:
