@@ -23,7 +23,7 @@ from rich.console import Console
 from rich.table import Table
 
 ROOT = Path(__file__).parents[1]
-COPIED = ("coordinator", "drafter", "paceline", "proto", "tests", "verifier", "pyproject.toml")
+COPIED = ("coordinator", "deploy", "drafter", "paceline", "proto", "tests", "verifier", "pyproject.toml")
 TIMEOUT_S = 600.0
 
 ONE_DRAFT = "test_one_draft_then_the_target_is_exact[2-World(seed=6, vocab_size=4, width=3)]"
@@ -32,6 +32,7 @@ TOKEN = (f"tests/verifier/test_enumeration.py::{ONE_DRAFT}",)
 VERIFIER = ("tests/verifier/test_session.py", "tests/verifier/test_engine.py")
 DRAFTER = ("tests/drafter",)
 CORE = ("tests/coordinator", "tests/verifier/test_session.py", "tests/drafter/test_session.py")
+DOOR = ("tests/paceline/test_security.py",)
 PARAMETERS = ("tests/paceline/test_adjusted_logits.py",)
 
 
@@ -256,6 +257,93 @@ PROTOCOL = (
     ),
 )
 
+LEAVING = (
+    Mutant(
+        "queue: idleness earns credit",
+        "coordinator/core/fair.py",
+        "max(self._floor, self._given.get(client, 0))",
+        "0",
+        CORE,
+    ),
+    Mutant(
+        "queue: turns by requests",
+        "coordinator/core/fair.py",
+        "self._given[client] += num_tokens",
+        "self._given[client] += 1",
+        CORE,
+    ),
+    Mutant(
+        "queue: a full one refuses the newcomer whoever has filled it",
+        "coordinator/core/fair.py",
+        "        return next(reversed(self._lines[longest]))",
+        "        return None",
+        CORE,
+    ),
+    Mutant(
+        "breaker: all requests at once after a rest",
+        "coordinator/core/breaker.py",
+        "not (self.num_trips and num_requests)",
+        "True",
+        CORE,
+    ),
+    Mutant("breaker: rests do not grow", "coordinator/core/breaker.py", "2**self.num_trips", "1", CORE),
+    Mutant(
+        "breaker: a resting drafter keeps what it holds",
+        "coordinator/core/placement.py",
+        "(w.is_draining or w.pace.breaker.is_resting(now_s))",
+        "w.is_draining",
+        CORE,
+    ),
+    Mutant("drain: new requests still come", "coordinator/core/placement.py", "not self.is_draining and ", "", CORE),
+    Mutant(
+        "drain: requests leave before there is room elsewhere",
+        "coordinator/core/pipeline.py",
+        "                elif verifier := self.pools.take(Role.VERIFIER, request_id, now_s):\n"
+        "                    yield from self._run(request, request.move_verifier(verifier, now_s))",
+        "                else:\n                    yield from self._run(request, request.lose_verifier(now_s))",
+        CORE,
+    ),
+    Mutant(
+        "resume: the output that the client has is written again",
+        "coordinator/core/request.py",
+        "[*spec.token_ids, *spec.resumed]",
+        "list(spec.token_ids)",
+        CORE,
+    ),
+    Mutant("door: every role may call", "paceline/security.py", "if role not in allowed:", "if role is None:", DOOR),
+    Mutant("door: what nobody was named for is open", "paceline/door.py", "or not allowed:", "and allowed:", DOOR),
+    Mutant("door: any key opens", "paceline/door.py", "if name is None:", "if header is None:", DOOR),
+    Mutant(
+        "door: a role by any of its names",
+        "paceline/security.py",
+        "if len(roles) == 1 else None",
+        "if roles else None",
+        DOOR,
+    ),
+    Mutant("certificates are read once", "paceline/security.py", "if stamp == self._stamp:", "if True:", DOOR),
+    Mutant(
+        "a caller believes any role",
+        "paceline/rpc.py",
+        '(*CHANNEL_OPTIONS, ("grpc.ssl_target_name_override", role.dns_name))',
+        '(*CHANNEL_OPTIONS, ("grpc.ssl_target_name_override", "localhost"))',
+        DOOR,
+    ),
+    Mutant(
+        "a drafter's certificate makes a verifier",
+        "coordinator/api.py",
+        "check_peer(context, PeerRole(info.role))",
+        "pass",
+        ("tests/system/test_doors.py", "-k", "registers_its_own"),
+    ),
+    Mutant(
+        "the client resumes from the start",
+        "paceline/resume.py",
+        "self._request.resume_token_ids.extend(chunk.token_ids)",
+        "pass",
+        ("tests/paceline/test_resume.py",),
+    ),
+)
+
 
 def copy_tree(folder: Path) -> None:
     for name in COPIED:
@@ -308,7 +396,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.mutants", description="Break the code; see a test notice.")
     parser.add_argument("--only", default="", help="mutants whose description contains this")
     given = parser.parse_args()
-    chosen = [mutant for mutant in SAMPLING + PROTOCOL if given.only in mutant.what]
+    chosen = [mutant for mutant in SAMPLING + PROTOCOL + LEAVING if given.only in mutant.what]
     if not chosen:
         parser.error(f"--only {given.only!r}: no mutant's description contains it; leave it out to see all of them")
     console = Console()
