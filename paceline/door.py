@@ -2,7 +2,7 @@
 
 A method that the table does not name is nobody's. Health is open to all who come through the handshake. What clients
 may call wants one of the API keys where there are any; what only workers and coordinators call wants none, since their
-certificates say who they are.
+certificates say who they are. Locked or open, it turns away calls whose bytes are no message.
 """
 
 from __future__ import annotations
@@ -10,12 +10,14 @@ from __future__ import annotations
 import contextlib
 import inspect
 from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import grpc
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
 from paceline.api_keys import ApiKeys
-from paceline.errors import Unauthenticated
+from paceline.errors import InvalidInput, Unauthenticated
 from paceline.rpc import answering
 from paceline.security import PeerRole, check_peer
 
@@ -38,10 +40,11 @@ class Door(grpc.aio.ServerInterceptor):  # type: ignore[misc]
 
     async def intercept_service(self, continuation: Callable[[Any], Awaitable[Any]], details: Any) -> Any:
         handler = await continuation(details)
-        if handler is None or not self.is_locked or details.method.startswith(_HEALTH):
-            return handler
+        if handler is None:
+            return None
+        is_open = not self.is_locked or details.method.startswith(_HEALTH)
         name = details.method.rpartition("/")[2]
-        return _checked(handler, lambda context: self.check(name, context))
+        return _checked(handler, None if is_open else lambda context: self.check(name, context))
 
     def check(self, method: str, context: Any) -> None:
         """Raises `Forbidden` or `Unauthenticated`."""
@@ -64,8 +67,15 @@ class Door(grpc.aio.ServerInterceptor):  # type: ignore[misc]
         return name
 
 
-def _checked(handler: Any, check: Callable[[Any], None]) -> Any:
-    """`handler`, after a `check` of its context."""
+@dataclass(frozen=True, slots=True)
+class _Malformed:
+    """Bytes that are no message of the method."""
+
+    reason: str
+
+
+def _checked(handler: Any, check: Callable[[Any], None] | None) -> Any:
+    """`handler`, after a `check` of its context, and of its request's being one at all."""
     streams = (handler.request_streaming, handler.response_streaming)
     inner, wrap = {
         (False, False): (handler.unary_unary, grpc.unary_unary_rpc_method_handler),
@@ -74,17 +84,29 @@ def _checked(handler: Any, check: Callable[[Any], None]) -> Any:
         (True, True): (handler.stream_stream, grpc.stream_stream_rpc_method_handler),
     }[streams]
 
-    async def answer(request: Any, context: Any) -> Any:
+    async def enter(request: Any, context: Any) -> None:
         async with answering(context):
-            check(context)
+            if check:
+                check(context)
+            if isinstance(request, _Malformed):
+                raise InvalidInput("request", request.reason, "these bytes are no message of this method")
+
+    def parse(data: bytes) -> Any:
+        try:
+            return handler.request_deserializer(data)
+        except DecodeError as error:  # gRPC would print a traceback of each: a caller could fill the log with them
+            return _Malformed(str(error))
+
+    async def answer(request: Any, context: Any) -> Any:
+        await enter(request, context)
         return await inner(request, context)
 
     async def stream(request: Any, context: Any) -> Any:
-        async with answering(context):
-            check(context)
+        await enter(request, context)
         async with contextlib.aclosing(inner(request, context)) as replies:
             async for reply in replies:
                 yield reply
 
     outer = stream if inspect.isasyncgenfunction(inner) else answer
-    return wrap(outer, handler.request_deserializer, handler.response_serializer)
+    # Of a stream's messages the handler learns by reading them, so it must see the error itself.
+    return wrap(outer, handler.request_deserializer if streams[0] else parse, handler.response_serializer)

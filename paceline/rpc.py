@@ -284,7 +284,7 @@ async def start_server(
     """
     check_bind(host, insecure=insecure, has_tls=tls is not None)
     is_locked = door is not None and door.is_locked
-    server = Server(services, interceptors=(door,) if is_locked else (), has_reflection=has_reflection or not is_locked)
+    server = Server(services, interceptors=(door,) if door else (), has_reflection=has_reflection or not is_locked)
     return server, await server.start(host, port, tls)
 
 

@@ -1,7 +1,8 @@
 """When a drafter gets no requests for a while: it refuses them, or is silent while they wait for it.
 
-Pure. Closed, it counts; a draft that is used clears the count. Tripped, the drafter rests, twice as long each time in
-a row. After the rest it gets one request: a draft that is used closes the breaker, another failure trips it again.
+Pure. Closed, it counts; a draft that is judged clears the count, kept or not. Tripped, the drafter rests, twice as long
+each time in a row. After the rest it gets one request: a draft that is judged closes the breaker, another failure trips
+it again.
 """
 
 from __future__ import annotations
@@ -24,8 +25,8 @@ class Breaker:
     _num_late: int = 0
     _silent_since_s: float | None = None
 
-    def drafted(self) -> None:
-        """A draft came that is worth judging."""
+    def judged(self) -> None:
+        """A draft of it came in time, and was one that can be judged."""
         self.num_trips = 0
         self._clear()
 

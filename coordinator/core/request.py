@@ -145,7 +145,6 @@ class Request:
         if admitted is None:
             self.metrics.num_stale_drafts += 1
             return
-        self._pace.breaker.drafted()
         self._run_length = 1
         if self.verifier:
             yield self._verify(admitted, now_s)
@@ -210,6 +209,8 @@ class Request:
             self.metrics.wire_ms += max(0.0, round_trip_ms - verdict.verify_ms - verdict.queue_ms)
         num_accepted = sum(source is Source.ACCEPTED for source in sources)
         self._pace.verified(verdict.verify_ms / 1e3, num_accepted, verdict.num_tested)
+        if verdict.num_drafts:
+            self._pace.breaker.judged()
 
     # --- time
 

@@ -11,9 +11,9 @@ from coordinator.core.breaker import (
     Breaker,
 )
 from coordinator.core.commands import Ask
-from coordinator.core.events import Arrived, Drafted, Faulted, Tick, WorkerUp
+from coordinator.core.events import Arrived, Drafted, Faulted, Tick, Verified, WorkerUp
 from coordinator.core.limits import Limits
-from paceline.types import Blame, Close, Draft, OpenDraft, Role
+from paceline.types import Blame, Close, Draft, OpenDraft, Role, Source, Verdict
 from tests.coordinator.test_request import asks, info, pipeline, spec, verdict
 from tests.world import ToyDrafter, World
 
@@ -41,11 +41,11 @@ def test_a_drafter_that_refuses_again_and_again_rests_and_then_gets_one_request_
 
 def test_a_draft_closes_it_and_clears_the_count() -> None:
     breaker = tripped()
-    breaker.drafted()
+    breaker.judged()
     assert breaker.allows(FIRST_REST_S, 5)
     for _ in range(MAX_REFUSALS - 1):
         breaker.refused(2.0)
-        breaker.drafted()
+        breaker.judged()
     assert breaker.allows(2.0, 5)
 
 
@@ -89,7 +89,7 @@ def test_late_now_and_then_is_no_failure() -> None:
     for i in range(100):
         breaker.late(float(i))
         if i % (MAX_LATE - 1) == 0:
-            breaker.drafted()
+            breaker.judged()
     assert breaker.allows(100.0, 5)
 
 
@@ -130,12 +130,15 @@ def test_what_a_resting_drafter_holds_goes_to_another_one() -> None:
     assert all(c.worker == "e" for c in commands if isinstance(c, Ask) and isinstance(c.ask, OpenDraft))
 
 
-def test_a_draft_that_is_used_counts_for_the_drafter() -> None:
+def test_a_draft_counts_for_the_drafter_when_it_is_judged_and_not_when_it_comes() -> None:
+    """Else a drafter that sends nonsense in time would never rest."""
     it = pipeline()
     it.handle(Arrived(spec()), 0.0)
     it.handle(verdict(3, 7), 0.1)
     it.pools.pace("d").breaker.num_trips = 1
     it.handle(Drafted("d", Draft("r", 2, 4, (8, 9))), 0.15)
+    assert it.pools.pace("d").breaker.num_trips == 1
+    it.handle(Verified("v", Verdict("r", 2, 4, (8,), (Source.RECOVERED,), num_tested=1, num_drafts=1)), 0.2)
     assert it.pools.pace("d").breaker.num_trips == 0
 
 

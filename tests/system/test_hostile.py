@@ -167,13 +167,16 @@ class Liar:
         if not isinstance(ask, OpenDraft | Commit):
             return []
         end = ask.start + len(ask.token_ids) if isinstance(ask, Commit) else len(ask.token_ids)
-        return [(peer, self._draft(ask.request_id, ask.epoch, end)) for _ in range(20)]
-
-    def _draft(self, request_id: str, epoch: int, end: int) -> Draft:
         rng = self.rng
-        token_ids = tuple(rng.choice((rng.randrange(257), rng.randrange(2**32))) for _ in range(rng.randint(1, 64)))
-        start = max(0, end + rng.choice((0, 0, 0, -3, 5, 2**20)))
-        return Draft(request_id, max(0, epoch + rng.choice((0, 0, 0, -1, 1, 2**20))), start, token_ids)
+        places = [(ask.epoch, end)]  # the one that is asked for, then others
+        for _ in range(19):
+            epoch, start = ask.epoch + rng.choice((0, 0, -1, 1, 2**20)), end + rng.choice((0, 0, -3, 5, 2**20))
+            places.append((max(0, epoch), max(0, start)))
+        return [(peer, Draft(ask.request_id, *place, self._token_ids())) for place in places]
+
+    def _token_ids(self) -> tuple[int, ...]:
+        rng = self.rng
+        return (*(rng.randrange(2 ** rng.choice((8, 32))) for _ in range(rng.randint(0, 63))), 2**32 - 1)
 
     def step(self) -> list[tuple[int, Any]]:
         return []
