@@ -10,8 +10,19 @@ from pathlib import Path
 import pytest
 
 from deploy.cli import COMMANDS, main
-from paceline.errors import InvalidInput, Overloaded, PacelineError, Unavailable, Unsupported
+from paceline.errors import (
+    Forbidden,
+    InvalidInput,
+    Overloaded,
+    PacelineError,
+    Unauthenticated,
+    Unavailable,
+    Unsupported,
+)
 from tests.deploy.conftest import fails, paceline
+
+DEMO = Path(__file__).parents[2] / "models/demo-target"
+TLS = ("--tls-cert", "/none/{role}.crt", "--tls-key", "/none/{role}.key", "--tls-ca", "/none/ca.crt")
 
 
 def refusal(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
@@ -75,6 +86,15 @@ def test_no_command_is_an_error_that_shows_the_help(capsys: pytest.CaptureFixtur
         (["verifier", "--model", "x", "--kv-cache-memory", "much"], ["--kv-cache-memory='much'", "1GiB"]),
         (["verifier", "--model", "x", "--host", "10.0.0.1"], ["host='10.0.0.1'", "--insecure"]),
         (["drafter", "--model", "x", "--host", "0.0.0.0", "--insecure"], ["--advertise", "--host"]),
+        (["verifier", "--model", "x", "--tls-cert", "a"], ["tls-key", "--tls-ca", "together, or none"]),
+        (["drafter", "--model", "x", *TLS], ["tls-cert='/none/drafter.crt'", "paceline certs"]),
+        (["coordinator", "--tokenizer", "x", *TLS], ["tls-cert='/none/coordinator.crt'"]),
+        (["coordinator", "--tokenizer", str(DEMO), "--api-keys", "/none"], ["api-keys='/none'", "cannot be read"]),
+        (["serve", "--target", "x", "--drafter", "x", *TLS], ["tls-cert='/none/client.crt'"]),
+        (["generate", "--prompt", "x", *TLS], ["tls-cert='/none/client.crt'"]),
+        (["generate", "--prompt", "x", "--api-key", "two words"], ["api_key"]),
+        (["generate", "--prompt", "x", "--server", "a:1,b"], ["--server='a:1,b'", "HOST:PORT"]),
+        (["verifier", "--model", "x", "--drain-s", "-1"], ["--drain-s='-1'", "from 0 to 3600"]),
         (["verifier", "--model", "x", "--dtype", "float16"], ["--dtype='float16'", "did you mean bfloat16?"]),
     ],
 )
@@ -106,6 +126,8 @@ def test_a_port_that_kubernetes_has_set_is_explained(
     [
         (InvalidInput("a", 1, "b"), 2),
         (Unsupported("a", 1, "b"), 2),
+        (Unauthenticated("no key"), 2),
+        (Forbidden("not for you"), 2),
         (Unavailable("gone"), 1),
         (Overloaded("queue", 1, 1.0), 1),
     ],

@@ -11,6 +11,9 @@ from typing import Any
 
 import pytest
 
+from deploy.certs import flags, make
+from paceline.client import Client
+from paceline.security import PeerRole, Tls
 from paceline.wire import coordinator_pb2
 from tests.deploy.conftest import Served, fails, is_alive, make_model, paceline, wait_until
 
@@ -158,6 +161,38 @@ def test_sigterm_ends_all_children(served: Served) -> None:
     assert served.end(signal.SIGTERM) == 0
     assert not [role for role, pid in pids.items() if is_alive(pid)]
     assert served.more_output() == []
+
+
+def test_a_deployment_behind_tls_and_keys_lets_its_requests_end_when_it_is_told_to_go(
+    pair: tuple[Path, Path], tmp_path: Path
+) -> None:
+    """All roles from one set of options; Ctrl-C or SIGTERM in the middle of a request costs it nothing."""
+    make(tmp_path)
+    keys = tmp_path / "keys"
+    keys.write_text(f"alice:{'a' * 20}\n")
+    encrypted = flags(tmp_path)
+    server = Served(
+        *("--target", str(pair[0]), "--num-drafters", "0", "--grpc-port", "0", "--kv-cache-memory", "16MiB"),
+        *(*encrypted, "--api-keys", str(keys)),
+    )
+    try:
+        server.wait_until_ready()
+        asked = ("generate", "--server", server.address, "--prompt", "hello", "--max-tokens", "2", "--ignore-eos")
+        assert "no coordinator answers" in fails(*asked, code=1)
+        assert "no API key was given" in fails(*asked, *encrypted)
+        assert paceline(*asked, *encrypted, "--api-key", "a" * 20).code == 0
+        tls = Tls.of(PeerRole.CLIENT, *(encrypted[i] for i in (1, 3, 5)))
+        with Client(server.address, tls=tls, api_key="a" * 20) as client:
+            chunks = client.generate("hello", max_tokens=200, ignore_eos=True)
+            tokens = list(next(chunks).token_ids)
+            server.process.send_signal(signal.SIGTERM)
+            for chunk in chunks:
+                tokens += chunk.token_ids
+        assert len(tokens) == 200
+        assert server.wait() == 0
+    finally:
+        if server.process.poll() is None:
+            server.end()
 
 
 def test_children_do_not_outlive_a_killed_supervisor(pair: tuple[Path, Path]) -> None:

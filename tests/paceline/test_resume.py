@@ -40,7 +40,7 @@ class Loses:
                 yield pb.GenerateReply(
                     text=chr(token_id),
                     token_ids=[token_id],
-                    sources=[1],
+                    sources=["SOURCE_ACCEPTED"],
                     text_lengths=[1],
                     request_id="" if i else "id",
                 )

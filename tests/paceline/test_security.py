@@ -210,7 +210,7 @@ def test_a_role_is_not_started_with_files_that_will_not_do(tmp_path: Path) -> No
         (ended, "has ended on"),
     ):
         with pytest.raises(InvalidInput, match=says):
-            Tls.of(PeerRole.DRAFTER, **(good | change))  # type: ignore[arg-type]
+            Tls.of(PeerRole.DRAFTER, **(good | change))
     assert Tls.of(PeerRole.DRAFTER, None, None, None) is None
     assert Tls.of(PeerRole.DRAFTER, **good) == tls(PeerRole.DRAFTER)
 

@@ -23,14 +23,14 @@ from tests.tiny import write_pair
 
 PROMPT = tuple(range(40, 52))
 LETTERS = coordinator_pb2.GenerateRequest(prompt="hi", max_tokens=3, stop=["x"], request_id="r", resume_token_ids=[1])
-UNARY = {
+UNARY: dict[str, Any] = {
     "Generate": LETTERS,
     "Abort": coordinator_pb2.AbortRequest(request_id="r"),
     "GetModelInfo": coordinator_pb2.GetModelInfoRequest(),
     "GetServerInfo": coordinator_pb2.GetServerInfoRequest(),
-    "Register": common_pb2.WorkerInfo(role=1, address="h:1", model="m", dtype="float32", vocab_size=3),
+    "Register": common_pb2.WorkerInfo(role="ROLE_DRAFTER", address="h:1", model="m", dtype="float32", vocab_size=3),
 }
-ASKS = {
+ASKS: dict[str, Any] = {
     "Verifier": verifier_pb2.VerifierAsk(open={"request_id": "r", "token_ids": b"\1\0\0\0", "rule": 1}),
     "Drafter": drafter_pb2.DrafterAsk(commit={"request_id": "r", "start": 5, "token_ids": b"\1\0\0\0"}),
 }

@@ -23,7 +23,7 @@ from tests.tiny import write_pair
 
 REPLY = pb.GenerateReply
 PROMPT = tuple(range(40, 52))
-LONG = {"max_tokens": 480, "ignore_eos": True}
+LONG: Any = {"max_tokens": 480, "ignore_eos": True}
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +51,7 @@ def cached(it: Cluster) -> list[int]:
 
 async def begun(it: Cluster, client: AsyncClient, **options: Any) -> Any:
     """A generation that both workers hold; its chunks."""
-    chunks = client.generate(PROMPT, **{**LONG, **options})  # type: ignore[typeddict-item]
+    chunks = client.generate(PROMPT, **{**LONG, **options})
     await anext(chunks)
     await until(lambda: held(it) == [1, 1])
     return chunks
@@ -74,15 +74,16 @@ async def test_a_client_that_leaves_frees_both_workers_while_they_still_compute_
 
 async def test_a_deadline_frees_both_workers(it: Cluster) -> None:
     async with it.client() as client:
-        steps = it.engines["v"].runner.forward
+        runner: Any = it.engines["v"].runner
+        forward = runner.forward
 
-        def slowly(*arguments: Any) -> Any:
+        def slowly(chunks: Any) -> Any:
             time.sleep(0.02)
-            return steps(*arguments)
+            return forward(chunks)
 
-        it.engines["v"].runner.forward = slowly  # type: ignore[method-assign]
+        runner.forward = slowly
         with pytest.raises(TimedOut):
-            await client.complete(PROMPT, timeout_s=0.5, **LONG)  # type: ignore[arg-type]
+            await client.complete(PROMPT, timeout_s=0.5, **LONG)
         await until(lambda: held(it) == [0, 0])
 
 
@@ -119,7 +120,7 @@ async def test_a_client_that_has_too_much_to_read_is_told_so_when_it_reads_on(
 
     monkeypatch.setattr(asyncio.Queue, "get", get)
     async with it.client() as client:
-        asked = asyncio.ensure_future(client.complete(PROMPT, **LONG))  # type: ignore[arg-type]
+        asked = asyncio.ensure_future(client.complete(PROMPT, **LONG))
         await until(lambda: held(it) == [1, 1])
         await until(lambda: held(it) == [0, 0])
         gate.set()
