@@ -125,14 +125,12 @@ class Coordinator:
         queue = self._clients.get(request_id)
         if queue is None:
             return  # the client has left
-        try:
+        if queue.qsize() < MAX_CLIENT_QUEUE:
             queue.put_nowait(reply)
-        except asyncio.QueueFull:
-            while not queue.empty():
-                queue.get_nowait()
-            queue.put_nowait(Fail(request_id, Overloaded("replies that this client has not read", MAX_CLIENT_QUEUE, 1)))
-            self._clients.pop(request_id)
-            asyncio.get_running_loop().call_soon(self.feed, Ended(request_id, FinishReason.CANCELLED))
+            return
+        del self._clients[request_id]
+        queue.put_nowait(Fail(request_id, Overloaded("replies that the client has not read", MAX_CLIENT_QUEUE, 1.0)))
+        asyncio.get_running_loop().call_soon(self.feed, Ended(request_id, FinishReason.CANCELLED))
 
     def _set_timer(self) -> None:
         deadline_s = self.pipeline.next_deadline_s()
@@ -155,7 +153,7 @@ class Coordinator:
         limit = self.config.max_requests_per_key
         if spec.client and self._held[spec.client] >= limit:
             raise Overloaded(f"requests of the key {spec.client}", limit, 1.0)
-        queue = self._clients[spec.request_id] = ClientQueue(MAX_CLIENT_QUEUE)
+        queue = self._clients[spec.request_id] = ClientQueue()  # bounded by `_tell`, which adds one last word
         self._busy_ms[spec.request_id] = 0.0
         self._held[spec.client] += 1
         try:

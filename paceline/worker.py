@@ -19,9 +19,9 @@ import secrets
 import sys
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
-from typing import Any, Generic, Protocol, TypedDict, TypeVar, Unpack, cast
+from typing import Any, Generic, Protocol, TypeVar, Unpack, cast
 
 import grpc
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
@@ -30,6 +30,7 @@ from paceline.codec import request_id_of, worker_info_from_wire, worker_info_to_
 from paceline.door import Door
 from paceline.drain import DRAIN_S, emptied
 from paceline.errors import InvalidInput, PacelineError, Unavailable
+from paceline.kind import Kind, Place
 from paceline.outbox import Outbox
 from paceline.rpc import Server, answering, join, keep_registered, register_now, run_until_signalled, start_server
 from paceline.security import PeerRole, Tls
@@ -199,28 +200,6 @@ class EngineThread(Generic[Ask, Reply]):
     def _call(self, call: Callable[..., object], *arguments: object) -> None:
         with contextlib.suppress(RuntimeError):  # the loop is closed: nobody is left to hear
             self._loop.call_soon_threadsafe(call, *arguments)
-
-
-@dataclass(frozen=True, slots=True)
-class Kind(Generic[Ask, Reply]):
-    """What differs on the wire between a drafter and a verifier."""
-
-    service: str  # full name
-    add: Callable[[Callable[[Any], Any], Any], None]  # add(serve_stream, server): register the servicer
-    ask_from_wire: Callable[[Any], Ask]
-    reply_to_wire: Callable[[Any], Any]
-
-
-class Place(TypedDict, total=False):
-    """Where a worker serves, and whom it tells; see `WorkerServer.start`."""
-
-    host: str
-    port: int
-    coordinators: Sequence[str]
-    insecure: bool
-    advertise: str | None
-    tls: Tls | None
-    has_reflection: bool
 
 
 class WorkerServer(Generic[Ask, Reply]):

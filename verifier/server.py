@@ -6,9 +6,10 @@ from collections.abc import Awaitable, Callable
 from typing import Any, Unpack
 
 from paceline.codec import verifier_ask_from_wire, verifier_reply_to_wire
+from paceline.kind import Kind, Place
 from paceline.types import VerifierAsk, VerifierReply
 from paceline.wire import verifier_pb2_grpc
-from paceline.worker import Engine, Kind, Place, serve_worker
+from paceline.worker import Engine, serve_worker
 
 
 class VerifierServicer:

@@ -114,7 +114,7 @@ async def test_a_client_that_has_too_much_to_read_is_told_so_when_it_reads_on(
     real = asyncio.Queue.get
 
     async def get(queue: Any) -> Any:
-        if isinstance(queue, asyncio.Queue) and queue.maxsize == 8:
+        if isinstance(queue, asyncio.Queue) and queue.maxsize == 0:
             await gate.wait()
         return await real(queue)
 
