@@ -290,8 +290,8 @@ LEAVING = (
     Mutant(
         "breaker: a resting drafter keeps what it holds",
         "coordinator/core/placement.py",
-        "(w.is_draining or w.pace.breaker.is_resting(now_s))",
-        "w.is_draining",
+        "(worker.is_draining or worker.pace.breaker.is_resting(now_s))",
+        "worker.is_draining",
         CORE,
     ),
     Mutant("drain: new requests still come", "coordinator/core/placement.py", "not self.is_draining and ", "", CORE),

@@ -200,6 +200,7 @@ class Pipeline:
         if event.worker == request.drafter or event.blame is Blame.DRAFTER:
             if request.drafter and event.blame is not Blame.CALLER:
                 self.pools.pace(request.drafter).breaker.refused(now_s)
+                self.pools.suspect(request.drafter)
             return self._run(request, request.refuse_drafter(now_s))
         if event.blame is Blame.CALLER:
             error = InvalidInput("request_id", event.request_id, event.message)
@@ -212,4 +213,5 @@ class Pipeline:
         while self.next_deadline_s() <= now_s:
             _, request_id = heapq.heappop(self._deadlines)
             request = self._requests[request_id]
+            self.pools.suspect(request.drafter)  # it may be late once too often
             yield from self._run(request, request.tick(now_s))

@@ -36,6 +36,7 @@ class Pools:
 
     def __init__(self) -> None:
         self._workers: dict[str, Worker] = {}
+        self._suspects: dict[str, None] = {}  # members that may have to be relieved of what they hold
 
     def __iter__(self) -> Iterator[Worker]:
         return iter(self._workers.values())
@@ -51,11 +52,23 @@ class Pools:
         """A member, if it is one, gets nothing new."""
         if name in self._workers:
             self._workers[name].is_draining = True
+            self.suspect(name)
+
+    def suspect(self, name: str | None) -> None:
+        """A member, if it is one, may have to be relieved; `leaving` looks at no others, since it is asked so often."""
+        if name in self._workers:
+            self._suspects[name] = None
 
     def leaving(self, now_s: float) -> list[Worker]:
         """Who is to be rid of the requests that it holds: who drains, and the drafters that rest."""
-        workers = self._workers.values()
-        return [w for w in workers if w.requests and (w.is_draining or w.pace.breaker.is_resting(now_s))]
+        found = []
+        for name in list(self._suspects):
+            worker = self._workers.get(name)
+            if worker is None or not (worker.is_draining or worker.pace.breaker.is_resting(now_s)):
+                del self._suspects[name]
+            elif worker.requests:
+                found.append(worker)
+        return found
 
     def take(self, role: Role, request_id: str, now_s: float) -> str | None:
         """Give `request_id` a place in the pool of `role`; `None` if there is none."""

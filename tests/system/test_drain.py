@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import threading
 import time
 from collections.abc import Sequence
@@ -12,7 +13,7 @@ from typing import Any
 import pytest
 
 from paceline.client import Client, Completion
-from paceline.errors import Unavailable
+from paceline.errors import TimedOut, Unavailable
 from paceline.types import Role
 from tests.system import processes
 from tests.tiny import write_pair
@@ -67,10 +68,15 @@ def expected(address: str, settings: Sequence[Any]) -> list[tuple[int, ...]]:
     return [answer.token_ids for answer in answers]
 
 
-def ask_on(client: Client) -> None:
-    """Short requests, until one is refused: the server hears a signal only after a moment."""
+def refusal(client: Client) -> str:
+    """Why a new request is refused: a server hears a signal only after a moment, and takes requests till then."""
     while True:
-        client.complete(PROMPTS[0], max_tokens=1)
+        try:
+            client.complete(PROMPTS[0], max_tokens=1, timeout_s=1)
+        except TimedOut:
+            continue
+        except Unavailable as error:
+            return str(error)
 
 
 def test_a_rolling_restart_of_the_workers_loses_no_token(pair: tuple[Path, Path]) -> None:
@@ -121,7 +127,23 @@ def test_clients_go_on_at_another_coordinator_when_theirs_is_killed_or_has_no_ti
         load = Load(threads, last.address, settings)
         load.wait_for(10)
         last.terminate()
-        with Client(last.address) as client, pytest.raises(Unavailable):
-            ask_on(client)
+        with Client(last.address) as client:
+            assert "shutting down" in refusal(client)
         assert load.tokens() == want
         assert last.code() == 0
+
+
+def test_a_second_signal_ends_a_drain_at_once(pair: tuple[Path, Path]) -> None:
+    """Nobody serves the request, so that the first signal would wait for a minute."""
+    it = processes.coordinator(pair[0], "--drain-s", "60")
+    with processes.running(it), ThreadPoolExecutor(1) as threads, Client(it.address) as client:
+        waiting = threads.submit(client.complete, PROMPTS[0], max_tokens=1)
+        while not client.server_info().num_requests_waiting:
+            time.sleep(0.01)
+        it.terminate()
+        assert "shutting down" in refusal(client)
+        assert not waiting.done()
+        it.terminate()
+        assert it.code() == 128 + signal.SIGTERM
+        with pytest.raises(Unavailable):
+            waiting.result(60)
