@@ -98,7 +98,9 @@ async def test_garbled_calls_are_answered_with_an_error_of_the_callers_and_servi
 
 
 @pytest.mark.parametrize("role", ["Verifier", "Drafter"])
-async def test_garbled_asks_cost_their_stream_at_most(it: Cluster, pair: tuple[Path, Path], role: str) -> None:
+async def test_garbled_asks_cost_their_stream_at_most(
+    it: Cluster, pair: tuple[Path, Path], role: str, caplog: pytest.LogCaptureFixture
+) -> None:
     await it.add("d", Role.DRAFTER, pair[1])
     address = it.workers[role[0].lower()].info.address
     rng = random.Random(role)
@@ -112,8 +114,12 @@ async def test_garbled_asks_cost_their_stream_at_most(it: Cluster, pair: tuple[P
                 await call.done_writing()
             with contextlib.suppress(grpc.aio.AioRpcError):
                 _ = [reply async for reply in call]
-            seen.add(await call.code())
+            # A write that meets the end of the stream makes the library itself say INTERNAL, on this side.
+            code, details = await call.code(), str(await call.details())
+            if code is not grpc.StatusCode.INTERNAL or "the server's log" in details:
+                seen.add(code)
     assert seen <= HONEST
+    assert "a handler failed" not in caplog.text
     assert await serves(it)
 
 
@@ -198,10 +204,13 @@ async def test_a_drafter_that_lies_about_its_vocabulary_changes_no_token(it: Clu
     await liar.start(coordinators=[it.address])
     pools = it.server.coordinator.pipeline.pools
     await until(lambda: any(member.info.role is Role.DRAFTER for member in pools))
-    for _ in range(4):
-        assert await serves(it) == honest
     (drafter,) = [member for member in pools if member.info.role is Role.DRAFTER]
-    assert drafter.pace.breaker.num_trips, "and after a few lies nobody asks it any more, for a while"
+    num_rounds = 0
+    while not drafter.pace.breaker.num_trips:
+        assert await serves(it) == honest
+        num_rounds += 1
+        assert num_rounds < 50, "after a few lies nobody asks it any more, for a while"
+    assert await serves(it) == honest
     await liar.stop(2)
 
 
