@@ -11,13 +11,13 @@ from __future__ import annotations
 import hashlib
 import hmac
 import logging
-import os
 import re
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 from paceline.errors import InvalidInput
+from paceline.files import stamp
 
 log = logging.getLogger(__name__)
 
@@ -33,7 +33,7 @@ class ApiKeys:
     def __init__(self, path: str | Path, clock: Callable[[], float] = time.monotonic) -> None:
         """Raises `InvalidInput` for a file that cannot be read or holds no key, with the line."""
         self._path, self._clock = Path(path), clock
-        self._stamp = _stamp(self._path)
+        self._stamp = stamp(self._path)
         self._looked_s = clock()
         self._names = _hashed(read_keys(self._path))
 
@@ -55,10 +55,10 @@ class ApiKeys:
         if now_s - self._looked_s < LOOK_AGAIN_S:
             return
         self._looked_s = now_s
-        stamp = _stamp(self._path)
-        if stamp == self._stamp:
+        now = stamp(self._path)
+        if now == self._stamp:
             return
-        self._stamp = stamp
+        self._stamp = now
         try:
             self._names = _hashed(read_keys(self._path))
         except InvalidInput as error:
@@ -106,12 +106,3 @@ def _hashed(keys: dict[str, str]) -> tuple[tuple[bytes, str], ...]:
 
 def _hash(key: str) -> bytes:
     return hashlib.sha256(key.encode()).digest()
-
-
-def _stamp(path: Path) -> tuple[int, ...]:
-    """What changes when a file does; empty while there is none."""
-    try:
-        status = os.stat(path)
-    except OSError:
-        return ()
-    return (status.st_mtime_ns, status.st_size, status.st_ino)

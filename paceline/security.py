@@ -14,7 +14,6 @@ from __future__ import annotations
 import datetime
 import enum
 import logging
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Self
@@ -24,6 +23,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 
 from paceline.errors import Forbidden, InvalidInput, Unavailable
+from paceline.files import stamp
 
 log = logging.getLogger(__name__)
 
@@ -145,7 +145,10 @@ class _Renewal:
 
     def __init__(self, tls: Tls) -> None:
         self._tls = tls
-        self._stamp = _stamp(tls)
+        self._stamp = self._now()
+
+    def _now(self) -> object:
+        return stamp(self._tls.cert, self._tls.key, self._tls.ca)
 
     def configuration(self) -> Any:
         pem = self._tls.read()
@@ -153,8 +156,8 @@ class _Renewal:
         return grpc.ssl_server_certificate_configuration([(pem.key, pem.cert)], pem.ca)
 
     def __call__(self) -> Any:
-        stamp = _stamp(self._tls)
-        if stamp == self._stamp:
+        now = self._now()
+        if now == self._stamp:
             return None
         try:
             # Certificate and key change one after the other: while they do not fit, the former ones stay in use, and
@@ -163,22 +166,9 @@ class _Renewal:
         except InvalidInput as error:
             log.error("the former certificate stays in use: %s", error)
             return None
-        self._stamp = stamp
+        self._stamp = now
         log.warning("%s has changed and is in use", self._tls.cert)
         return configuration
-
-
-def _stamp(tls: Tls) -> tuple[object, ...]:
-    """What changes when one of the files does."""
-    return tuple(map(_file_stamp, (tls.cert, tls.key, tls.ca)))
-
-
-def _file_stamp(path: str) -> tuple[int, int, int] | None:
-    try:
-        status = os.stat(path)
-    except OSError:
-        return None
-    return (status.st_mtime_ns, status.st_size, status.st_ino)
 
 
 def _read(field: str, path: str) -> bytes:

@@ -320,7 +320,7 @@ LEAVING = (
         "if roles else None",
         DOOR,
     ),
-    Mutant("certificates are read once", "paceline/security.py", "if stamp == self._stamp:", "if True:", DOOR),
+    Mutant("certificates are read once", "paceline/security.py", "if now == self._stamp:", "if True:", DOOR),
     Mutant(
         "a caller believes any role",
         "paceline/rpc.py",
