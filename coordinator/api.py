@@ -210,6 +210,7 @@ def _metrics_to_wire(metrics: RequestMetrics) -> Any:
         e2e_ms=metrics.e2e_ms,
         coordinator_ms=metrics.coordinator_ms,
         wire_ms=metrics.wire_ms,
+        tokens_by_mode=metrics.tokens_by_mode,
     )
 
 

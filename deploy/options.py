@@ -233,7 +233,10 @@ mode = choice("auto", *Mode)
 rule = choice("auto", *Rule)
 
 
-def policy(value: str) -> LengthPolicy:
+def policy(value: str) -> LengthPolicy | None:
+    """None for `auto`."""
+    if value == "auto":
+        return None
     name = value.partition(":")[0].strip()
     if name not in POLICIES:
         raise ValueError(f"unknown; {did_you_mean(name, POLICIES)}Choose from {', '.join(sorted(POLICIES))}")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from deploy import options
 from deploy.options import Group, Parser
-from paceline.length_policy import LengthPolicy
 
 
 def add_host(group: Group) -> None:
@@ -38,7 +37,7 @@ def add_pacing(parser: Parser) -> None:
         default="auto",
         metavar="MODE",
         help="how drafting and verification overlap: off (plain decoding), sequential (one after the other), pearl "
-        "(drafts stream ahead while earlier ones are verified), auto (pearl, for now)",
+        "(drafts stream ahead while earlier ones are verified), auto (what the measured speeds favour, anew)",
     )
     group.add(
         "--rule",
@@ -51,16 +50,17 @@ def add_pacing(parser: Parser) -> None:
     group.add(
         "--length-policy",
         kind=options.policy,
-        default=LengthPolicy(),
+        shown="auto",
         metavar="NAME:KEY=VALUE,…",
-        help="when a draft ends: fixed:length=8 (tokens) or svip:threshold_nats=0.6,max_length=40 (entropy)",
+        help="when a draft ends: fixed:length=8 (tokens), svip:threshold_nats=0.6,max_length=40 (entropy), or auto "
+        "(of a fixed length that the measured speeds favour; 8 if --mode is not auto)",
     )
     group.add(
         "--window",
         kind=options.whole(1, 64),
         default=4,
         metavar="N",
-        help="drafts unverified at a time in mode pearl: one that is verified, the others drafted",
+        help="drafts unverified at a time in mode pearl: one verified, the others drafted; auto chooses its own",
     )
     group.add(
         "--max-draft-wait-ms",

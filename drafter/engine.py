@@ -22,6 +22,7 @@ from paceline import sampling as law
 from paceline.engine.cost import CostModel
 from paceline.engine.runner import Chunk, PoolFull, Runner
 from paceline.errors import InvalidInput, Overloaded, Unavailable
+from paceline.length_policy import LengthPolicy
 from paceline.noise import Domain
 from paceline.rows import CountRows
 from paceline.types import Close, Commit, Draft, DrafterAsk, DrafterReply, Fault, OpenDraft, Rule, WorkerInfo
@@ -38,6 +39,13 @@ class _Entry:
     peer: int
     session: Session[CountRows]
     policy: Policy
+    made_for: LengthPolicy
+
+    def follow_plan(self) -> None:
+        """A new policy if the coordinator has named another; one that it has named again keeps what it has learned."""
+        if self.made_for != self.session.ask.policy:
+            self.made_for = self.session.ask.policy
+            self.policy = make(self.made_for)
 
 
 class DrafterEngine:
@@ -75,14 +83,17 @@ class DrafterEngine:
         match ask:
             case OpenDraft() if entry:
                 self._check(ask.token_ids)
-                return [(peer, draft) for draft in entry.session.reopen(ask)]
+                drafts = entry.session.reopen(ask)
+                entry.follow_plan()
+                return [(peer, draft) for draft in drafts]
             case OpenDraft():
                 self._admit(ask)
                 self.runner.open(key)
-                self._entries[key] = _Entry(peer, Session(ask), make(ask.policy))
+                self._entries[key] = _Entry(peer, Session(ask), make(ask.policy), ask.policy)
             case Commit() if entry:
                 self._check(ask.token_ids)
                 entry.session.commit(ask)
+                entry.follow_plan()
             case Close():
                 self._close(key)
         return []

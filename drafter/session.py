@@ -77,6 +77,8 @@ class Session(Generic[Row]):
 
     def commit(self, ask: Commit) -> None:
         """Take committed tokens. One that leaves a gap is ignored; the coordinator will resynchronise."""
+        if ask.plan:
+            self.ask = replace(self.ask, policy=ask.plan.policy, window=ask.plan.window)
         if ask.start <= len(self.tokens):
             self._merge(ask.epoch, ask.start, ask.token_ids)
 

@@ -271,7 +271,7 @@ def _chunk(wire: Any) -> Chunk:
 
 def _metrics(wire: Any) -> Metrics:
     metrics = {field.name: getattr(wire, field.name) for field in wire.DESCRIPTOR.fields}
-    return metrics | {"fallbacks": dict(wire.fallbacks)}
+    return metrics | {"fallbacks": dict(wire.fallbacks), "tokens_by_mode": dict(wire.tokens_by_mode)}
 
 
 def _join(chunks: Iterable[Chunk]) -> Completion:

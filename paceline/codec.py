@@ -40,6 +40,7 @@ from paceline.types import (
     Draft,
     DrafterAsk,
     DrafterReply,
+    DraftPlan,
     Fault,
     Mode,
     OpenDraft,
@@ -122,6 +123,7 @@ _MS = Field(same, milliseconds)
 _SEED = integer(0, MAX_SEED)
 _POSITIVE = integer(1, 2**32 - 1)
 _NAME = string(1, MAX_NAME)
+_POLICY = Field(length_policy_to_wire, lambda _, wire: length_policy_from_wire(wire))
 _HASH = matching("([a-z0-9-]{1,32}:)?[0-9a-f]{64}", "a SHA-256 in 64 hexadecimal digits")
 
 _SAMPLING = Message(  # checks its own ranges
@@ -185,11 +187,12 @@ _OPEN_DRAFT = Message(
     sampling=_SAMPLING.field,
     rule=_RULE.field,
     seed=_SEED,
-    policy=Field(length_policy_to_wire, lambda _, wire: length_policy_from_wire(wire)),
-    window=integer(1, MAX_WINDOW),
+    policy=_POLICY,
+    window=integer(0, MAX_WINDOW),
     stop_token_ids=_IDS,
 )
-_COMMIT = Message("commit", Commit, drafter_pb2.Commit, request_id=_ID, token_ids=tokens())
+_PLAN = Message("plan", DraftPlan, drafter_pb2.DraftPlan, policy=_POLICY, window=integer(0, MAX_WINDOW))
+_COMMIT = Message("commit", Commit, drafter_pb2.Commit, request_id=_ID, token_ids=tokens(), plan=_PLAN.field)
 _COST = Message(
     "cost",
     StepCost,

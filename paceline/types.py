@@ -272,10 +272,18 @@ class OpenDraft:
     rule: Rule
     seed: int  # of the draft noise; under `coupled` the shared one
     policy: LengthPolicy
-    window: int  # drafts that may be unverified at a time; 1 = closed drafts, one at a time
+    window: int  # drafts that may be unverified at a time; 1 = closed drafts, one at a time; 0 = none for now
     end: int  # absolute position at which drafting stops (prompt + max_tokens)
     stop_token_ids: Tokens = ()  # nothing is drafted after one of these
     num_prompt_tokens: int = 0  # how many of token_ids are the prompt; 0 = all
+
+
+@dataclass(frozen=True, slots=True)
+class DraftPlan:
+    """How to draft from now on. A window of 0: draft nothing until told otherwise, and keep what is cached."""
+
+    policy: LengthPolicy
+    window: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -286,6 +294,7 @@ class Commit:
     epoch: int
     start: int
     token_ids: Tokens
+    plan: DraftPlan | None = None  # None = as before
 
 
 @dataclass(frozen=True, slots=True)

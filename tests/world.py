@@ -119,10 +119,11 @@ class ToyVerifier:
         self.busy = False
         if self.dead:
             return
+        num_tokens = sum(len(work.token_ids) for _, work in works)
         for session, work in works:
             reply = self._apply(session, work)
             if reply:
-                self.world.send(self.name, replace(reply, verify_ms=1e3 * self.pass_s))
+                self.world.send(self.name, replace(reply, verify_ms=1e3 * self.pass_s, batch_tokens=num_tokens))
         self._go()
 
     def _apply(self, session: verifier.session.Session[bool], work: verifier.session.Work) -> Verdict | None:
@@ -260,7 +261,7 @@ class World:
         max_tokens: int = 40,
         mode: Mode | None = Mode.PEARL,
         rule: Rule | None = None,
-        length: int = 4,
+        length: int | None = 4,
         window: int = 2,
         stop_token_ids: Tokens = (),
     ) -> Client:
@@ -274,7 +275,7 @@ class World:
             stop_token_ids=stop_token_ids,
             mode=mode,
             rule=rule,
-            policy=LengthPolicy.of("fixed", {"length": length}),
+            policy=LengthPolicy.of("fixed", {"length": length}) if length else None,
             window=window,
         )
         client = self.clients[request_id] = Client(spec)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from paceline.length_policy import LengthPolicy
 from paceline.types import Blame, Draft, FinishReason, Mode, Rule, SamplingParams, Tokens, Verdict, WorkerInfo
@@ -21,8 +21,8 @@ class RequestSpec:
     stop_token_ids: Tokens = ()  # output ends with the first of these
     mode: Mode | None = None
     rule: Rule | None = None
-    policy: LengthPolicy = field(default_factory=LengthPolicy)
-    window: int = 2  # drafts unverified at a time
+    policy: LengthPolicy | None = None
+    window: int = 2  # drafts unverified at a time, unless the mode is auto
 
 
 @dataclass(frozen=True, slots=True)

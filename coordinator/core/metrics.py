@@ -27,6 +27,7 @@ class RequestMetrics:
     num_tested_tokens: int = 0
     num_stale_drafts: int = 0
     num_target_passes: int = 0
+    tokens_by_mode: Counter[str] = field(default_factory=Counter)  # `off` where no drafter was to be had
     sources: Counter[Source] = field(default_factory=Counter)
     fallbacks: Counter[str] = field(default_factory=Counter)  # self-decodes by reason
     draft_ms: float = 0.0
@@ -38,6 +39,10 @@ class RequestMetrics:
     coordinator_ms: float = 0.0  # added by the shell, which has a clock
     _drafting: list[tuple[float, float]] = field(default_factory=list)
     _verifying: list[tuple[float, float]] = field(default_factory=list)
+
+    def planned(self, mode: str, length_policy: str, window: int) -> None:
+        """From now on; the last plan is what is reported."""
+        self.mode, self.length_policy, self.window = mode, length_policy, window
 
     def drafted(self, draft: Draft, now_s: float) -> None:
         self.num_draft_tokens += len(draft.token_ids)

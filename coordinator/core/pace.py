@@ -6,8 +6,14 @@ beforehand; before the first measurement the answers are the cautious ones.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 
+from coordinator.core.choice import FIRST, Choice
+from paceline.types import Draft, Mode
+
+_PRIOR_TESTS = 3  # what the acceptance assumed at first is worth
+_LEAST_TEST_WEIGHT = 0.03
 _WEIGHT = 0.2  # of the newest value: about the last ten count
 # A draft may take this many times its usual turnaround before the verifier decodes on without it: an earlier
 # self-decode would delay the verification of a draft that is nearly there by up to a whole pass.
@@ -19,16 +25,60 @@ _LEAST_WAIT_S = 0.005  # below this the event loop's own jitter would decide
 class Pace:
     verify_s: float | None = None  # one forward pass
     turnaround_s: float | None = None  # a commit that ended a run, to the first draft of the next
+    draft_s: float | None = None  # a drafted token
+    delay_s: float | None = None  # of a turnaround, what is not drafting
+    wire_s: float = 0.0  # a verification's round trip beside its pass
     acceptance: float = 0.7  # accepted / tested
+    choice: Choice = FIRST  # of the request that chose last; the next one begins with it
+    is_silent: bool = True  # it has not been heard of since it came, or since it was late
+    _num_tests: int = 0
+    _corrections: dict[Mode, float] = field(default_factory=dict)
+    _num_plain_tokens: int = 0  # decoded without it since it was last tried, while it was not worth having
 
     def verified(self, verify_s: float, num_accepted: int, num_tested: int) -> None:
         if verify_s:
             self.verify_s = _mean(self.verify_s, verify_s)
-        for i in range(num_tested):
-            self.acceptance += 0.05 * ((i < num_accepted) - self.acceptance)
+        self._tested(num_accepted, num_tested)
 
-    def turned_around(self, turnaround_s: float) -> None:
+    def compared(self, draft: Draft, committed: Sequence[int]) -> None:
+        """A draft came too late to be judged; what was committed meanwhile says what would have become of it."""
+        known = committed[draft.start : draft.end]
+        num_equal = next((i for i, token in enumerate(known) if token != draft.token_ids[i]), len(known))
+        self._tested(num_equal, min(num_equal + 1, len(known)))
+
+    def _tested(self, num_accepted: int, num_tested: int) -> None:
+        for i in range(num_tested):
+            self._num_tests += 1
+            weight = max(_LEAST_TEST_WEIGHT, 1 / (_PRIOR_TESTS + self._num_tests))
+            self.acceptance += weight * ((i < num_accepted) - self.acceptance)
+
+    def turned_around(self, turnaround_s: float, draft: Draft) -> None:
+        """The first draft of a run has come, so long after the drafter was told to begin it."""
         self.turnaround_s = _mean(self.turnaround_s, turnaround_s)
+        self.delay_s = _mean(self.delay_s, max(0.0, turnaround_s - draft.draft_ms / 1e3))
+        self.draft_s = _mean(self.draft_s, draft.draft_ms / 1e3 / len(draft.token_ids))
+
+    def round_trip(self, beside_pass_s: float) -> None:
+        """A verification took so much longer than its pass."""
+        self.wire_s = _mean(self.wire_s or None, beside_pass_s)
+
+    def correction(self, mode: Mode) -> float:
+        """What `mode` has kept of its promises."""
+        return self._corrections.get(mode, 1.0)
+
+    def kept(self, mode: Mode, share: float, weight: float) -> None:
+        """A stretch in `mode` has yielded this share of what was promised."""
+        self._corrections[mode] = self.correction(mode) + weight * (share - self.correction(mode))
+
+    def did_without(self, num_tokens: int) -> None:
+        self._num_plain_tokens += num_tokens
+
+    def may_try(self, every: int) -> bool:
+        """Whether it is time to try again a drafter that was not worth having; true once in `every` tokens."""
+        if self._num_plain_tokens < every:
+            return False
+        self._num_plain_tokens = 0
+        return True
 
     def preverify_pays(self) -> bool:
         """Whether to forward a recovered token while its redraft is awaited (Liu et al. 2024, PEARL, pre-verify).

@@ -27,7 +27,7 @@ from coordinator.core.events import (
     WorkerUp,
 )
 from coordinator.core.limits import Limits
-from coordinator.core.placement import Pools
+from coordinator.core.placement import Pools, Worker
 from coordinator.core.request import Request
 from paceline.errors import InvalidInput, Overloaded, UnknownRequest
 from paceline.types import Blame, Role
@@ -142,7 +142,7 @@ class Pipeline:
                 break
             del self._undrafted[request_id]
             request = self._requests[request_id]
-            yield from self._run(request, request.attach_drafter(drafter, self.pools.pace(drafter)))
+            yield from self._run(request, request.attach_drafter(drafter))
         while self._waiting:
             request_id = next(iter(self._waiting))
             verifier = self.pools.take(Role.VERIFIER, request_id)
@@ -152,12 +152,12 @@ class Pipeline:
             request = self._requests[request_id]
             yield from self._run(request, self._start(request, verifier, now_s))
 
-    def _start(self, request: Request, verifier: str, now_s: float) -> Iterator[Command]:
+    def _start(self, request: Request, verifier: Worker, now_s: float) -> Iterator[Command]:
         """Both workers start prefilling in parallel."""
         if request.drafter is None and request.wants_drafter:
             drafter = self.pools.take(Role.DRAFTER, request.spec.request_id)
             if drafter:
-                yield from request.attach_drafter(drafter, self.pools.pace(drafter))
+                yield from request.attach_drafter(drafter)
         yield from request.attach_verifier(verifier, now_s)
 
     def _worker_down(self, worker: str, now_s: float) -> Iterator[Command]:

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from coordinator.core.pace import Pace
+from coordinator.core.passes import PassTimes
 from paceline.types import Role, WorkerInfo
 
 
@@ -19,7 +20,9 @@ class Worker:
     name: str
     info: WorkerInfo
     requests: dict[str, None] = field(default_factory=dict)  # a set that remembers its order
-    pace: Pace = field(default_factory=Pace)  # of a drafter: what its requests have measured, for the next ones too
+    # What its requests have measured of it, for the next ones too.
+    pace: Pace = field(default_factory=Pace)  # of a drafter
+    passes: PassTimes = field(default_factory=PassTimes)  # of a verifier
 
     @property
     def load(self) -> float:
@@ -36,24 +39,20 @@ class Pools:
         return iter(self._workers.values())
 
     def join(self, name: str, info: WorkerInfo) -> None:
-        self._workers[name] = Worker(name, info)
+        self._workers[name] = Worker(name, info, passes=PassTimes(info.cost))
 
     def leave(self, name: str) -> Worker | None:
         """Remove a worker; returns it with the requests it held, `None` if it was not a member."""
         return self._workers.pop(name, None)
 
-    def take(self, role: Role, request_id: str) -> str | None:
+    def take(self, role: Role, request_id: str) -> Worker | None:
         """Give `request_id` a place in the pool of `role`; `None` if there is none."""
         free = [w for w in self._workers.values() if w.info.role is role and w.load < 1]
         if not free:
             return None
         worker = min(free, key=lambda w: w.load)
         worker.requests[request_id] = None
-        return worker.name
-
-    def pace(self, name: str) -> Pace:
-        """What is known of a member's pace."""
-        return self._workers[name].pace
+        return worker
 
     def release(self, name: str | None, request_id: str) -> None:
         """Give the place back; a worker that has left has none to give."""

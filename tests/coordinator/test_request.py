@@ -62,7 +62,7 @@ def test_both_workers_start_prefilling_at_once() -> None:
     first, second = asks(pipeline().handle(Arrived(spec()), 0.0))
     assert isinstance(first, OpenDraft)
     assert isinstance(second, OpenVerify)
-    assert second.num_decode == 1, "the first token is plain target output and does not wait for a draft"
+    assert second.num_decode == 20, "no token waits for a drafter that has not been heard of yet"
 
 
 def test_without_a_drafter_the_verifier_decodes_on_without_being_asked_again() -> None:
@@ -86,8 +86,10 @@ def test_losing_the_drafter_lets_the_verifier_decode_the_rest() -> None:
     it = pipeline()
     it.handle(Arrived(spec()), 0.0)
     it.handle(verdict(3, 7), 0.1)
+    it.handle(Drafted("d", Draft("r", 2, 4, (8, 9))), 0.15)
+    it.handle(verdict(4, 8, 9, 5), 0.17)
     (decode,) = asks(it.handle(WorkerDown("d"), 0.2))
-    assert decode == Decode("r", 2, 4, 19)
+    assert decode == Decode("r", 3, 7, 16)
 
 
 def test_losing_the_verifier_moves_committed_tokens_and_drafts_in_flight() -> None:
@@ -139,6 +141,8 @@ def test_a_drafter_that_refuses_costs_only_its_drafts() -> None:
     it = pipeline()
     it.handle(Arrived(spec()), 0.0)
     it.handle(verdict(3, 7), 0.1)
+    it.handle(Drafted("d", Draft("r", 2, 4, (8, 9))), 0.15)
+    it.handle(verdict(4, 8, 9, 5), 0.17)
     commands = it.handle(Faulted("d", "r", "no place"), 0.2)
     assert any(isinstance(ask, Decode) for ask in asks(commands))
 

@@ -45,7 +45,8 @@ def test_json_has_text_token_ids_finish_reason_and_every_metric(served: Served) 
     assert answer["finish_reason"] == "length"
     assert len(answer["token_ids"]) == 12
     assert set(answer["metrics"]) == METRICS
-    assert answer["metrics"]["mode"] == "pearl"
+    assert answer["metrics"]["mode"] in ("off", "sequential", "pearl"), "auto says what it chose"
+    assert sum(answer["metrics"]["tokens_by_mode"].values()) == 12
     assert answer["metrics"]["num_generated_tokens"] == 12
 
 
@@ -147,7 +148,8 @@ def test_a_killed_drafter_is_restarted_and_requests_go_on_meanwhile(served: Serv
     assert served.child_pids()["drafter"] != pid
     (after,) = generate(served, *options)
     assert after["token_ids"] == before["token_ids"]
-    assert after["metrics"]["num_draft_tokens"] > 0
+    (drafted,) = generate(served, *options, "--max-tokens", "200", "--mode", "pearl")
+    assert drafted["metrics"]["num_draft_tokens"] > 0
     assert any("drafter was ended by signal 9" in line for line in served.messages)
 
 

@@ -264,7 +264,6 @@ MALFORMED: list[tuple[str, dict[str, Any], str]] = [
     ("verifier_ask", open_verify(sampling={"top_p": 1, "logit_bias": {3: 101}}), "logit_bias"),
     ("verifier_ask", open_verify(sampling={"top_p": 1, "logit_bias": dict.fromkeys(range(1025), 1)}), "logit_bias"),
     ("verifier_ask", open_verify(sampling={"top_p": 1, "stop_token_ids": range(257)}), "stop_token_ids"),
-    ("drafter_ask", open_draft(window=0), "open.window"),
     ("drafter_ask", open_draft(window=65), "open.window"),
     ("drafter_ask", open_draft(seed=2**63), "open.seed"),
     ("drafter_ask", open_draft(policy={"name": "guess"}), "length_policy"),
