@@ -19,6 +19,7 @@ from paceline.engine import weights
 from paceline.engine.attention import NAME as ATTENTION
 from paceline.engine.lean import LeanDecoder
 from paceline.engine.plan import Span, StepPlan
+from paceline.engine.projection import pack_modules
 from paceline.engine.step import Attends, KVStore, Site, Step
 from paceline.engine.weights import Checkpoint
 from paceline.errors import InvalidInput, Unsupported
@@ -102,8 +103,10 @@ class Executor:
         probe = _Probe(self._name)
         with torch.inference_mode():
             logits = self._forward(list(range(_NUM_PROBE_TOKENS)), list(range(_NUM_PROBE_TOKENS)), probe, None)
-        self._sites = probe.sites
         self.vocab_size = int(logits.shape[-1])
+        self._sites = probe.sites
+        self.num_parameters = sum(parameter.numel() for parameter in model.parameters())
+        self._expected = self._own_logits()
         self.num_blocks = 0
         self._shape = probe.shape(model.config.get_text_config())
 
@@ -115,8 +118,10 @@ class Executor:
         return shape.num_layers * shape.num_kv_heads * (shape.key_size + shape.value_size) * item
 
     def slim(self, max_model_len: int) -> None:
-        """Runs on the lean forward pass from now on, if this model has one."""
+        """Runs on the lean forward pass from now on, if this model has one, and on a CPU with packed weights."""
         self._lean = LeanDecoder.adopt(self.model, self._sites, max_model_len)
+        if self._lean is None:
+            pack_modules(self.model)
 
     def allocate(self, num_blocks: int) -> None:
         """Makes the KV memory and rehearses (see the head of the file). Raises Unsupported."""
@@ -166,17 +171,26 @@ class Executor:
         return logits[0]
 
     @torch.inference_mode()
-    def _rehearse(self) -> None:
-        tokens = [(7 * index + 1) % self.vocab_size for index in range(_NUM_PROBE_TOKENS)]
+    def _own_logits(self) -> torch.Tensor:
+        """What transformers' own code makes of the rehearsal's tokens, [_NUM_PROBE_TOKENS, vocab_size]."""
         self.model.set_attn_implementation("eager")
         try:
             inputs = {
-                "input_ids": torch.tensor([tokens], device=self._device),
-                "position_ids": torch.arange(len(tokens), device=self._device)[None],
+                "input_ids": torch.tensor([self._probe_tokens], device=self._device),
+                "position_ids": torch.arange(_NUM_PROBE_TOKENS, device=self._device)[None],
             }
-            expected = self.model(**inputs, use_cache=False).logits[0].float()
+            logits: torch.Tensor = self.model(**inputs, use_cache=False).logits[0].float()
         finally:
             self.model.set_attn_implementation(ATTENTION)
+        return logits
+
+    @property
+    def _probe_tokens(self) -> list[int]:
+        return [(7 * index + 1) % self.vocab_size for index in range(_NUM_PROBE_TOKENS)]
+
+    @torch.inference_mode()
+    def _rehearse(self) -> None:
+        tokens, expected = self._probe_tokens, self._expected
         half = len(tokens) // 2
         blocks = tuple(range(-(-len(tokens) // self._block_size)))
         wrong = [(tokens[half] + 1) % self.vocab_size]

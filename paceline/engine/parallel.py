@@ -87,7 +87,7 @@ class Leader:
     """Rank 0: an executor whose steps all ranks run. Create it with `start`."""
 
     def __init__(self, executor: Executor, followers: Sequence[_Follower], channel: _Channel, timeout_s: float):
-        self.model = executor.model
+        self.model, self.num_parameters = executor.model, executor.num_parameters
         self.vocab_size = executor.vocab_size
         self.num_blocks = executor.num_blocks
         self._executor = executor

@@ -86,7 +86,7 @@ class Runner:
             eos_token_ids=weights.eos_token_ids(executor.model),
             dtype=dtype,
             device=device,
-            num_parameters=sum(parameter.numel() for parameter in executor.model.parameters()),
+            num_parameters=executor.num_parameters,
         )
         salt = f"{model_hash} {dtype}"
         return cls(executor, BlockPool(executor.num_blocks, block_size, salt=salt, prefix_caching=prefix_caching), info)
