@@ -40,8 +40,9 @@ class Projection:
 @functools.cache
 def can_pack(dtype: torch.dtype) -> bool:
     """Whether this torch on this CPU has the packed product, and it gives what `linear` does."""
+    backend: Any = torch.backends.mkldnn
     try:
-        if not torch.backends.mkldnn.is_available():
+        if not backend.is_available():
             return False
         if dtype == torch.bfloat16 and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
             return False
