@@ -41,7 +41,7 @@ def pipeline(*, drafter: bool = True, places: int = 4, limits: Limits | None = N
     it = Pipeline(limits)
     it.handle(WorkerUp("v", info(Role.VERIFIER, places)), 0.0)
     if drafter:
-        it.handle(WorkerUp("d", info(Role.DRAFTER, places)), 0.0)
+        it.handle(WorkerUp("d", info(Role.DRAFTER, places), is_trusted=True), 0.0)
     return it
 
 
