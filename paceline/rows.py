@@ -120,7 +120,7 @@ def unpack(
 
 def dense(ids: Tensor, probs: Tensor, vocab_size: int) -> Tensor:
     """[n, vocab] rows of `probs`' dtype, zero outside the kept `ids`; both arguments are [n, width]."""
-    return torch.zeros(len(ids), vocab_size, dtype=probs.dtype, device=probs.device).scatter_(-1, ids, probs)
+    return torch.zeros(len(ids), vocab_size, dtype=probs.dtype, device=probs.device).scatter_add_(-1, ids, probs)
 
 
 def _check_sizes(rows: Rows) -> None:

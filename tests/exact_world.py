@@ -38,12 +38,14 @@ from coordinator.core.limits import Limits
 from coordinator.core.pace import Pace
 from coordinator.core.pipeline import Pipeline
 from drafter.engine import DrafterEngine
+from paceline import rows
 from paceline.length_policy import LengthPolicy
 from paceline.noise import Domain
+from paceline.rows import DraftRows
 from paceline.types import Draft, Fault, Mode, Role, Rule, SamplingParams, Source, Tokens, Verdict, WorkerInfo
 from tests.verifier.test_block import block_cuts
 from tests.verifier.test_engine import ToyRunner
-from tests.verifier.test_enumeration import Cuts, Law, World, as_logits, cuts_of, token_cuts
+from tests.verifier.test_enumeration import Cuts, Law, Row, World, as_logits, cuts_of, token_cuts
 from verifier.engine import VerifierEngine
 
 PROMPT = (0,)
@@ -84,6 +86,26 @@ class Chance:
         self.left[key] = edges[choice], edges[choice + 1]
         self.weight *= (edges[choice + 1] - edges[choice]) / (high - low)
         return float((edges[choice] + edges[choice + 1]) / 2)
+
+
+class Received:
+    """A world as the rule sees it: the draft rows are those that came, whatever prefix they were made for."""
+
+    def __init__(self, world: World, log: Tokens, draft_ids: Tokens, draft_rows: DraftRows | None) -> None:
+        self.target = world.target
+        self._rows: dict[Tokens, Row] = {}
+        if draft_rows is not None:
+            total = rows.total(world.bits)
+            counts = rows.dense(draft_rows.ids, draft_rows.probs * total, world.vocab_size).round().long().tolist()
+            for at, row in enumerate(counts):
+                self._rows[log + draft_ids[:at]] = tuple(Fraction(count, total) for count in row)
+
+    def draft(self, prefix: Tokens) -> Row:
+        return self._rows[prefix]
+
+    def residual(self, prefix: Tokens) -> Row:
+        view: Any = self
+        return World.residual(view, prefix)
 
 
 class Run:
@@ -293,12 +315,13 @@ def _run(world: World, setting: Setting, schedule: str, chance: Chance, patch: p
     run: Run
 
     def judge(rule: Rule, target_logits: Any, draft_ids: Tokens, *rest: Any, **more: Any) -> Any:
-        cuts = block_cuts(world, run.log, [draft_ids]) if rule is Rule.BLOCK else token_cuts(world, run.log, draft_ids)
-        run.judging = cuts
+        view: Any = Received(world, run.log, draft_ids, more["draft_rows"])
+        run.judging = token_cuts(view, run.log, draft_ids)
         return JUDGE(rule, target_logits, draft_ids, *rest, **more)
 
     def judge_blocks(target_logits: Any, drafts: Sequence[Tokens], *rest: Any, **more: Any) -> Any:
-        run.judging = block_cuts(world, run.log, drafts)
+        view: Any = Received(world, run.log, sum(drafts, ()), more["draft_rows"])
+        run.judging = block_cuts(view, run.log, drafts)
         return JUDGE_BLOCKS(target_logits, drafts, *rest, **more)
 
     patch.setattr(verifier.engine, "judge", judge)
