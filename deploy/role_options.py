@@ -99,7 +99,7 @@ def add_draft_rows(group: Group) -> None:
     group.add(
         "--row-bits",
         kind=options.whole(8, 16),
-        default=16,
+        default=12,
         metavar="N",
         help="bits of each probability kept; drafts are drawn from the rounded ones",
     )

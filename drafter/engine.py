@@ -25,7 +25,6 @@ from paceline.errors import InvalidInput, Overloaded, Unavailable
 from paceline.noise import Domain
 from paceline.rows import CountRows
 from paceline.types import (
-    MAX_ROW_BITS,
     Close,
     Commit,
     Draft,
@@ -61,7 +60,7 @@ class DrafterEngine:
         info: WorkerInfo,
         *,
         row_width: int = 64,
-        row_bits: int = MAX_ROW_BITS,
+        row_bits: int = 12,
         draft_temperature: float | None = None,
         max_num_batched_tokens: int = 512,
         clock: Callable[[], float] = time.perf_counter,

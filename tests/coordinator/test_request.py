@@ -33,8 +33,8 @@ from tests.world import Network, World
 GREEDY = SamplingParams(temperature=0)
 
 
-def info(role: Role, places: int = 4) -> WorkerInfo:
-    return WorkerInfo(role, "", 1, "toy", "", "", 50, 4096, places, (), "float32", "cpu")
+def info(role: Role, places: int = 4, address: str = "") -> WorkerInfo:
+    return WorkerInfo(role, address, 1, "toy", "", "", 50, 4096, places, (), "float32", "cpu")
 
 
 def pipeline(*, drafter: bool = True, places: int = 4, limits: Limits | None = None) -> Pipeline:
