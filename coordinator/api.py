@@ -14,6 +14,7 @@ from coordinator.core.commands import Emit, Fail, Finish
 from coordinator.core.events import Ended, RequestSpec
 from coordinator.core.metrics import RequestMetrics
 from coordinator.server import Coordinator
+from coordinator.trust import is_trusted
 from paceline import __version__, codec
 from paceline.errors import InvalidInput, UnknownRequest
 from paceline.rpc import Server, answering, run_until_signalled, start_server
@@ -150,8 +151,9 @@ class CoordinatorServicer:
 
     async def Register(self, request: Any, context: Any) -> Any:  # noqa: N802
         async with answering(context):
-            self._coordinator.register(codec.worker_info_from_wire(request))
-            return pb.RegisterReply(lease_s=self._coordinator.config.lease_s)
+            config, info = self._coordinator.config, codec.worker_info_from_wire(request)
+            self._coordinator.register(info, is_trusted=is_trusted(info, context, config))
+            return pb.RegisterReply(lease_s=config.lease_s)
 
     async def GetModelInfo(self, request: Any, context: Any) -> Any:  # noqa: N802
         tokenizer = self._coordinator.tokenizer

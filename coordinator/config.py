@@ -17,6 +17,7 @@ class CoordinatorConfig:
     insecure: bool = False  # allow a host that is not loopback without TLS
     mode: Mode | None = None  # for requests that name none; None = auto
     rule: Rule | None = None
+    trust_drafters: bool = False  # believe every drafter's rows (coordinator/trust.py has who is believed without it)
     policy: LengthPolicy | None = None
     window: int = 4  # drafts unverified at a time; two hide the drafting, more also ride out a slow pass or link
     lease_s: float = 10.0  # a worker that does not register again within it is dropped; ten missed turns of a busy CPU

@@ -61,6 +61,7 @@ class Link:
     asks: asyncio.Queue[Any]
     task: asyncio.Task[None] | None = None
     lease_until_s: float = 0.0
+    is_trusted: bool = False  # of a drafter: its rows are believed
 
 
 class Coordinator:
@@ -157,8 +158,11 @@ class Coordinator:
 
     # --- workers
 
-    def register(self, info: WorkerInfo) -> None:
-        """Take a worker in, or renew its lease. Raises Unsupported if it cannot serve here, with the reason."""
+    def register(self, info: WorkerInfo, *, is_trusted: bool = False) -> None:
+        """Take a worker in, or renew its lease. Raises Unsupported if it cannot serve here, with the reason.
+
+        `is_trusted` counts when the worker is taken in; a renewal changes nothing.
+        """
         lease_until_s = self._clock() + self.config.lease_s
         for link in self.links.values():
             if (link.info.address, link.info.incarnation) == (info.address, info.incarnation):
@@ -167,7 +171,7 @@ class Coordinator:
                 return
         self._check(info)
         name = f"{info.role}-{next(self._numbers)}"
-        link = Link(name, info, asyncio.Queue(MAX_ASK_QUEUE), lease_until_s=lease_until_s)
+        link = Link(name, info, asyncio.Queue(MAX_ASK_QUEUE), lease_until_s=lease_until_s, is_trusted=is_trusted)
         self.links[name] = link
         link.task = asyncio.create_task(self._serve(link), name=name)
 
@@ -192,9 +196,10 @@ class Coordinator:
                 )
                 call = stub_class(channel).Connect()
                 await asyncio.wait_for(call.wait_for_connection(), CONNECT_TIMEOUT_S)
-                log.info("%s up: %s at %s", link.name, link.info.model, link.info.address)
+                trust = ", trusted" if link.is_trusted else ""
+                log.info("%s up: %s at %s%s", link.name, link.info.model, link.info.address, trust)
                 is_up = True
-                self.feed(WorkerUp(link.name, link.info))
+                self.feed(WorkerUp(link.name, link.info, link.is_trusted))
                 async with asyncio.TaskGroup() as tasks:
                     tasks.create_task(self._write(link, call))
                     tasks.create_task(self._read(link, call))

@@ -44,8 +44,16 @@ def add_pacing(parser: Parser) -> None:
         kind=options.rule,
         default="auto",
         metavar="RULE",
-        help="how drafts are judged: match (exact for any drafter), coupled (match, reproducible by seed), token "
-        "(rejection sampling), auto (by temperature and seed); none of them changes the output's distribution",
+        help="how drafts are judged: match (exact for any drafter), coupled (match, reproducible by seed), token and "
+        "block (rejection sampling, for trusted drafters), auto (match at temperature 0, coupled with a seed, else block "
+        "if a drafter is trusted and match if not); none of them changes the output's distribution",
+    )
+    group.add(
+        "--trust-drafters",
+        kind=options.boolean,
+        default=False,
+        help="believe what every drafter says of its own distribution, as the rules token and block must; without it "
+        "only drafters of this machine are believed, and with --insecure none",
     )
     group.add(
         "--length-policy",
@@ -78,13 +86,29 @@ def add_pacing(parser: Parser) -> None:
     )
 
 
-def add_row_width(group: Group) -> None:
+def add_draft_rows(group: Group) -> None:
+    """What a drafter samples from: none of it changes the output's distribution."""
     group.add(
         "--row-width",
         kind=options.whole(1, 1024),
         default=64,
         metavar="N",
-        help="tokens kept of each draft distribution under the rule token; drafts are drawn from exactly these",
+        help="tokens kept of each draft distribution under the rules token and block; drafts are drawn from exactly "
+        "these, so more of them cost bytes, fewer cost acceptance",
+    )
+    group.add(
+        "--row-bits",
+        kind=options.whole(8, 16),
+        default=12,
+        metavar="N",
+        help="bits of each probability kept; drafts are drawn from the rounded ones",
+    )
+    group.add(
+        "--draft-temperature",
+        kind=options.number(0.01, 100),
+        metavar="T",
+        shown="the request's",
+        help="temperature at which drafts are sampled, whatever the request's own (temperature 0 stays greedy)",
     )
 
 

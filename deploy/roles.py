@@ -18,7 +18,7 @@ from typing import Any
 
 from deploy import options
 from deploy.options import Parser
-from deploy.role_options import add_grpc_port, add_host, add_logging, add_pacing, add_row_width, add_worker
+from deploy.role_options import add_draft_rows, add_grpc_port, add_host, add_logging, add_pacing, add_worker
 from paceline.errors import InvalidInput
 from paceline.rpc import check_bind
 from paceline.types import Mode, Role, Rule, WorkerInfo
@@ -70,6 +70,7 @@ Workers announce themselves here, so start it first (they wait for it if you do 
         insecure=values.insecure,
         mode=None if values.mode == "auto" else Mode(values.mode),
         rule=None if values.rule == "auto" else Rule(values.rule),
+        trust_drafters=values.trust_drafters,
         policy=values.length_policy,
         window=values.window,
         limits=Limits(max_waiting=values.max_waiting, max_draft_wait_s=values.max_draft_wait_ms / 1e3),
@@ -107,7 +108,7 @@ decodes by itself.
   paceline drafter --model models/small --coordinator 10.0.0.1:50051 --host 10.0.0.2 --insecure""",
     )
     group = add_worker(parser, "the draft model", tensor_parallel="the drafter")
-    add_row_width(group)
+    add_draft_rows(group)
     values = parser.parse(argv, os.environ)
     runner, info = _load(values, Role.DRAFTER)
     from drafter.engine import DrafterEngine
@@ -118,6 +119,8 @@ decodes by itself.
         runner,
         info,
         row_width=values.row_width,
+        row_bits=values.row_bits,
+        draft_temperature=values.draft_temperature,
         max_num_batched_tokens=values.max_num_batched_tokens,
         cost=measure(runner),
     )

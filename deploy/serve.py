@@ -12,7 +12,7 @@ from deploy import options
 from deploy.checks import check_pair, check_port
 from deploy.local import Supervisor
 from deploy.options import Parser
-from deploy.role_options import add_engine, add_grpc_port, add_host, add_logging, add_pacing, add_row_width
+from deploy.role_options import add_draft_rows, add_engine, add_grpc_port, add_host, add_logging, add_pacing
 from paceline.rpc import check_bind, signals
 
 COORDINATOR_START_S = 60.0
@@ -89,6 +89,7 @@ async def _serve(plan: Plan, values: argparse.Namespace) -> int:
 
 def _plan(values: argparse.Namespace) -> Plan:
     insecure = ("--insecure",) if values.insecure else ()
+    trust = ("--trust-drafters",) if values.trust_drafters else ()
     log_level = ("--log-level", values.log_level)
     pacing = _given(values, "mode", "rule", "length_policy", "window", "max_draft_wait_ms", "max_waiting")
     engine = _given(
@@ -97,6 +98,7 @@ def _plan(values: argparse.Namespace) -> Plan:
     )
     # The workers may share a device, so none of them may take what is left of it.
     engine += ("--kv-cache-memory", str(values.kv_cache_memory or SHARED_KV_CACHE_BYTES))
+    draft_rows = _given(values, "row_width", "row_bits", "draft_temperature")
     dtype = ("--dtype", values.dtype)
     drafter_dtype = ("--dtype", values.drafter_dtype or values.dtype)
     size = ("--tensor-parallel-size", str(values.tensor_parallel_size))
@@ -107,9 +109,9 @@ def _plan(values: argparse.Namespace) -> Plan:
         num_drafters=values.num_drafters,
         host=values.host,
         grpc_port=values.grpc_port,
-        coordinator=(*pacing, *insecure, *log_level),
+        coordinator=(*pacing, *insecure, *trust, *log_level),
         verifier=(*engine, *dtype, *size, *log_level),
-        drafters=(*engine, *drafter_dtype, *drafter_size, "--row-width", str(values.row_width), *log_level),
+        drafters=(*engine, *drafter_dtype, *drafter_size, *draft_rows, *log_level),
         start_timeout_s=values.start_timeout,
     )
 
@@ -202,7 +204,7 @@ def _add_engine(parser: Parser) -> None:
         metavar="N",
         help="the same for each drafter, independent of the target's",
     )
-    add_row_width(engine)
+    add_draft_rows(engine)
     processes = parser.group("processes")
     processes.add(
         "--start-timeout",

@@ -25,7 +25,18 @@ from paceline.errors import InvalidInput, Overloaded, Unavailable
 from paceline.length_policy import LengthPolicy
 from paceline.noise import Domain
 from paceline.rows import CountRows
-from paceline.types import Close, Commit, Draft, DrafterAsk, DrafterReply, Fault, OpenDraft, Rule, WorkerInfo
+from paceline.types import (
+    Close,
+    Commit,
+    Draft,
+    DrafterAsk,
+    DrafterReply,
+    Fault,
+    OpenDraft,
+    Rule,
+    SamplingParams,
+    WorkerInfo,
+)
 
 log = logging.getLogger(__name__)
 
@@ -57,16 +68,23 @@ class DrafterEngine:
         info: WorkerInfo,
         *,
         row_width: int = 64,
+        row_bits: int = 12,
+        draft_temperature: float | None = None,
         max_num_batched_tokens: int = 512,
         clock: Callable[[], float] = time.perf_counter,
         cost: CostModel | None = None,
     ) -> None:
-        """`cost`: as measured at the start, or None to learn it while running."""
+        """`row_width`, `row_bits`: what is kept of a draft row, and how finely.
+
+        `draft_temperature`: of what is sampled, whatever the request's own; None = the request's.
+        `cost`: as measured at the start, or None to learn it while running.
+        """
         self.runner = runner
         self.cost = cost or CostModel()
         self.info = replace(info, cost=self.cost.cost)
         self._longest = min(runner.info.max_model_len, runner.room())  # tokens of a request, the pool being empty
-        self._row_width = row_width
+        self._row_width, self._row_bits = row_width, row_bits
+        self._draft_temperature = draft_temperature
         self._max_num_batched_tokens = max_num_batched_tokens
         self._clock = clock
         self._entries: dict[str, _Entry] = {}  # by the sequence's name in the pool, oldest first
@@ -156,7 +174,7 @@ class DrafterEngine:
         step_ms = 1e3 * (self._clock() - started_s)
         for chunk in chunks:
             self._entries[chunk.sequence].session.draft_ms += step_ms
-        return [(entry.peer, _send(entry.session)) for entry in complete]
+        return [(entry.peer, self._send(entry.session)) for entry in complete]
 
     def _with_room(self) -> dict[str, Session[CountRows]]:
         """The sessions that want a token and have room for it; the youngest may lose their cache for the others."""
@@ -227,21 +245,26 @@ class DrafterEngine:
 
     def _draw(self, session: Session[CountRows], row: Tensor) -> int:
         """A token from the draft law of `row` [1, vocab], by the noise that the request's rule wants."""
-        ask, position = session.ask, len(session.tokens)
+        ask, position, sampling = session.ask, len(session.tokens), self._draft_sampling(session.ask.sampling)
         if ask.rule is Rule.COUPLED:
-            if ask.sampling.is_greedy:
+            if sampling.is_greedy:
                 return int(row.argmax())
             gumbel = noise.gumbel(ask.seed, Domain.COUPLED, [position], row.shape[-1], device=row.device)
-            return int(law.sample_log_probs(law.target_log_probs(row, ask.sampling), gumbel))
-        kept = rows.truncate(law.target_probs(row, ask.sampling), self._row_width)
+            return int(law.sample_log_probs(law.target_log_probs(row, sampling), gumbel))
+        kept = rows.truncate(law.target_probs(row, sampling), self._row_width, self._row_bits)
         session.rows.append(kept)
         uniform = noise.uniform(ask.seed, Domain.DRAFT, position, epoch=session.epoch)
         return rows.sample_row(kept.ids[0], kept.counts[0], uniform)
 
+    def _draft_sampling(self, sampling: SamplingParams) -> SamplingParams:
+        """The law to draft by. Exact whatever it is: its rows are sent as they are sampled, and judged by."""
+        if self._draft_temperature is None or sampling.is_greedy:
+            return sampling
+        return replace(sampling, temperature=self._draft_temperature)
 
-def _send(session: Session[CountRows]) -> Draft:
-    if not session.rows:
-        return session.send(None)
-    ids = torch.cat([kept.ids for kept in session.rows])
-    counts = torch.cat([kept.counts for kept in session.rows])
-    return session.send(rows.pack(ids, counts))
+    def _send(self, session: Session[CountRows]) -> Draft:
+        if not session.rows:
+            return session.send(None)
+        ids = torch.cat([kept.ids for kept in session.rows])
+        counts = torch.cat([kept.counts for kept in session.rows])
+        return session.send(rows.pack(ids, counts, self._row_bits))

@@ -32,7 +32,9 @@ from paceline.fields import (
 )
 from paceline.length_policy import LengthPolicy
 from paceline.types import (
+    MAX_ROW_BITS,
     MAX_SEED,
+    MIN_ROW_BITS,
     Blame,
     Close,
     Commit,
@@ -89,11 +91,12 @@ def length_policy_from_wire(wire: Any) -> LengthPolicy:
 
 def _check_rows(name: str, rows: Rows) -> None:
     size = len(rows.counts)
-    if not size or size % (2 * rows.width):
-        fix = f"must be a positive number of rows of {rows.width} uint16 counts"
+    if not size or size % rows.row_bytes:
+        fix = f"must be a positive number of rows of {rows.width} counts of {rows.bits} bits"
         raise InvalidInput(f"{name}.counts", f"{size} bytes", fix)
-    if len(rows.ids) != 2 * size:
-        raise InvalidInput(f"{name}.ids", f"{len(rows.ids)} bytes", f"must be {2 * size}, one uint32 a count")
+    want = 4 * rows.width * rows.num_rows
+    if len(rows.ids) != want:
+        raise InvalidInput(f"{name}.ids", f"{len(rows.ids)} bytes", f"must be {want}, one uint32 a count")
 
 
 def _check_draft(name: str, draft: Draft) -> None:
@@ -134,7 +137,15 @@ _SAMPLING = Message(  # checks its own ranges
     logit_bias=Field(dict, lambda _, biases: tuple(sorted(biases.items()))),
     stop_token_ids=_IDS,
 )
-_ROWS = Message("rows", Rows, common_pb2.Rows, _check_rows, width=integer(1, MAX_ROW_WIDTH))
+_ROW_BITS = integer(MIN_ROW_BITS, MAX_ROW_BITS)
+_ROWS = Message(
+    "rows",
+    Rows,
+    common_pb2.Rows,
+    _check_rows,
+    width=integer(1, MAX_ROW_WIDTH),
+    bits=Field(same, lambda field, value: _ROW_BITS.of(field, value or MAX_ROW_BITS)),
+)
 _DRAFT = Message(
     "draft",
     Draft,

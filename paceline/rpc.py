@@ -160,13 +160,17 @@ def join(host: str, port: int) -> str:
     return f"[{host}]:{port}" if ":" in host and not host.startswith("[") else f"{host}:{port}"
 
 
+def is_loopback(host: str) -> bool:
+    """Whether `host` is this machine only, as an address or by the one name that says so everywhere."""
+    try:
+        return host == "localhost" or ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False
+
+
 def check_bind(host: str, *, insecure: bool = False) -> None:
     """Raises `InvalidInput` unless `host` is this machine only, or `insecure` says that the network is trusted."""
-    try:
-        is_loopback = host == "localhost" or ipaddress.ip_address(host.strip("[]")).is_loopback
-    except ValueError:
-        is_loopback = False
-    if not (is_loopback or insecure):
+    if not (is_loopback(host) or insecure):
         fix = "others could read and write this traffic; use 127.0.0.1, or --insecure on a network that you trust"
         raise InvalidInput("host", host, fix)
 

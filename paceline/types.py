@@ -20,6 +20,7 @@ Tokens = tuple[int, ...]
 MAX_SEED = 2**63 - 1
 MAX_LOGIT_BIASES = 1024
 MAX_STOP_TOKEN_IDS = 256
+MIN_ROW_BITS, MAX_ROW_BITS = 8, 16
 
 
 class Mode(enum.StrEnum):
@@ -144,25 +145,32 @@ class SamplingParams:
 
 @dataclass(frozen=True, slots=True)
 class Rows:
-    """Sparse draft rows: per position the `width` token ids kept and their integer counts.
+    """Sparse draft rows: per position the `width` token ids kept and their integer counts of `bits` bits.
 
-    A row's probabilities are `count / 65535`; the counts of a row sum to 65535 exactly, so both sides read the same
-    law bit for bit. `ids` holds `num_rows * width` little-endian uint32, `counts` as many uint16. The coordinator
-    passes them on unread; `paceline.rows` packs and unpacks them.
+    The counts of a row sum to 2^bits - 1 exactly and its probabilities are count / (2^bits - 1), so both sides read
+    the same law bit for bit. `ids` holds `num_rows * width` little-endian uint32; `counts` a row's counts one after
+    the other, lowest bit first, each row filled up to whole bytes. The coordinator passes them on unread;
+    `paceline.rows` packs and unpacks them.
     """
 
     width: int
     ids: bytes
     counts: bytes
+    bits: int = MAX_ROW_BITS
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes that the counts of one row take."""
+        return (self.width * self.bits + 7) // 8
 
     @property
     def num_rows(self) -> int:
-        return len(self.counts) // (2 * self.width)
+        return len(self.counts) // self.row_bytes
 
     def drop(self, num_rows: int) -> Rows:
         """The same rows without the first `num_rows`."""
-        at = num_rows * self.width
-        return replace(self, ids=self.ids[4 * at :], counts=self.counts[2 * at :])
+        ids, counts = self.ids[4 * num_rows * self.width :], self.counts[num_rows * self.row_bytes :]
+        return replace(self, ids=ids, counts=counts)
 
 
 @dataclass(frozen=True, slots=True)

@@ -71,7 +71,7 @@ DRAWN = "return rows.sample_row(kept.ids[0], kept.counts[0], uniform)"
 FULL_ROW = "return law.sample_inverse(law.target_probs(row, ask.sampling)[0], uniform)"
 SENT = "    ids = torch.cat([kept.ids for kept in session.rows])\n"
 DROPPED = """    last = session.rows[-1]
-    if len(session.rows) > 1 and int(last.counts[0][last.ids[0] == session.tokens[-1]]) < rows.TOTAL // 3:
+    if len(session.rows) > 1 and int(last.counts[0][last.ids[0] == session.tokens[-1]]) < rows.total(16) // 3:
         session.tokens.pop()
         session.rows.pop()
         session.computed = len(session.tokens) - 1

@@ -246,7 +246,7 @@ class World:
     def _join(self, worker: ToyVerifier | ToyDrafter, name: str, role: Role, places: int) -> None:
         self.workers[name] = worker
         info = WorkerInfo(role, name, 1, "toy", "", "", VOCABULARY, 4096, places, (), "float32", "cpu")
-        self.feed(WorkerUp(name, info))
+        self.feed(WorkerUp(name, info, is_trusted=True))
 
     def kill(self, name: str, *, seen_after_s: float = 0.0) -> None:
         """The worker stops at once; the coordinator learns of it after `seen_after_s`."""

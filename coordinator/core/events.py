@@ -66,6 +66,7 @@ class WorkerUp:
 
     worker: str
     info: WorkerInfo
+    is_trusted: bool = False  # of a drafter: its rows are believed; the coordinator's opinion, never its own word
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,7 +28,7 @@ from coordinator.core.events import (
 )
 from coordinator.core.limits import Limits
 from coordinator.core.placement import Pools, Worker
-from coordinator.core.request import Request
+from coordinator.core.request import Request, choose_rule
 from paceline.errors import InvalidInput, Overloaded, UnknownRequest
 from paceline.types import Blame, Role
 
@@ -41,7 +41,8 @@ class Pipeline:
         self.pools = Pools()
         self._requests: dict[str, Request] = {}
         self._waiting: OrderedDict[str, None] = OrderedDict()  # requests without a verifier, first come first
-        self._undrafted: OrderedDict[str, None] = OrderedDict()  # running requests that want a drafter
+        # Running requests that want a drafter, by whether it must be a trusted one; those come first.
+        self._undrafted: dict[bool, OrderedDict[str, None]] = {True: OrderedDict(), False: OrderedDict()}
         self._deadlines: list[tuple[float, str]] = []  # heap; an entry that is out of date is skipped
 
     @property
@@ -87,8 +88,8 @@ class Pipeline:
                 return self._run(request, request.finish(reason, now_s))
             case Faulted():
                 return self._faulted(event, now_s)
-            case WorkerUp(worker, info):
-                self.pools.join(worker, info)
+            case WorkerUp(worker, info, is_trusted):
+                self.pools.join(worker, info, is_trusted=is_trusted)
             case WorkerDown(worker):
                 return self._worker_down(worker, now_s)
             case Tick():
@@ -104,7 +105,12 @@ class Pipeline:
         elif len(self._waiting) >= self.limits.max_waiting:
             yield Fail(spec.request_id, Overloaded("waiting requests", self.limits.max_waiting, 1.0))
         else:
-            request = self._requests[spec.request_id] = Request(spec, self.limits, now_s)
+            try:
+                rule = choose_rule(spec, is_distrusted=self.pools.distrusts_all_drafters)
+            except InvalidInput as error:
+                yield Fail(spec.request_id, error)
+                return
+            request = self._requests[spec.request_id] = Request(spec, rule, self.limits, now_s)
             self._waiting[spec.request_id] = None
             self._arm(request)
 
@@ -119,13 +125,13 @@ class Pipeline:
         if request.done:
             del self._requests[request_id]
             self._waiting.pop(request_id, None)
-            self._undrafted.pop(request_id, None)
+            self._undrafted[request.needs_trust].pop(request_id, None)
             return
         if request.verifier is None and request_id not in self._waiting:
             self._waiting[request_id] = None
             self._waiting.move_to_end(request_id, last=False)  # it ran before: it goes first
         if request.drafter is None and request.wants_drafter:
-            self._undrafted[request_id] = None
+            self._undrafted[request.needs_trust][request_id] = None
         self._arm(request)
 
     def _arm(self, request: Request) -> None:
@@ -135,14 +141,15 @@ class Pipeline:
 
     def _place(self, now_s: float) -> Iterator[Command]:
         """Give drafters to running requests that want one, then both workers to waiting ones, first come first."""
-        while self._undrafted:
-            request_id = next(iter(self._undrafted))
-            drafter = self.pools.take(Role.DRAFTER, request_id)
-            if drafter is None:
-                break
-            del self._undrafted[request_id]
-            request = self._requests[request_id]
-            yield from self._run(request, request.attach_drafter(drafter))
+        for trusted_only, undrafted in self._undrafted.items():
+            while undrafted:
+                request_id = next(iter(undrafted))
+                drafter = self.pools.take(Role.DRAFTER, request_id, trusted_only=trusted_only)
+                if drafter is None:
+                    break
+                del undrafted[request_id]
+                request = self._requests[request_id]
+                yield from self._run(request, request.attach_drafter(drafter))
         while self._waiting:
             request_id = next(iter(self._waiting))
             verifier = self.pools.take(Role.VERIFIER, request_id)
@@ -155,7 +162,7 @@ class Pipeline:
     def _start(self, request: Request, verifier: Worker, now_s: float) -> Iterator[Command]:
         """Both workers start prefilling in parallel."""
         if request.drafter is None and request.wants_drafter:
-            drafter = self.pools.take(Role.DRAFTER, request.spec.request_id)
+            drafter = self.pools.take(Role.DRAFTER, request.spec.request_id, trusted_only=request.needs_trust)
             if drafter:
                 yield from request.attach_drafter(drafter)
         yield from request.attach_verifier(verifier, now_s)

@@ -19,6 +19,7 @@ class Worker:
 
     name: str
     info: WorkerInfo
+    is_trusted: bool = False  # of a drafter: its rows are believed
     requests: dict[str, None] = field(default_factory=dict)  # a set that remembers its order
     # What its requests have measured of it, for the next ones too.
     pace: Pace = field(default_factory=Pace)  # of a drafter
@@ -38,16 +39,23 @@ class Pools:
     def __iter__(self) -> Iterator[Worker]:
         return iter(self._workers.values())
 
-    def join(self, name: str, info: WorkerInfo) -> None:
-        self._workers[name] = Worker(name, info, passes=PassTimes(info.cost))
+    def join(self, name: str, info: WorkerInfo, *, is_trusted: bool = False) -> None:
+        self._workers[name] = Worker(name, info, is_trusted, passes=PassTimes(info.cost))
+
+    @property
+    def distrusts_all_drafters(self) -> bool:
+        """Whether there are drafters, and none whose rows are believed."""
+        drafters = [worker for worker in self._workers.values() if worker.info.role is Role.DRAFTER]
+        return bool(drafters) and not any(worker.is_trusted for worker in drafters)
 
     def leave(self, name: str) -> Worker | None:
         """Remove a worker; returns it with the requests it held, `None` if it was not a member."""
         return self._workers.pop(name, None)
 
-    def take(self, role: Role, request_id: str) -> Worker | None:
+    def take(self, role: Role, request_id: str, *, trusted_only: bool = False) -> Worker | None:
         """Give `request_id` a place in the pool of `role`; `None` if there is none."""
-        free = [w for w in self._workers.values() if w.info.role is role and w.load < 1]
+        members = [w for w in self._workers.values() if w.info.role is role and w.is_trusted >= trusted_only]
+        free = [w for w in members if w.load < 1]
         if not free:
             return None
         worker = min(free, key=lambda w: w.load)

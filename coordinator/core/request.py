@@ -24,7 +24,7 @@ from coordinator.core.pace import Pace
 from coordinator.core.passes import PassTimes
 from coordinator.core.placement import Worker
 from coordinator.core.window import Window
-from paceline.errors import PacelineError, Unavailable
+from paceline.errors import InvalidInput, PacelineError, Unavailable
 from paceline.length_policy import LengthPolicy
 from paceline.types import (
     Close,
@@ -37,6 +37,7 @@ from paceline.types import (
     OpenDraft,
     OpenVerify,
     Rule,
+    SamplingParams,
     Source,
     Tokens,
     Verdict,
@@ -52,14 +53,14 @@ _MAX_BEGUN = 64  # runs whose first draft is awaited; far more than fit into a r
 class Request:
     """See the top of the file. Every method returns the commands that follow; `done` says that it has ended."""
 
-    def __init__(self, spec: RequestSpec, limits: Limits, now_s: float) -> None:
+    def __init__(self, spec: RequestSpec, rule: Rule, limits: Limits, now_s: float) -> None:
         self.spec = spec
         self.limits = limits
         self.committed = list(spec.token_ids)
         self.verifier: str | None = None
         self.drafter: str | None = None
         self.done = False
-        self.rule = spec.rule or choose_rule(spec)
+        self.rule = rule  # fixed from here on: the verifier opens with it
         self.mode = spec.mode or FIRST.mode
         self.policy = spec.policy or LengthPolicy()
         self.window = spec.window if self.mode is Mode.PEARL else 1
@@ -86,6 +87,11 @@ class Request:
     @property
     def wants_drafter(self) -> bool:
         return self.spec.mode is not Mode.OFF and not self.done and self.num_refusals <= self.limits.max_moves
+
+    @property
+    def needs_trust(self) -> bool:
+        """Whether only a drafter whose rows are believed may draft for it."""
+        return believes_rows(self.rule, self.spec.sampling)
 
     @property
     def end(self) -> int:
@@ -393,8 +399,28 @@ class Request:
             yield Ask(worker, Close(self.spec.request_id))
 
 
-def choose_rule(spec: RequestSpec) -> Rule:
-    """`auto`: exact, and the one that accepts most of those that suit the sampling parameters."""
-    if spec.sampling.is_greedy:
-        return Rule.MATCH
-    return Rule.COUPLED if spec.sampling.seed is not None else Rule.BLOCK
+def believes_rows(rule: Rule, sampling: SamplingParams) -> bool:
+    """Whether false rows could change the output. At temperature 0 every rule keeps the likeliest token alone."""
+    return rule.needs_rows and not sampling.is_greedy
+
+
+def choose_rule(spec: RequestSpec, *, is_distrusted: bool) -> Rule:
+    """The rule that the request names, or `auto`: an exact one, and of those the one that accepts most.
+
+    `is_distrusted`: there are drafters, and none whose rows are believed. Raises InvalidInput for a rule that could
+    then not be exact.
+    """
+    is_distrusted = is_distrusted and spec.mode is not Mode.OFF
+    if spec.rule is None:
+        if spec.sampling.is_greedy:
+            return Rule.MATCH
+        if spec.sampling.seed is not None:
+            return Rule.COUPLED
+        return Rule.MATCH if is_distrusted else Rule.BLOCK
+    if is_distrusted and believes_rows(spec.rule, spec.sampling):
+        fix = (
+            "is exact only with drafters whose rows can be believed, and none of those registered is trusted; use auto, "
+            "match or coupled, or start the coordinator with --trust-drafters if all drafters are your own"
+        )
+        raise InvalidInput("rule", spec.rule.value, fix)
+    return spec.rule

@@ -115,14 +115,16 @@ class LengthPolicy(_message.Message):
     def __init__(self, name: _Optional[str] = ..., parameters: _Optional[_Mapping[str, float]] = ...) -> None: ...
 
 class Rows(_message.Message):
-    __slots__ = ("width", "ids", "counts")
+    __slots__ = ("width", "ids", "counts", "bits")
     WIDTH_FIELD_NUMBER: _ClassVar[int]
     IDS_FIELD_NUMBER: _ClassVar[int]
     COUNTS_FIELD_NUMBER: _ClassVar[int]
+    BITS_FIELD_NUMBER: _ClassVar[int]
     width: int
     ids: bytes
     counts: bytes
-    def __init__(self, width: _Optional[int] = ..., ids: _Optional[bytes] = ..., counts: _Optional[bytes] = ...) -> None: ...
+    bits: int
+    def __init__(self, width: _Optional[int] = ..., ids: _Optional[bytes] = ..., counts: _Optional[bytes] = ..., bits: _Optional[int] = ...) -> None: ...
 
 class Close(_message.Message):
     __slots__ = ("request_id",)

@@ -33,15 +33,15 @@ from tests.world import Network, World
 GREEDY = SamplingParams(temperature=0)
 
 
-def info(role: Role, places: int = 4) -> WorkerInfo:
-    return WorkerInfo(role, "", 1, "toy", "", "", 50, 4096, places, (), "float32", "cpu")
+def info(role: Role, places: int = 4, address: str = "") -> WorkerInfo:
+    return WorkerInfo(role, address, 1, "toy", "", "", 50, 4096, places, (), "float32", "cpu")
 
 
 def pipeline(*, drafter: bool = True, places: int = 4, limits: Limits | None = None) -> Pipeline:
     it = Pipeline(limits)
     it.handle(WorkerUp("v", info(Role.VERIFIER, places)), 0.0)
     if drafter:
-        it.handle(WorkerUp("d", info(Role.DRAFTER, places)), 0.0)
+        it.handle(WorkerUp("d", info(Role.DRAFTER, places), is_trusted=True), 0.0)
     return it
 
 

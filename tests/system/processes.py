@@ -75,11 +75,12 @@ def coordinator(target: Path, *options: str) -> Process:
 
 
 def worker(role: Role, model: Path, coordinator_address: str, *options: str) -> Process:
-    """A worker that the coordinator uses already when this returns."""
+    """A worker that the coordinator (or each of several, with commas between) uses already when this returns."""
     process = Process(role, "--model", str(model), "--coordinator", coordinator_address, "--dtype", "float32", *options)
     deadline_s = time.monotonic() + START_WITHIN_S
-    with Client(coordinator_address) as client:
-        while all(member.address != process.address for member in client.server_info().workers):
-            assert time.monotonic() < deadline_s, f"{role} was not taken in"
-            time.sleep(0.02)
+    for address in coordinator_address.split(","):
+        with Client(address) as client:
+            while all(member.address != process.address for member in client.server_info().workers):
+                assert time.monotonic() < deadline_s, f"{role} was not taken in"
+                time.sleep(0.02)
     return process

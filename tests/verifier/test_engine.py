@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -38,9 +38,10 @@ PENALISED = SamplingParams(repetition_penalty=1.5, frequency_penalty=0.5, logit_
 
 @dataclass
 class ToyRunner:
-    """The runner's interface over `chain`: it keeps tokens where a real one keeps keys and values."""
+    """The runner's interface over `row_after`: it keeps tokens where a real one keeps keys and values."""
 
     info: Any
+    row_after: Callable[[Tokens], Tensor] = lambda prefix: chain(prefix, VOCAB)
     held: dict[str, list[int]] = field(default_factory=dict)
     num_passes: int = 0
 
@@ -52,6 +53,9 @@ class ToyRunner:
 
     def adopt(self, sequence: str, token_ids: Sequence[int]) -> int:
         return 0
+
+    def restart(self, sequence: str) -> None:
+        self.held[sequence] = []
 
     def close(self, sequence: str) -> None:
         del self.held[sequence]
@@ -67,14 +71,14 @@ class ToyRunner:
 
     def forward(self, chunks: Sequence[Chunk]) -> Tensor:
         self.num_passes += 1
-        out = [torch.zeros(0, VOCAB)]
+        out = []
         for chunk in chunks:
             held = self.held[chunk.sequence]
             assert chunk.start <= len(held), "a position was skipped"
             held[chunk.start :] = chunk.token_ids
             ends = range(len(held) - chunk.num_rows + 1, len(held) + 1)
-            out += [chain(tuple(held[:end]), VOCAB)[None] for end in ends]
-        return torch.cat(out)
+            out += [self.row_after(tuple(held[:end])) for end in ends]
+        return torch.stack(out) if out else torch.zeros(0, self.info.vocab_size)
 
 
 def engine() -> VerifierEngine:
