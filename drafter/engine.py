@@ -10,37 +10,29 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from drafter.policies import Policy, make
+from drafter.policies import make
+from drafter.requests import Entry, Replies, Requests
 from drafter.session import Session
 from paceline import noise, rows
 from paceline import sampling as law
 from paceline.engine.cost import CostModel
 from paceline.engine.runner import Chunk, PoolFull, Runner
-from paceline.errors import InvalidInput, Overloaded, Unavailable
+from paceline.errors import Unavailable
 from paceline.noise import Domain
 from paceline.rows import CountRows
-from paceline.types import Close, Commit, Draft, DrafterAsk, DrafterReply, Fault, OpenDraft, Rule, WorkerInfo
+from paceline.types import Draft, DrafterAsk, Fault, OpenDraft, Rule, WorkerInfo
 
 log = logging.getLogger(__name__)
 
-Replies = list[tuple[int, DrafterReply]]
+_Entry = Entry[CountRows]
 
 
-@dataclass(slots=True)
-class _Entry:
-    """A session, whose it is, and its policy."""
-
-    peer: int
-    session: Session[CountRows]
-    policy: Policy
-
-
-class DrafterEngine:
+class DrafterEngine(Requests[_Entry]):
     """See the top of the file. Belongs to one thread."""
 
     def __init__(
@@ -54,47 +46,35 @@ class DrafterEngine:
         cost: CostModel | None = None,
     ) -> None:
         """`cost`: as measured at the start, or None to learn it while running."""
-        self.runner = runner
         self.cost = cost or CostModel()
-        self.info = replace(info, cost=self.cost.cost)
-        self._longest = min(runner.info.max_model_len, runner.room())  # tokens of a request, the pool being empty
+        # The longest request is one that has all of the pool to itself.
+        super().__init__(replace(info, cost=self.cost.cost), min(runner.info.max_model_len, runner.room()))
+        self.runner = runner
         self._row_width = row_width
         self._max_num_batched_tokens = max_num_batched_tokens
         self._clock = clock
-        self._entries: dict[str, _Entry] = {}  # by the sequence's name in the pool, oldest first
         self._is_stalled = False  # all that is wanted waits for room which only an ask can make
         self.num_preemptions = 0
 
     # --- asks
 
     def handle(self, peer: int, ask: DrafterAsk) -> Replies:
-        """Take one ask; what comes back is what an open that was sent again asks for once more."""
         self._is_stalled = False
-        key = f"{peer}/{ask.request_id}"
-        entry = self._entries.get(key)
-        match ask:
-            case OpenDraft() if entry:
-                self._check(ask.token_ids)
-                return [(peer, draft) for draft in entry.session.reopen(ask)]
-            case OpenDraft():
-                self._admit(ask)
-                self.runner.open(key)
-                self._entries[key] = _Entry(peer, Session(ask), make(ask.policy))
-            case Commit() if entry:
-                self._check(ask.token_ids)
-                entry.session.commit(ask)
-            case Close():
-                self._close(key)
-        return []
+        return super().handle(peer, ask)
 
-    def _admit(self, ask: OpenDraft) -> None:
-        """Raises InvalidInput for a request that can never be drafted here, Overloaded if there is no place now."""
-        if len(ask.token_ids) >= self._longest:
-            fix = f"this drafter holds requests of at most {self._longest} tokens"
-            raise InvalidInput("token_ids", f"{len(ask.token_ids)} tokens", fix)
-        self._check(ask.token_ids)
-        if len(self._entries) >= self.info.max_num_seqs:
-            raise Overloaded("requests on this drafter", self.info.max_num_seqs, retry_after_s=1.0)
+    def drop(self, peer: int) -> None:
+        self._is_stalled = False
+        super().drop(peer)
+
+    def _open(self, key: str, peer: int, ask: OpenDraft) -> _Entry:
+        entry: _Entry = Entry(peer, Session(ask), make(ask.policy))
+        self.runner.open(key)
+        return entry
+
+    def _close(self, key: str) -> _Entry | None:
+        if entry := super()._close(key):
+            self.runner.close(key)
+        return entry
 
     def _check(self, token_ids: Sequence[int]) -> None:
         """Raises Unavailable for a token that this model has no row for: the target's vocabulary may be wider."""
@@ -103,30 +83,10 @@ class DrafterEngine:
             fix = f"this drafter's vocabulary has {vocab_size} tokens; the request goes on without it"
             raise Unavailable(f"token_ids={max(token_ids)}: {fix}")
 
-    def _close(self, key: str) -> None:
-        if self._entries.pop(key, None):
-            self.runner.close(key)
-
-    def drop(self, peer: int) -> None:
-        """That coordinator's stream has ended: free all its requests."""
-        self._is_stalled = False
-        for key in [key for key, entry in self._entries.items() if entry.peer == peer]:
-            self._close(key)
-
-    def fail(self, error: Exception) -> list[tuple[int, Fault]]:
-        """A step has failed: refuse every request; their verifiers go on alone."""
-        faults = [
-            (entry.peer, Fault(entry.session.ask.request_id, f"the drafter failed: {type(error).__name__}"))
-            for entry in self._entries.values()
-        ]
-        for key in list(self._entries):
-            self._close(key)
-        return faults
-
     # --- work
 
     def has_work(self) -> bool:
-        return not self._is_stalled and any(entry.session.wants_token() for entry in self._entries.values())
+        return not self._is_stalled and super().has_work()
 
     def step(self) -> Replies:
         """One forward pass, one token more for every request whose row it gave; the drafts this completed."""

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Generic, TypeVar
 
-from paceline.types import Commit, Draft, OpenDraft, Rows
+from paceline.types import Commit, Draft, OpenDraft, Pass, Rows
 
 Row = TypeVar("Row")
 
@@ -32,6 +32,7 @@ class Session(Generic[Row]):
         self._sent: deque[Draft] = deque()  # unverified
         self._start = len(self.tokens)  # where the draft being made starts
         self._ended = False  # an end-of-sequence token was drafted
+        self._is_exhausted = False  # there is nothing to propose until all of the chain is committed, or another one
 
     @property
     def draft_length(self) -> int:
@@ -39,12 +40,21 @@ class Session(Generic[Row]):
         return len(self.tokens) - self._start
 
     @property
+    def num_committed(self) -> int:
+        """How many of `tokens` will not change any more."""
+        return self._committed
+
+    @property
     def num_prompt_tokens(self) -> int:
         return self.ask.num_prompt_tokens or len(self.ask.token_ids)
 
     def wants_token(self) -> bool:
         """Whether there is anything to draft: room in the window and before the end."""
-        return not self._ended and len(self._sent) < self.ask.window and len(self.tokens) < self.ask.end
+        return self._may_go_on and len(self._sent) < self.ask.window
+
+    @property
+    def _may_go_on(self) -> bool:
+        return not (self._ended or self._is_exhausted) and len(self.tokens) < self.ask.end
 
     def push(self, token_id: int, *, stop: bool) -> bool:
         """Append a drafted token; True if the draft is complete, because `stop` or nothing can follow."""
@@ -55,7 +65,7 @@ class Session(Generic[Row]):
     def send(self, rows: Rows | None) -> Draft:
         """Close the draft being made and count it as in flight."""
         ask = self.ask
-        is_open = ask.window > 1 and not self._ended and len(self.tokens) < ask.end
+        is_open = ask.window > 1 and self._may_go_on
         draft = Draft(
             ask.request_id,
             self.epoch,
@@ -69,11 +79,21 @@ class Session(Generic[Row]):
         self._begin()
         return draft
 
-    def reopen(self, ask: OpenDraft) -> list[Draft]:
+    def exhaust(self) -> None:
+        """There is nothing to propose after the chain. Before `send`: that draft is the last of its run."""
+        self._is_exhausted = True
+
+    def passes(self) -> list[Pass]:
+        """What to tell the coordinator if it must not wait: nothing is unverified, and nothing will follow."""
+        if not self._is_exhausted or len(self.tokens) > self._committed:
+            return []
+        return [Pass(self.ask.request_id, self.epoch, len(self.tokens))]
+
+    def reopen(self, ask: OpenDraft) -> list[Draft | Pass]:
         """An open that was sent again: take its prefix as a commit, and send again what is still unverified."""
         self.ask = replace(ask, token_ids=self.ask.token_ids)
         self._merge(ask.epoch, 0, ask.token_ids)
-        return list(self._sent)
+        return [*self._sent, *self.passes()]
 
     def commit(self, ask: Commit) -> None:
         """Take committed tokens. One that leaves a gap is ignored; the coordinator will resynchronise."""
@@ -93,6 +113,7 @@ class Session(Generic[Row]):
             # Everything drafted was kept and nothing beyond it is known: the run goes on from its own end.
             self._committed = end
             self._sent.clear()
+            self._is_exhausted = False  # more is known now than when it was said
             return
         self._restart(epoch, start, committed)
 
@@ -111,7 +132,7 @@ class Session(Generic[Row]):
         self.tokens[start:] = committed
         self._committed = len(self.tokens)
         self._sent.clear()
-        self._ended = False
+        self._ended = self._is_exhausted = False
         self.epoch = epoch
         self._begin()
 

@@ -44,6 +44,7 @@ from paceline.types import (
     Mode,
     OpenDraft,
     OpenVerify,
+    Pass,
     Role,
     Rows,
     Rule,
@@ -122,7 +123,9 @@ _MS = Field(same, milliseconds)
 _SEED = integer(0, MAX_SEED)
 _POSITIVE = integer(1, 2**32 - 1)
 _NAME = string(1, MAX_NAME)
-_HASH = matching("([a-z0-9-]{1,32}:)?[0-9a-f]{64}", "a SHA-256 in 64 hexadecimal digits")
+_SHA256 = "([a-z0-9-]{1,32}:)?[0-9a-f]{64}"
+_HASH = matching(_SHA256, "a SHA-256 in 64 hexadecimal digits")
+_TOKENIZER_HASH = matching(f"({_SHA256})?", "a SHA-256 in 64 hexadecimal digits, or nothing: fits any tokenizer")
 
 _SAMPLING = Message(  # checks its own ranges
     "sampling",
@@ -144,6 +147,7 @@ _DRAFT = Message(
     draft_ms=_MS,
 )
 _CLOSE = Message("close", Close, common_pb2.Close, request_id=_ID)
+_PASS = Message("passed", Pass, drafter_pb2.Pass, request_id=_ID)
 _FAULT = Message(
     "fault",
     Fault,
@@ -207,12 +211,12 @@ _WORKER = Message(
     address=matching(r"\S{1,255}:[0-9]{1,5}", "HOST:PORT of the worker's gRPC server"),
     model=_NAME,
     model_hash=_HASH,
-    tokenizer_hash=_HASH,
+    tokenizer_hash=_TOKENIZER_HASH,
     vocab_size=_POSITIVE,
     max_model_len=_POSITIVE,
     max_num_seqs=_POSITIVE,
     eos_token_ids=_IDS,
-    dtype=matching("|".join(DTYPES), " or ".join(DTYPES)),
+    dtype=matching("|".join(("", *DTYPES)), " or ".join((*DTYPES, "nothing (no weights)"))),
     device=_NAME,
     cost=_COST.field,
 )
@@ -237,7 +241,9 @@ _DRAFTER_ASK: OneOf[DrafterAsk] = OneOf(
     {"open": (OpenDraft, _OPEN_DRAFT), "commit": (Commit, _COMMIT), "close": (Close, _CLOSE)},
 )
 _DRAFTER_REPLY: OneOf[DrafterReply] = OneOf(
-    "reply", drafter_pb2.DrafterReply, {"draft": (Draft, _DRAFT), "fault": (Fault, _FAULT)}
+    "reply",
+    drafter_pb2.DrafterReply,
+    {"draft": (Draft, _DRAFT), "fault": (Fault, _FAULT), "passed": (Pass, _PASS)},
 )
 
 

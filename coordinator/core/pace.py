@@ -13,12 +13,13 @@ _WEIGHT = 0.2  # of the newest value: about the last ten count
 # self-decode would delay the verification of a draft that is nearly there by up to a whole pass.
 _PATIENCE = 3.0
 _LEAST_WAIT_S = 0.005  # below this the event loop's own jitter would decide
+_FAST = 0.1  # of a pass: asking the drafter after every token costs no more than this, however often it has nothing
 
 
 @dataclass(slots=True)
 class Pace:
     verify_s: float | None = None  # one forward pass
-    turnaround_s: float | None = None  # a commit that ended a run, to the first draft of the next
+    turnaround_s: float | None = None  # a commit that ended a run, to the first draft of the next, or to a pass
     acceptance: float = 0.7  # accepted / tested
 
     def verified(self, verify_s: float, num_accepted: int, num_tested: int) -> None:
@@ -40,6 +41,13 @@ class Pace:
             return True
         late_s = max(0.0, self.verify_s - self.turnaround_s)
         return (1 - self.acceptance) * self.turnaround_s >= self.acceptance * late_s
+
+    @property
+    def answers_fast(self) -> bool:
+        """Whether the drafter answers a commit within a small part of the verifier's forward pass."""
+        if self.verify_s is None or self.turnaround_s is None:
+            return True  # one token more, and it is known
+        return self.turnaround_s <= _FAST * self.verify_s
 
     def wait_s(self, longest_s: float) -> float:
         """How long to wait for a draft, `longest_s` at most, before the verifier decodes by itself."""

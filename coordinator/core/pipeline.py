@@ -20,6 +20,7 @@ from coordinator.core.events import (
     Ended,
     Event,
     Faulted,
+    Passed,
     RequestSpec,
     Tick,
     Verified,
@@ -78,6 +79,10 @@ class Pipeline:
                 request = self._requests.get(draft.request_id)
                 if request and request.drafter == worker:
                     return self._run(request, request.drafted(draft, now_s))
+            case Passed(worker, passed):
+                request = self._requests.get(passed.request_id)
+                if request and request.drafter == worker:
+                    return self._run(request, request.passed(passed, now_s))
             case Arrived(spec):
                 return self._arrived(spec, now_s)
             case Ended(request_id, reason):

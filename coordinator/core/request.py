@@ -30,6 +30,7 @@ from paceline.types import (
     Mode,
     OpenDraft,
     OpenVerify,
+    Pass,
     Rule,
     Source,
     Tokens,
@@ -128,9 +129,7 @@ class Request:
 
     def drafted(self, draft: Draft, now_s: float) -> Iterator[Command]:
         self.metrics.drafted(draft, now_s)
-        if self._redraft_s is not None:
-            self._pace.turned_around(now_s - self._redraft_s)
-            self._redraft_s = None
+        self._turned_around(now_s)
         admitted = self._window.admit(draft, self.committed)
         if admitted is None:
             self.metrics.num_stale_drafts += 1
@@ -139,6 +138,23 @@ class Request:
         if self.verifier:
             yield self._verify(admitted, now_s)
             yield from self._await(now_s)
+
+    def passed(self, passed: Pass, now_s: float) -> Iterator[Command]:
+        """The drafter has nothing to propose after what is committed: waiting for it would be in vain.
+
+        One that answers fast is asked again after a single token, since a draft that it finds then is worth a pass.
+        Otherwise the verifier decodes on meanwhile, as without an answer; a draft that comes ends the run.
+        """
+        self._turned_around(now_s)
+        if self.verifier and not self._owes and passed.start == len(self.committed):
+            if self._pace.answers_fast:
+                self._run_length = 1
+            yield from self._self_decode("nothing to draft", now_s)
+
+    def _turned_around(self, now_s: float) -> None:
+        if self._redraft_s is not None:
+            self._pace.turned_around(now_s - self._redraft_s)
+            self._redraft_s = None
 
     def verified(self, verdict: Verdict, now_s: float) -> Iterator[Command]:
         """Commit what is new in the verdict, tell client and drafter, and see to the next move."""
