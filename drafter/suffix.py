@@ -94,7 +94,7 @@ class Store:
 
 @dataclass(frozen=True, slots=True)
 class SuffixDecoding:
-    """Contexts of `min_ngram` to `max_ngram` tokens are looked up, in the request and in what is kept of earlier ones."""
+    """Contexts of `min_ngram` to `max_ngram` tokens are looked up, in the request and in what earlier ones left."""
 
     max_ngram: int = 24  # as deep as vLLM's suffix trees are by default
     min_ngram: int = 2

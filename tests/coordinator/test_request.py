@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from coordinator.core.commands import Ask, Command, Fail
-from coordinator.core.events import Arrived, Drafted, Faulted, RequestSpec, Tick, Verified, WorkerDown, WorkerUp
+from coordinator.core.events import Arrived, Drafted, Faulted, Passed, RequestSpec, Tick, Verified, WorkerDown, WorkerUp
 from coordinator.core.limits import Limits
 from coordinator.core.metrics import RequestMetrics, _overlap_s
 from coordinator.core.pipeline import Pipeline
@@ -20,6 +20,7 @@ from paceline.types import (
     Mode,
     OpenDraft,
     OpenVerify,
+    Pass,
     Role,
     Rule,
     SamplingParams,
@@ -141,6 +142,57 @@ def test_a_drafter_that_refuses_costs_only_its_drafts() -> None:
     it.handle(verdict(3, 7), 0.1)
     commands = it.handle(Faulted("d", "r", "no place"), 0.2)
     assert any(isinstance(ask, Decode) for ask in asks(commands))
+
+
+def passed(start: int, epoch: int = 2) -> Passed:
+    return Passed("d", Pass("r", epoch, start))
+
+
+def test_a_drafter_that_passes_is_not_waited_for() -> None:
+    it = pipeline()
+    it.handle(Arrived(spec()), 0.0)
+    it.handle(verdict(3, 7), 0.1)
+    assert asks(it.handle(passed(4), 0.101)) == [Decode("r", 2, 4, 1)]
+    commands = it.handle(verdict(4, 8), 0.2)
+    assert asks(commands) == [Commit("r", 3, 4, (8,))], "it is asked again after that token"
+
+
+def test_a_pass_that_is_repeated_late_or_early_changes_nothing() -> None:
+    it = pipeline()
+    it.handle(Arrived(spec()), 0.0)
+    assert asks(it.handle(passed(3, 1), 0.05)) == [], "the first token is on its way already"
+    it.handle(verdict(3, 7), 0.1)
+    assert asks(it.handle(passed(3, 1), 0.11)) == [], "what is committed since is on its way to the drafter"
+    assert asks(it.handle(passed(5), 0.12)) == [], "no honest drafter is ahead of what is committed"
+    assert len(asks(it.handle(passed(4), 0.13))) == 1
+    assert asks(it.handle(passed(4), 0.14)) == []
+
+
+def test_a_pass_while_a_draft_is_judged_changes_nothing() -> None:
+    it = pipeline()
+    it.handle(Arrived(spec()), 0.0)
+    it.handle(verdict(3, 7), 0.1)
+    it.handle(Drafted("d", Draft("r", 2, 4, (8, 9))), 0.15)
+    assert asks(it.handle(passed(4), 0.16)) == []
+
+
+def test_a_pass_of_another_drafter_is_not_heard() -> None:
+    it = pipeline()
+    it.handle(Arrived(spec()), 0.0)
+    it.handle(verdict(3, 7), 0.1)
+    assert it.handle(Passed("e", Pass("r", 2, 4)), 0.11) == []
+
+
+def test_the_verifier_decodes_on_while_a_slow_drafter_has_nothing() -> None:
+    """Each answer takes twice as long as a pass, so waiting for one after every token would treble the time."""
+    it = pipeline()
+    it.handle(Arrived(spec(max_tokens=90)), 0.0)
+    now_s, lengths = 0.0, []
+    for start in range(3, 9):
+        it.handle(Verified("v", Verdict("r", 0, start, (7,), (Source.SELF_DECODED,), verify_ms=10)), now_s)
+        now_s += 0.02
+        lengths += [ask.num_tokens for ask in asks(it.handle(passed(start + 1), now_s)) if isinstance(ask, Decode)]
+    assert lengths == [1, 2, 4], "in runs that double"
 
 
 @pytest.mark.parametrize(("tokens", "kept"), [((7, 9, 5, 9), (7, 9)), ((9,), (9,))])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from drafter.session import Session
 from paceline.length_policy import LengthPolicy
-from paceline.types import Commit, Draft, OpenDraft, Rule, SamplingParams
+from paceline.types import Commit, Draft, OpenDraft, Pass, Rule, SamplingParams
 
 
 def opened(window: int = 2, end: int = 100, stop_token_ids: tuple[int, ...] = (), epoch: int = 0) -> OpenDraft:
@@ -89,3 +89,36 @@ def test_a_commit_that_leaves_a_gap_is_ignored() -> None:
     it: Session[None] = Session(opened())
     it.commit(Commit("r", 1, 9, (10,)))
     assert it.tokens == [1, 2, 3]
+
+
+def test_a_draft_after_which_nothing_is_found_is_closed_and_ends_the_run() -> None:
+    it: Session[None] = Session(opened(window=3))
+    it.push(10, stop=True)
+    it.exhaust()
+    assert not it.send(None).is_open
+    assert not it.wants_token()
+    assert it.passes() == [], "a verdict is on its way, which says more"
+    it.commit(Commit("r", 1, 3, (10, 11)))
+    assert it.wants_token(), "after the bonus something may be found"
+
+
+def test_with_nothing_in_flight_and_nothing_found_it_passes_and_says_so_again_when_opened_again() -> None:
+    it: Session[None] = Session(opened(epoch=4))
+    it.exhaust()
+    assert it.passes() == it.passes() == [Pass("r", 4, 3)]
+    assert it.reopen(opened(epoch=4)) == [Pass("r", 4, 3)]
+    it.commit(Commit("r", 5, 3, (10,)))
+    assert it.passes() == it.reopen(opened()) == []
+    assert it.wants_token()
+
+
+def test_after_its_whole_chain_is_committed_it_looks_again() -> None:
+    it: Session[None] = Session(opened(window=3))
+    draft(it, 10, 11)
+    it.push(12, stop=True)
+    it.exhaust()
+    it.send(None)
+    it.commit(Commit("r", 1, 3, (10, 11)))
+    assert not it.wants_token(), "the last draft is in flight"
+    it.commit(Commit("r", 1, 5, (12,)))
+    assert it.wants_token()

@@ -25,6 +25,7 @@ from paceline.types import (
     Mode,
     OpenDraft,
     OpenVerify,
+    Pass,
     Role,
     Rows,
     Rule,
@@ -130,7 +131,7 @@ class World:
             ),
             "verifier_reply": (self.verdict(), fault),
             "drafter_ask": (self.open_draft(), Commit(self.request_id(), 1, 2, self.ids(0, 65)), close),
-            "drafter_reply": (self.draft(), fault),
+            "drafter_reply": (self.draft(), fault, Pass(self.request_id(), self.num(0, 9), self.num(0, 2**32 - 1))),
         }
         return self.rng.choice(choices[envelope])
 
