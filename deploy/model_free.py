@@ -16,7 +16,7 @@ from paceline.errors import InvalidInput
 from paceline.types import Role, WorkerInfo
 
 DEFAULT_MAX_MODEL_LEN = 131_072  # about 80 MB of n-grams for a request of this length, none for a short one
-DEFAULT_SHARED_TOKENS = 100_000  # about 20 MB a coordinator
+DEFAULT_SHARED_TOKENS = 100_000  # about 40 MB a coordinator
 ANY_VOCABULARY = 2**32 - 1  # what a token id can be on the wire
 NAMES = " and ".join(METHODS)
 _OPTIONS = ("max_ngram", "min_ngram", "share_between_requests", "suffix_tokens")
@@ -56,7 +56,7 @@ def add_model_free(group: Group) -> None:
         kind=options.whole(1, 100_000_000),
         metavar="N",
         shown=f"{DEFAULT_SHARED_TOKENS}",
-        help="tokens kept for --share-between-requests, about 200 bytes each; the oldest answers are forgotten first",
+        help="tokens kept for --share-between-requests, about 400 bytes each; the oldest answers are forgotten first",
     )
 
 

@@ -18,8 +18,8 @@ from paceline.types import OpenDraft, Tokens
 class PromptLookup:
     """N-grams of `max_ngram` tokens down to `min_ngram` are looked up."""
 
-    max_ngram: int = 4
-    min_ngram: int = 2
+    max_ngram: int = 5
+    min_ngram: int = 1
 
     def begin(self, peer: int, ask: OpenDraft) -> Lookup:
         return Lookup(self)

@@ -26,7 +26,7 @@ METHODS: Mapping[str, type[PromptLookup] | type[SuffixDecoding]] = {
     "suffix": SuffixDecoding,
 }
 
-MAX_LEARNED = 4096  # tokens of a prompt a step: a few milliseconds, for which the other requests wait
+MAX_LEARNED = 1024  # tokens of a prompt a step: about ten milliseconds, for which the other requests wait
 _MEMORY = 256.0  # drafted tokens until what a token took counts for a third
 
 

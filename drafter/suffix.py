@@ -1,9 +1,9 @@
 """Suffix decoding: what most often followed the longest context seen before (Oliaro et al. 2024, "SuffixDecoding").
 
 The paper keeps suffix trees of what was generated and walks them by frequency. Here the same question is answered from
-places: every n-gram of the least length knows where it stood lately; there the context is compared backwards, the
-longest match wins, and what followed in its places is counted. So memory grows with the tokens and not with the depth,
-forgetting a text is cheap, and a guess costs a bounded number of comparisons.
+places: short n-grams know where they stood lately; there the context is compared backwards, the longest match wins,
+and what followed in its places is counted. So memory grows with the tokens and not with the depth, forgetting a text is
+cheap, and a guess costs a bounded number of comparisons.
 
 A request's own tokens are always searched. What earlier requests of the same coordinator wrote is searched if sharing
 was asked for: then how fast one client's answer comes can tell what was written for another (SECURITY.md).
@@ -19,7 +19,8 @@ from typing import NamedTuple
 from drafter.guess import Guess
 from paceline.types import OpenDraft, Tokens
 
-MAX_PLACES = 64  # of an n-gram, the latest ones: frequent n-grams have thousands, and the latest say most
+MAX_PLACES = 64  # of an n-gram, the latest ones: a frequent one has thousands
+LONG_KEY = 4  # tokens: long enough that the places of a long match are hardly ever among too many
 
 
 class Match(NamedTuple):
@@ -30,36 +31,42 @@ class Match(NamedTuple):
 
 
 class Places:
-    """Where each n-gram of `size` tokens stood in texts: the positions after it, the latest last."""
+    """Where each n-gram of two lengths stood in texts: the positions after it, the latest last.
 
-    def __init__(self, size: int) -> None:
-        self._size = size
+    A match of `LONG_KEY` tokens or more is found by the longer key, others by one of `min_length` tokens.
+    """
+
+    def __init__(self, min_length: int) -> None:
+        self._sizes = sorted({min_length, max(min_length, LONG_KEY)})
         self._after: dict[Tokens, list[tuple[Sequence[int], int]]] = {}
 
     def add(self, text: Sequence[int], start: int, end: int) -> None:
         """Take in the tokens of `text` from `start` to `end`, as what follows the tokens before them."""
-        for at in range(max(start, self._size), end):
-            places = self._after.setdefault(tuple(text[at - self._size : at]), [])
-            places.append((text, at))
-            if len(places) > MAX_PLACES:
-                del places[0]
+        for size in self._sizes:
+            for at in range(max(start, size), end):
+                places = self._after.setdefault(tuple(text[at - size : at]), [])
+                places.append((text, at))
+                if len(places) > MAX_PLACES:
+                    del places[0]
 
     def forget(self, text: Sequence[int]) -> None:
         """Remove what is left of the text that was added first."""
-        for at in range(self._size, len(text)):
-            key = tuple(text[at - self._size : at])
-            places = self._after.get(key)
-            if places and places[0][0] is text:
-                del places[0]
-                if not places:
-                    del self._after[key]
+        for size in self._sizes:
+            for at in range(size, len(text)):
+                key = tuple(text[at - size : at])
+                places = self._after.get(key)
+                if places and places[0][0] is text:
+                    del places[0]
+                    if not places:
+                        del self._after[key]
 
     def longest(self, tokens: Sequence[int], max_length: int) -> Match:
         """Of the places where the end of `tokens` stood, those where most of it did, up to `max_length` tokens."""
         best = Match(0, [])
         most = min(max_length, len(tokens))
-        for text, at in reversed(self._after.get(tuple(tokens[-self._size :]), ())):
-            length = self._size
+        size, places = self._nearest(tokens, most)
+        for text, at in reversed(places):
+            length = size
             while length < min(most, at) and text[at - 1 - length] == tokens[-1 - length]:
                 length += 1
             if length > best.length:
@@ -68,15 +75,22 @@ class Places:
                 best.next_ids.append(text[at])
         return best
 
+    def _nearest(self, tokens: Sequence[int], most: int) -> tuple[int, Sequence[tuple[Sequence[int], int]]]:
+        """The longest key that is known, and its places."""
+        for size in reversed(self._sizes):
+            if size <= most and (places := self._after.get(tuple(tokens[len(tokens) - size :]))):
+                return size, places
+        return 0, ()
+
 
 class Store:
     """What ended requests have written: `max_tokens` at most, the oldest texts go first."""
 
-    def __init__(self, size: int, max_tokens: int) -> None:
+    def __init__(self, min_length: int, max_tokens: int) -> None:
         self.num_tokens = 0
         self._max_tokens = max_tokens
         self._texts: deque[Tokens] = deque()
-        self._places = Places(size)
+        self._places = Places(min_length)
 
     def add(self, text: Tokens) -> None:
         text = text[-self._max_tokens :]
@@ -97,7 +111,7 @@ class SuffixDecoding:
     """Contexts of `min_ngram` to `max_ngram` tokens are looked up, in the request and in what earlier ones left."""
 
     max_ngram: int = 24  # as deep as vLLM's suffix trees are by default
-    min_ngram: int = 2
+    min_ngram: int = 1
     max_shared_tokens: int = 0  # of each stream, kept for its later requests; 0 = nothing is shared
     _stores: dict[int, Store] = field(default_factory=dict, init=False, repr=False)
 
