@@ -38,7 +38,9 @@ class Copied(World):
     @cache  # noqa: B019
     def proposal(self, prefix: Tokens) -> int | None:
         tokens = self.start + prefix
-        guesser: Guesser = Lookup(PromptLookup(3, 2)) if self.kind == "lookup" else Suffix(SuffixDecoding(), ASK, None)
+        guesser: Guesser = (
+            Lookup(PromptLookup(3, 2)) if self.kind == "lookup" else Suffix(SuffixDecoding(min_ngram=2), ASK, None)
+        )
         guesser.learn(tokens, len(tokens))
         found = guesser.guess(tokens)
         return found.token_id if found else None
