@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 
@@ -37,9 +38,9 @@ def engine(method: Method | None = None) -> ModelFreeEngine:
 
 
 def opened(
-    name: str = "r", tokens: Tokens = PROMPT, *, rule: Rule = Rule.MATCH, policy: str = "fixed:length=2", **more: int
+    name: str = "r", tokens: Tokens = PROMPT, *, rule: Rule = Rule.MATCH, policy: str = "fixed:length=2", **more: Any
 ) -> OpenDraft:
-    settings = {"window": 2, "end": 100_000} | more
+    settings: dict[str, Any] = {"window": 2, "end": 100_000} | more
     return OpenDraft(name, 0, tokens, SamplingParams(0), rule, 1, LengthPolicy.parse(policy), **settings)
 
 

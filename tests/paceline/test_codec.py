@@ -169,6 +169,11 @@ def test_a_worker_info_comes_back_as_it_was_sent() -> None:
     assert codec.worker_info_from_wire(codec.worker_info_to_wire(info)) == info
 
 
+def test_a_worker_without_a_model_has_no_tokenizer_and_no_dtype() -> None:
+    info = worker_info(tokenizer_hash="", dtype="", vocab_size=2**32 - 1, eos_token_ids=())
+    assert codec.worker_info_from_wire(codec.worker_info_to_wire(info)) == info
+
+
 def test_token_ids_are_little_endian_uint32() -> None:
     assert fields.tokens_to_wire((1, 258)) == b"\x01\0\0\0\x02\x01\0\0"
     assert fields.tokens_from_wire("token_ids", b"\x01\0\0\0\x02\x01\0\0") == (1, 258)

@@ -6,7 +6,7 @@ and where they have none to propose the target decodes by itself, after an open 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from fractions import Fraction
 from functools import cache
 
@@ -20,10 +20,10 @@ from paceline import rows
 from paceline.length_policy import LengthPolicy
 from paceline.types import OpenDraft, Rows, Rule, SamplingParams, Tokens
 from tests.verifier import test_block, test_enumeration
-from tests.verifier.test_enumeration import Strategy, World, error, output_law
+from tests.verifier.test_enumeration import Law, Strategy, World, error, output_law
 
 ASK = OpenDraft("r", 0, (0,), SamplingParams(), Rule.TOKEN, 1, LengthPolicy(), 1, 100)
-JUDGED = {Rule.TOKEN: test_enumeration.judged, Rule.BLOCK: test_block.judged}
+JUDGED: dict[Rule, Callable[..., Law]] = {Rule.TOKEN: test_enumeration.judged, Rule.BLOCK: test_block.judged}
 
 
 class Copied(World):
