@@ -92,8 +92,8 @@ class Drafted:
 
 
 @torch.inference_mode()
-def branches(pair: Pair, document: Encoded, generator: torch.Generator) -> Drafted:
-    """One drafted token for every position of the document's completion, each after the document's own prefix."""
+def branches(pair: Pair, document: Encoded, generator: torch.Generator, *, num_draws: int = 1) -> Drafted:
+    """Drafted tokens for every position of the document's completion, each after the document's own prefix."""
     ids = torch.tensor(document.token_ids, device=pair.drafter.device)
     first = document.prompt_length
     rows = slice(first - 1, len(ids) - 1)  # the row at place i is about the token at place i + 1
@@ -101,18 +101,19 @@ def branches(pair: Pair, document: Encoded, generator: torch.Generator) -> Draft
     cache = DynamicCache()
     draft_logits = pair.drafter(input_ids=ids[None, :-1], past_key_values=cache).logits[0, first - 1 :]
     draft_probs = law.target_probs(draft_logits, pair.sampling)
-    drawn = torch.multinomial(draft_probs, 1, generator=generator)[:, 0]
-    hidden = _branch_hidden(pair.drafter, cache, drawn, first)
+    drawn = torch.multinomial(draft_probs, num_draws, replacement=True, generator=generator).flatten()
+    target_logits, draft_logits = (rows.repeat_interleave(num_draws, 0) for rows in (target_logits, draft_logits))
+    places = torch.arange(first, len(ids), device=drawn.device).repeat_interleave(num_draws)
+    hidden = _branch_hidden(pair.drafter, cache, drawn, places)
     return _drafted(pair, hidden, target_logits, draft_logits, drawn)
 
 
-def _branch_hidden(drafter: PreTrainedModel, cache: DynamicCache, drawn: Tensor, first: int) -> Tensor:
-    """[n, d] of tokens that stand side by side at positions first, first + 1, …, each after the cached ones before it.
+def _branch_hidden(drafter: PreTrainedModel, cache: DynamicCache, drawn: Tensor, places: Tensor) -> Tensor:
+    """[n, d] of tokens `drawn` [n] that stand side by side at positions `places` [n], after the cached ones before.
 
     All in one pass: a mask shows each of them the cache up to its place, and itself.
     """
     num_drawn, num_cached = len(drawn), int(cache.get_seq_length())
-    places = torch.arange(first, first + num_drawn, device=drawn.device)
     sees_cached = torch.arange(num_cached, device=drawn.device) < places[:, None]
     sees = torch.cat([sees_cached, torch.eye(num_drawn, dtype=torch.bool, device=drawn.device)], dim=1)
     mask = torch.zeros(sees.shape, dtype=drafter.dtype, device=drawn.device)
@@ -173,7 +174,7 @@ def check_branches(pair: Pair, document: Encoded) -> None:
     first = document.prompt_length
     cache = DynamicCache()
     pair.drafter(input_ids=ids[None, :-1], past_key_values=cache)
-    found = _branch_hidden(pair.drafter, cache, ids[first:], first)
+    found = _branch_hidden(pair.drafter, cache, ids[first:], torch.arange(first, len(ids), device=ids.device))
     expected = hidden_of(pair.drafter, input_ids=ids[None], use_cache=False)[first:]
     error = float((found - expected).float().norm() / expected.float().norm())
     if not error <= _MAX_ERROR[pair.drafter.dtype]:

@@ -71,7 +71,10 @@ def train(arguments: argparse.Namespace, console: Console) -> None:
     settings = {
         "target": pair.target_hash,
         "drafter": pair.drafter_hash,
-        **{name: getattr(arguments, name) for name in ("temperature", "limit", "max_new_tokens", "seed", "dtype")},
+        **{
+            name: getattr(arguments, name)
+            for name in ("temperature", "limit", "max_new_tokens", "draws", "seed", "dtype")
+        },
         **{name: getattr(arguments, name) for name in ("tied", "blocks", "reject_weight", "epochs", "learning_rate")},
     }
     prompts = _prompts(pair, arguments.prompts, arguments.limit, arguments.seed)
@@ -198,7 +201,7 @@ def _training_data(
                     if not is_checked:
                         check_branches(pair, answer)
                         is_checked = True
-                    parts.append(branches(pair, answer, generator))
+                    parts.append(branches(pair, answer, generator, num_draws=arguments.draws))
                 checkpoint.write_shard(number, Drafted.joined(parts))
             if not console.is_terminal:
                 console.print(f"answers and drafts: {number + 1} of {len(shards)} shards", highlight=False)
@@ -284,6 +287,9 @@ def _parser() -> argparse.ArgumentParser:
     _add_common(trainer)
     trainer.add_argument("--prompts", type=Path, required=True, metavar="FILE", help="prompts to train on")
     trainer.add_argument("--limit", type=int, default=2000, help="how many of them (default %(default)s)")
+    trainer.add_argument(
+        "--draws", type=int, default=1, help="tokens drawn at every position of an answer (default %(default)s)"
+    )
     trainer.add_argument("--output", type=Path, metavar="FILE", help="default: beside the drafter, where it is served")
     trainer.add_argument("--blocks", type=int, default=3, help="residual blocks (default %(default)s, as the paper)")
     trainer.add_argument(
