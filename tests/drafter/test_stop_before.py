@@ -1,4 +1,4 @@
-"""A draft that ends before a token is drawn: the row serves the next draft, once, and only while it is the right one."""
+"""A draft that ends before a token is drawn: its row serves the next draft, once, while it is the right one."""
 
 from __future__ import annotations
 
