@@ -65,36 +65,25 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def train(arguments: argparse.Namespace, console: Console) -> None:
+    plan = fit.Plan(
+        num_blocks=arguments.blocks,
+        is_tied=arguments.tied,
+        reject_weight=arguments.reject_weight,
+        epochs=arguments.epochs,
+        batch_size=arguments.batch_size,
+        learning_rate=arguments.learning_rate,
+        seed=arguments.seed,
+    )
     pair = _pair(arguments)
     output = arguments.output or _folder(arguments.drafter) / acceptance_head.FILE
     checkpoint = fit.Checkpoint(output.with_name(output.name + ".checkpoint"))
-    settings = {
-        "target": pair.target_hash,
-        "drafter": pair.drafter_hash,
-        **{
-            name: getattr(arguments, name)
-            for name in ("temperature", "limit", "max_new_tokens", "draws", "seed", "dtype")
-        },
-        **{name: getattr(arguments, name) for name in ("tied", "blocks", "reject_weight", "epochs", "learning_rate")},
-    }
+    settings = {name: getattr(arguments, name) for name in ("temperature", "max_new_tokens", "draws", "dtype")}
+    settings |= {"target": pair.target_hash, "drafter": pair.drafter_hash, "plan": plan}
     prompts = _prompts(pair, arguments.prompts, arguments.limit, arguments.seed)
     checkpoint.begin(settings, prompts)
     drafted = _training_data(pair, prompts, arguments, checkpoint, console)
     console.print(f"{len(drafted):,} drafted tokens, of which {float(drafted.accept.mean()):.1%} would be kept")
-    module = fit.fit(
-        drafted,
-        fit.Plan(
-            num_blocks=arguments.blocks,
-            is_tied=arguments.tied,
-            reject_weight=arguments.reject_weight,
-            epochs=arguments.epochs,
-            batch_size=arguments.batch_size,
-            learning_rate=arguments.learning_rate,
-            seed=arguments.seed,
-        ),
-        checkpoint,
-        console,
-    )
+    module = fit.fit(drafted, plan, checkpoint, console)
     held_out = _prompts(pair, arguments.held_out, arguments.held_out_limit, arguments.seed)
     answers = _answers(pair, held_out, arguments, console, "held-out answers")
     found = _drafted(pair, answers, arguments.seed, console)
