@@ -161,7 +161,7 @@ def test_the_row_is_drawn_from_as_it_is_sent() -> None:
     for seed in range(6):
         it = engine()
         it.handle(0, opened("adaedl:threshold=0.9,max_length=3", window=64, seed=seed))
-        prefix = PROMPT
+        prefix: Tokens = PROMPT
         for draft in drafted(it):
             if len(draft.token_ids) == 3:
                 check(draft, prefix, seed, SamplingParams())
