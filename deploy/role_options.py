@@ -53,7 +53,9 @@ def add_pacing(parser: Parser) -> None:
         kind=options.policy,
         default=LengthPolicy(),
         metavar="NAME:KEY=VALUE,…",
-        help="when a draft ends: fixed:length=8 (tokens) or svip:threshold_nats=0.6,max_length=40 (entropy)",
+        help="when a draft ends: fixed:length=8 (tokens), svip:threshold_nats=0.6 or adaedl:threshold=0.5 (entropy), "
+        "confidence:threshold=0.4 (a token's own probability), specdecpp:cost_ratio=12 (a head trained for the "
+        "drafter); docs/length-policies.md has all parameters",
     )
     group.add(
         "--window",

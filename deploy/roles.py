@@ -14,6 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from deploy import model_free, options
@@ -125,14 +126,18 @@ went like this, which pays where an answer repeats its prompt or itself: summari
     model_free.check_model("--model", values.model)
     runner, info = _load(values, Role.DRAFTER)
     from drafter.engine import DrafterEngine
+    from paceline import acceptance_head
     from paceline.engine.cost import measure
 
+    known = runner.info
+    head = acceptance_head.beside(Path(known.folder), drafter_hash=known.model_hash, device=known.device)
     engine = DrafterEngine(
         runner,
         info,
         row_width=values.row_width,
         max_num_batched_tokens=values.max_num_batched_tokens,
         cost=measure(runner),
+        head=head,
     )
     return _serve(engine, DRAFTER, runner, values)
 

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from drafter.policies import Seen
 from paceline.types import OpenDraft
 
 
@@ -31,6 +32,14 @@ class Guess:
         """Of the empirical distribution of what followed; 0 if it was always the same."""
         total = sum(self.counts)
         return -sum(count / total * math.log(count / total) for count in self.counts)
+
+    def before(self, draft_length: int) -> Seen:
+        """What a length policy may know of it before it is taken."""
+        return Seen(draft_length, self.entropy_nats)
+
+    def after(self, draft_length: int) -> Seen:
+        """And when it is, as the draft's `draft_length`-th token."""
+        return Seen(draft_length, self.entropy_nats, self.probability)
 
 
 class Guesser(Protocol):

@@ -17,7 +17,7 @@ from drafter.policies import make
 from drafter.requests import Entry, Replies, Requests
 from drafter.session import Session
 from drafter.suffix import SuffixDecoding
-from paceline.length_policy import LengthPolicy
+from paceline.length_policy import LengthPolicy, offered
 from paceline.types import DrafterReply, OpenDraft, Rows, Rule, SamplingParams, StepCost, WorkerInfo
 
 # What `--model` may name instead of a model.
@@ -39,7 +39,7 @@ class ModelFreeEngine(Requests[_Entry]):
     """See the top of the file. Belongs to one thread."""
 
     def __init__(self, method: Method, info: WorkerInfo, clock: Callable[[], float] = time.perf_counter) -> None:
-        super().__init__(info, info.max_model_len)
+        super().__init__(replace(info, policies=offered(has_head=False)), info.max_model_len)
         self._method = method
         self._clock = clock
         self._ms, self._num_tokens = 0.0, 0.0  # spent on how many drafted tokens, fading
@@ -85,11 +85,12 @@ class ModelFreeEngine(Requests[_Entry]):
         guesser.learn(session.tokens, min(session.num_committed, guesser.num_learned + MAX_LEARNED))
         if guesser.num_learned < session.num_committed:
             return []
-        stop = False
-        while not stop and (guess := guesser.guess(session.tokens)):
-            entropy_nats = guess.entropy_nats if entry.policy.needs_entropy else 0.0
-            stop = entry.policy.stops(session.draft_length + 1, entropy_nats)
-            stop = session.push(guess.token_id, stop=stop)
+        while guess := guesser.guess(session.tokens):
+            if session.draft_length and entry.policy.stops_before(guess.before(session.draft_length)):
+                break
+            stop = entry.policy.stops_after(guess.after(session.draft_length + 1))
+            if session.push(guess.token_id, stop=stop):
+                break
         # Said in advance, as an open draft must: whether its successor will be drafted.
         if guesser.guess(session.tokens) is None:
             session.exhaust()

@@ -27,6 +27,12 @@ class Entry(Generic[Row]):
     session: Session[Row]
     policy: Policy
 
+    def observe(self) -> None:
+        """Let the policy know what commits have told of its drafts."""
+        outcome = self.session.take_outcome()
+        if outcome.num_tested:
+            self.policy.observe(outcome.num_tested, outcome.num_accepted)
+
 
 E = TypeVar("E", bound=Entry[Any])
 
@@ -58,13 +64,16 @@ class Requests(ABC, Generic[E]):
         match ask:
             case OpenDraft() if entry:
                 self._check(ask.token_ids)
-                return [(peer, reply) for reply in entry.session.reopen(ask)]
+                replies = entry.session.reopen(ask)
+                entry.observe()
+                return [(peer, reply) for reply in replies]
             case OpenDraft():
                 self._admit(ask)
                 self._entries[key] = self._open(key, peer, ask)
             case Commit() if entry:
                 self._check(ask.token_ids)
                 entry.session.commit(ask)
+                entry.observe()
             case Close():
                 self._close(key)
         return []

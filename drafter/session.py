@@ -10,12 +10,26 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Generic, TypeVar
 
 from paceline.types import Commit, Draft, OpenDraft, Pass, Rows
 
 Row = TypeVar("Row")
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What a commit tells of drafted tokens: how many the verifier looked at, and how many of these it kept.
+
+    Told from the tokens alone. What agrees with the chain was kept, the first that does not was looked at, and nothing
+    beyond it was; a draft that was not sent yet was not looked at. What tokens do not tell: whether the target decoded
+    a token by itself while the draft was on its way. Such a token counts as a test of the draft's first one, which
+    under `match` and `coupled` is the same test, and under `token` and `block` is a stricter one than theirs.
+    """
+
+    num_tested: int = 0
+    num_accepted: int = 0
 
 
 class Session(Generic[Row]):
@@ -33,6 +47,7 @@ class Session(Generic[Row]):
         self._start = len(self.tokens)  # where the draft being made starts
         self._ended = False  # an end-of-sequence token was drafted
         self._is_exhausted = False  # there is nothing to propose until all of the chain is committed, or another one
+        self._outcome = Outcome()
 
     @property
     def draft_length(self) -> int:
@@ -100,10 +115,16 @@ class Session(Generic[Row]):
         if ask.start <= len(self.tokens):
             self._merge(ask.epoch, ask.start, ask.token_ids)
 
+    def take_outcome(self) -> Outcome:
+        """What commits have told of drafted tokens since the last call."""
+        outcome, self._outcome = self._outcome, Outcome()
+        return outcome
+
     def _merge(self, epoch: int, start: int, committed: Sequence[int]) -> None:
         end = start + len(committed)
         if end <= self._committed:
             return  # known already
+        self._learn(start, committed)
         if len(self.tokens) > end and tuple(self.tokens[start:end]) == tuple(committed):
             self._committed = end  # agreed, and ahead of it: the run goes on
             while self._sent and self._sent[0].end <= end:
@@ -121,6 +142,17 @@ class Session(Generic[Row]):
     def rows_pending(self) -> bool:
         """Whether a draft is being made."""
         return self.draft_length > 0
+
+    def _learn(self, start: int, committed: Sequence[int]) -> None:
+        """Hold what is new against the drafts that were sent."""
+        first = max(start, self._committed)
+        num_tested, num_accepted = self._outcome.num_tested, self._outcome.num_accepted
+        for drafted, token in zip(self.tokens[first : self._start], committed[first - start :], strict=False):
+            num_tested += 1
+            if drafted != token:
+                break
+            num_accepted += 1
+        self._outcome = Outcome(num_tested, num_accepted)
 
     def _restart(self, epoch: int, start: int, committed: Sequence[int]) -> None:
         kept = start

@@ -65,6 +65,7 @@ MAX_WINDOW = 64
 MAX_ROW_WIDTH = 1024
 MAX_FAULT_MESSAGE = 1000
 MAX_NAME = 1024  # of a model or a device
+MAX_POLICIES, MAX_POLICY_NAME = 64, 64  # that a drafter offers
 DTYPES = ("float32", "bfloat16")
 
 
@@ -109,6 +110,15 @@ def _check_verdict(name: str, verdict: Verdict) -> None:
     if verdict.logprobs and len(verdict.logprobs) != len(verdict.token_ids):
         fix = f"must be none or one a token, and there are {len(verdict.token_ids)} tokens"
         raise InvalidInput(f"{name}.logprobs", f"{len(verdict.logprobs)} logprobs", fix)
+
+
+def _policies(name: str, policies: Iterable[str]) -> tuple[str, ...]:
+    """Names that we do not know are a newer drafter's, and lawful."""
+    names = tuple(policies)
+    if len(names) > MAX_POLICIES or any(not 1 <= len(policy) <= MAX_POLICY_NAME for policy in names):
+        fix = f"must be at most {MAX_POLICIES} names of 1 to {MAX_POLICY_NAME} characters"
+        raise InvalidInput(name, f"{len(names)} names", fix)
+    return names
 
 
 _RULE = EnumField("rule", Rule, common_pb2.Rule)
@@ -219,6 +229,7 @@ _WORKER = Message(
     dtype=matching("|".join(("", *DTYPES)), " or ".join((*DTYPES, "nothing (no weights)"))),
     device=_NAME,
     cost=_COST.field,
+    policies=Field(same, _policies),
 )
 
 

@@ -346,6 +346,11 @@ class WorkerInfo:
     dtype: str  # empty where there are no weights
     device: str
     cost: StepCost | None = None  # as measured so far; renewed with the lease
+    policies: tuple[str, ...] = ()  # of a drafter: the length policies it offers; empty = it has not said
+
+    def offers(self, policy: LengthPolicy) -> bool:
+        """Whether to ask this drafter for drafts under `policy`; one that has not said may still refuse it."""
+        return not self.policies or policy.name in self.policies
 
 
 VerifierAsk = OpenVerify | Verify | Decode | Close

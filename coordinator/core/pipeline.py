@@ -30,8 +30,8 @@ from coordinator.core.events import (
 from coordinator.core.limits import Limits
 from coordinator.core.placement import Pools
 from coordinator.core.request import Request
-from paceline.errors import InvalidInput, Overloaded, UnknownRequest
-from paceline.types import Blame, Role
+from paceline.errors import InvalidInput, Overloaded, UnknownRequest, Unsupported
+from paceline.types import Blame, Mode, Role
 
 
 class Pipeline:
@@ -108,6 +108,8 @@ class Pipeline:
             yield Fail(spec.request_id, error)
         elif len(self._waiting) >= self.limits.max_waiting:
             yield Fail(spec.request_id, Overloaded("waiting requests", self.limits.max_waiting, 1.0))
+        elif spec.mode is not Mode.OFF and (fix := self.pools.why_not(spec.policy)):
+            yield Fail(spec.request_id, Unsupported("length_policy", spec.policy.name, fix))
         else:
             request = self._requests[spec.request_id] = Request(spec, self.limits, now_s)
             self._waiting[spec.request_id] = None
@@ -140,13 +142,15 @@ class Pipeline:
 
     def _place(self, now_s: float) -> Iterator[Command]:
         """Give drafters to running requests that want one, then both workers to waiting ones, first come first."""
-        while self._undrafted:
-            request_id = next(iter(self._undrafted))
-            drafter = self.pools.take(Role.DRAFTER, request_id)
-            if drafter is None:
-                break
-            del self._undrafted[request_id]
+        lacking: set[str] = set()  # policies for which no drafter has a place
+        for request_id in list(self._undrafted) if self.pools.has_place(Role.DRAFTER) else ():
             request = self._requests[request_id]
+            policy = request.spec.policy
+            drafter = None if policy.name in lacking else self.pools.take(Role.DRAFTER, request_id, policy)
+            if drafter is None:
+                lacking.add(policy.name)
+                continue
+            del self._undrafted[request_id]
             yield from self._run(request, request.attach_drafter(drafter, self.pools.pace(drafter)))
         while self._waiting:
             request_id = next(iter(self._waiting))
@@ -160,7 +164,7 @@ class Pipeline:
     def _start(self, request: Request, verifier: str, now_s: float) -> Iterator[Command]:
         """Both workers start prefilling in parallel."""
         if request.drafter is None and request.wants_drafter:
-            drafter = self.pools.take(Role.DRAFTER, request.spec.request_id)
+            drafter = self.pools.take(Role.DRAFTER, request.spec.request_id, request.spec.policy)
             if drafter:
                 yield from request.attach_drafter(drafter, self.pools.pace(drafter))
         yield from request.attach_verifier(verifier, now_s)

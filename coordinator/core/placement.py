@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from coordinator.core.pace import Pace
+from paceline.length_policy import LengthPolicy
 from paceline.types import Role, WorkerInfo
 
 
@@ -42,14 +43,32 @@ class Pools:
         """Remove a worker; returns it with the requests it held, `None` if it was not a member."""
         return self._workers.pop(name, None)
 
-    def take(self, role: Role, request_id: str) -> str | None:
-        """Give `request_id` a place in the pool of `role`; `None` if there is none."""
-        free = [w for w in self._workers.values() if w.info.role is role and w.load < 1]
+    def take(self, role: Role, request_id: str, policy: LengthPolicy | None = None) -> str | None:
+        """Give `request_id` a place in the pool of `role`; `None` if there is none.
+
+        `policy`: one that the worker must offer, if it is a drafter.
+        """
+        free = [w for w in self._free(role) if policy is None or w.info.offers(policy)]
         if not free:
             return None
         worker = min(free, key=lambda w: w.load)
         worker.requests[request_id] = None
         return worker.name
+
+    def has_place(self, role: Role) -> bool:
+        """Whether any worker of `role` has room for a request."""
+        return any(True for _ in self._free(role))
+
+    def _free(self, role: Role) -> Iterator[Worker]:
+        return (w for w in self._workers.values() if w.info.role is role and w.load < 1)
+
+    def why_not(self, policy: LengthPolicy) -> str:
+        """What to do about a `policy` that no drafter here offers; empty if one does, or if there is none at all."""
+        drafters = [w.info for w in self._workers.values() if w.info.role is Role.DRAFTER]
+        if not drafters or any(info.offers(policy) for info in drafters):
+            return ""
+        names = sorted({name for info in drafters for name in info.policies})
+        return f"no drafter offers it; the drafters that are here offer {', '.join(names)}"
 
     def pace(self, name: str) -> Pace:
         """What is known of a member's pace."""

@@ -5,11 +5,23 @@ from __future__ import annotations
 import pytest
 
 from coordinator.core.commands import Ask, Command, Fail
-from coordinator.core.events import Arrived, Drafted, Faulted, Passed, RequestSpec, Tick, Verified, WorkerDown, WorkerUp
+from coordinator.core.events import (
+    Arrived,
+    Drafted,
+    Ended,
+    Faulted,
+    Passed,
+    RequestSpec,
+    Tick,
+    Verified,
+    WorkerDown,
+    WorkerUp,
+)
 from coordinator.core.limits import Limits
 from coordinator.core.metrics import RequestMetrics, _overlap_s
 from coordinator.core.pipeline import Pipeline
-from paceline.errors import InvalidInput, Overloaded, Unavailable
+from paceline.errors import InvalidInput, Overloaded, Unavailable, Unsupported
+from paceline.length_policy import LengthPolicy
 from paceline.types import (
     Blame,
     Close,
@@ -34,8 +46,8 @@ from tests.world import Network, World
 GREEDY = SamplingParams(temperature=0)
 
 
-def info(role: Role, places: int = 4) -> WorkerInfo:
-    return WorkerInfo(role, "", 1, "toy", "", "", 50, 4096, places, (), "float32", "cpu")
+def info(role: Role, places: int = 4, policies: tuple[str, ...] = ()) -> WorkerInfo:
+    return WorkerInfo(role, "", 1, "toy", "", "", 50, 4096, places, (), "float32", "cpu", policies=policies)
 
 
 def pipeline(*, drafter: bool = True, places: int = 4, limits: Limits | None = None) -> Pipeline:
@@ -193,6 +205,58 @@ def test_the_verifier_decodes_on_while_a_slow_drafter_has_nothing() -> None:
         now_s += 0.02
         lengths += [ask.num_tokens for ask in asks(it.handle(passed(start + 1), now_s)) if isinstance(ask, Decode)]
     assert lengths == [1, 2, 4], "in runs that double"
+
+
+HEAD = LengthPolicy.parse("specdecpp")
+
+
+def with_drafters(**policies: tuple[str, ...]) -> Pipeline:
+    it = pipeline(drafter=False)
+    for name, offered in policies.items():
+        it.handle(WorkerUp(name, info(Role.DRAFTER, places=1, policies=offered)), 0.0)
+    return it
+
+
+def test_a_policy_that_no_drafter_offers_is_refused_with_those_that_are_offered() -> None:
+    it = with_drafters(d=("fixed",), e=("fixed", "svip"))
+    (fail,) = it.handle(Arrived(spec(policy=HEAD)), 0.0)
+    assert isinstance(fail, Fail)
+    assert isinstance(fail.error, Unsupported)
+    assert "the drafters that are here offer fixed, svip" in str(fail.error)
+    assert asks(it.handle(Arrived(spec("off", policy=HEAD, mode=Mode.OFF)), 0.0)), "nothing is drafted"
+
+
+def test_a_request_goes_to_a_drafter_that_offers_its_policy() -> None:
+    it = with_drafters(d=("fixed",), e=("fixed", "specdecpp"))
+    first = it.handle(Arrived(spec(policy=HEAD)), 0.0)[0]
+    assert isinstance(first, Ask)
+    assert (first.worker, type(first.ask)) == ("e", OpenDraft)
+
+
+def test_a_drafter_that_has_not_said_what_it_offers_is_asked() -> None:
+    first = pipeline().handle(Arrived(spec(policy=HEAD)), 0.0)[0]
+    assert isinstance(first, Ask)
+    assert isinstance(first.ask, OpenDraft)
+
+
+def test_a_request_that_waits_for_a_drafter_of_its_policy_holds_up_no_other() -> None:
+    it = with_drafters(e=("fixed", "specdecpp"))
+    for name in ("a", "b"):  # one place: b waits for it
+        it.handle(Arrived(spec(name, policy=HEAD)), 0.0)
+    it.handle(Arrived(spec("c")), 0.0)
+    (opened,) = asks(it.handle(WorkerUp("d", info(Role.DRAFTER, places=1, policies=("fixed",))), 0.1))
+    assert isinstance(opened, OpenDraft)
+    assert opened.request_id == "c"
+    opened = next(a for a in asks(it.handle(Ended("a", FinishReason.CANCELLED), 0.2)) if isinstance(a, OpenDraft))
+    assert opened.request_id == "b"
+
+
+def test_a_policy_for_a_head_goes_on_without_drafts_while_there_is_no_drafter_at_all() -> None:
+    it = pipeline(drafter=False)
+    (opened,) = asks(it.handle(Arrived(spec(policy=HEAD)), 0.0))
+    assert isinstance(opened, OpenVerify)
+    it.handle(WorkerUp("d", info(Role.DRAFTER, policies=("fixed",))), 0.1)
+    assert asks(it.handle(WorkerUp("e", info(Role.DRAFTER, policies=("specdecpp",))), 0.2))
 
 
 @pytest.mark.parametrize(("tokens", "kept"), [((7, 9, 5, 9), (7, 9)), ((9,), (9,))])

@@ -12,7 +12,7 @@ from drafter.guess import Method
 from drafter.lookup import PromptLookup
 from drafter.model_free import MAX_LEARNED, METHODS, ModelFreeEngine
 from drafter.suffix import SuffixDecoding
-from paceline.errors import InvalidInput, Overloaded
+from paceline.errors import InvalidInput, Overloaded, Unsupported
 from paceline.length_policy import LengthPolicy
 from paceline.types import (
     Close,
@@ -97,12 +97,31 @@ def test_under_rejection_sampling_a_draft_comes_with_the_truth_that_nothing_was_
     assert first.rows == (Rows.certain((3, 4)) if rule.needs_rows else None)
 
 
-def test_the_length_policy_sees_how_often_the_guess_was_right() -> None:
-    """The pair 5, 6 is followed by 7 always and by 8 and 9 alike; 0.6 nats is between 0 and ln 2."""
+@pytest.mark.parametrize(
+    ("policy", "want"),
+    [
+        ("svip:threshold_nats=0.6", (7, 9)),
+        ("confidence:threshold=0.6", (7, 9)),
+        ("adaedl:threshold=0.7", (7,)),
+        ("fixed:length=3", (7, 9, 0)),
+    ],
+)
+def test_the_length_policy_sees_how_often_the_guess_was_right(policy: str, want: Tokens) -> None:
+    """The pair 5, 6 is followed by 7 always, and 6, 7 by 8 and 9 alike: ln 2 nats, which is more than 0.6, and a lower
+    bound of 1 - sqrt(0.2 ln 2) = 0.63 on the acceptance. AdaEDL stops before such a token, the others after it."""
     text = (5, 6, 7, 8, 0, 5, 6, 7, 9, 0, 4, 5, 6)
     it = engine(SuffixDecoding(max_ngram=2))
-    it.handle(1, opened(tokens=text, policy="svip:threshold_nats=0.6", window=1))
-    assert drafts(it) == [(13, (7, 9), False)], "it stops after the token that was hard to guess"
+    it.handle(1, opened(tokens=text, policy=policy, window=1))
+    assert drafts(it) == [(13, want, False)]
+
+
+def test_a_policy_that_needs_a_trained_head_is_neither_offered_nor_taken() -> None:
+    it = engine()
+    assert "svip" in it.info.policies
+    assert "specdecpp" not in it.info.policies
+    with pytest.raises(Unsupported, match="no acceptance head"):
+        it.handle(1, opened(policy="specdecpp"))
+    assert not it.has_work()
 
 
 def test_a_long_prompt_is_taken_in_bit_by_bit_between_the_drafts_of_others() -> None:

@@ -151,6 +151,7 @@ def worker_info(**changes: Any) -> WorkerInfo:
         "dtype": "float32",
         "device": "cpu",
         "cost": StepCost(10.0, 0.5, 0.25, 0.001),
+        "policies": ("fixed", "one of a newer drafter"),
     }
     return WorkerInfo(**(given | changes))
 
@@ -317,6 +318,9 @@ def test_a_malformed_message_is_refused_by_the_name_of_its_field(
         ("max_num_seqs", 0),
         ("dtype", "float8"),
         ("device", ""),
+        ("policies", ("fixed", "")),
+        ("policies", ("x" * 65,)),
+        ("policies", ("fixed",) * 65),
     ],
 )
 def test_a_malformed_worker_info_is_refused_by_the_name_of_its_field(field: str, value: object) -> None:
