@@ -29,6 +29,7 @@ from coordinator.core.events import (
     Ended,
     Event,
     Faulted,
+    Passed,
     RequestSpec,
     Tick,
     Verified,
@@ -40,7 +41,7 @@ from paceline import codec
 from paceline.errors import InvalidInput, PeerFault, Unavailable, Unsupported
 from paceline.rpc import connect
 from paceline.tokenizer import Tokenizer
-from paceline.types import Draft, DrafterReply, Fault, FinishReason, Role, Verdict, VerifierReply, WorkerInfo
+from paceline.types import Draft, DrafterReply, Fault, FinishReason, Pass, Role, Verdict, VerifierReply, WorkerInfo
 from paceline.wire import drafter_pb2_grpc, verifier_pb2_grpc
 
 log = logging.getLogger(__name__)
@@ -176,7 +177,8 @@ class Coordinator:
         link.task = asyncio.create_task(self._serve(link), name=name)
 
     def _check(self, info: WorkerInfo) -> None:
-        if info.tokenizer_hash != self.tokenizer.hash:
+        fits_any = info.role is Role.DRAFTER and not info.tokenizer_hash  # it has no model and copies ids
+        if info.tokenizer_hash != self.tokenizer.hash and not fits_any:
             fix = (
                 f"differs from the coordinator's ({self.config.tokenizer}); start it with a model of the same tokenizer"
             )
@@ -243,6 +245,8 @@ def _event(worker: str, reply: DrafterReply | VerifierReply) -> Event:
     match reply:
         case Draft():
             return Drafted(worker, reply)
+        case Pass():
+            return Passed(worker, reply)
         case Verdict():
             return Verified(worker, reply)
         case Fault():
@@ -255,6 +259,8 @@ def _request_id(event: Event) -> str | None:
             return spec.request_id
         case Drafted(_, draft):
             return draft.request_id
+        case Passed(_, passed):
+            return passed.request_id
         case Verified(_, verdict):
             return verdict.request_id
     return None

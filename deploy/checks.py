@@ -10,6 +10,7 @@ import struct
 from dataclasses import dataclass
 from pathlib import Path
 
+from deploy.model_free import check_model, is_model_free
 from paceline.errors import InvalidInput
 from paceline.tokenizer import Tokenizer, resolve, tokenizer_hash
 
@@ -28,9 +29,15 @@ class PairCheck:
 
 
 def check_pair(target: str, drafter: str | None) -> PairCheck:
-    """Raises InvalidInput that names the option, the folder and the fix. Without a drafter only the target is read."""
+    """Raises InvalidInput that names the option, the folder and the fix.
+
+    Without a drafter, or with one that needs no model, only the target is read.
+    """
     _check_folder("--target", target)
+    if is_model_free(drafter):
+        drafter = None
     if drafter is not None:
+        check_model("--drafter", drafter)
         _check_folder("--drafter", drafter)
     tokenizer = Tokenizer.load(target)
     if drafter is not None and (other := tokenizer_hash(resolve(drafter))) != tokenizer.hash:

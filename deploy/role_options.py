@@ -45,8 +45,8 @@ def add_pacing(parser: Parser) -> None:
         default="auto",
         metavar="RULE",
         help="how drafts are judged: match (exact for any drafter), coupled (match, reproducible by seed), token and "
-        "block (rejection sampling, for trusted drafters), auto (match at temperature 0, coupled with a seed, else block "
-        "if a drafter is trusted and match if not); none of them changes the output's distribution",
+        "block (rejection sampling, for trusted drafters), auto (match at temperature 0, coupled with a seed, else "
+        "block if a drafter is trusted and match if not); none of them changes the output's distribution",
     )
     group.add(
         "--trust-drafters",
@@ -60,8 +60,10 @@ def add_pacing(parser: Parser) -> None:
         kind=options.policy,
         shown="auto",
         metavar="NAME:KEY=VALUE,…",
-        help="when a draft ends: fixed:length=8 (tokens), svip:threshold_nats=0.6,max_length=40 (entropy), or auto "
-        "(of a fixed length that the measured speeds favour; 8 if --mode is not auto)",
+        help="when a draft ends: fixed:length=8 (tokens), svip:threshold_nats=0.6 or adaedl:threshold=0.5 (entropy), "
+        "confidence:threshold=0.4 (a token's own probability), specdecpp:cost_ratio=12 (a head trained for the "
+        "drafter), or auto (a fixed length that the measured speeds favour; 8 if --mode is not auto); "
+        "docs/length-policies.md has all parameters",
     )
     group.add(
         "--window",

@@ -14,9 +14,10 @@ import sys
 import threading
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
-from deploy import options
+from deploy import model_free, options
 from deploy.options import Parser
 from deploy.role_options import add_draft_rows, add_grpc_port, add_host, add_logging, add_pacing, add_worker
 from paceline.errors import InvalidInput
@@ -100,21 +101,37 @@ def run_verifier(argv: Sequence[str]) -> int:
 def run_drafter(argv: Sequence[str]) -> int:
     parser = Parser(
         "drafter",
-        """Holds the draft model and drafts ahead of the target. Its tokenizer must be the target's.
+        """Drafts ahead of the target: with a draft model, whose tokenizer must be the target's, or without any.
 
 A drafter can run on another machine than the verifier, and may come and go at any time: without one the verifier
 decodes by itself.
 
-  paceline drafter --model models/small --coordinator 10.0.0.1:50051 --host 10.0.0.2 --insecure""",
+  paceline drafter --model models/small --coordinator 10.0.0.1:50051 --host 10.0.0.2 --insecure
+
+Two drafters need no weights, no GPU and no second to start. They propose what followed the last time that the text
+went like this, which pays where an answer repeats its prompt or itself: summaries, edits, quotations, code.
+
+  paceline drafter --model prompt-lookup --coordinator 127.0.0.1:50051
+  paceline drafter --model suffix --share-between-requests --coordinator 127.0.0.1:50051""",
     )
-    group = add_worker(parser, "the draft model", tensor_parallel="the drafter")
+    group = add_worker(parser, "the draft model, or prompt-lookup or suffix", tensor_parallel="the drafter")
     add_draft_rows(group)
+    model_free.add_model_free(parser.group("drafters without a model"))
     values = parser.parse(argv, os.environ)
+    model_free.check_model_free("--model", values.model, values)
+    from drafter.server import DRAFTER
+
+    if model_free.is_model_free(values.model):
+        _prepare(values)
+        return _serve(model_free.make_engine(values), DRAFTER, None, values)
+    model_free.check_model("--model", values.model)
     runner, info = _load(values, Role.DRAFTER)
     from drafter.engine import DrafterEngine
-    from drafter.server import DRAFTER
+    from paceline import acceptance_head
     from paceline.engine.cost import measure
 
+    known = runner.info
+    head = acceptance_head.beside(Path(known.folder), drafter_hash=known.model_hash, device=known.device)
     engine = DrafterEngine(
         runner,
         info,
@@ -123,16 +140,22 @@ decodes by itself.
         draft_temperature=values.draft_temperature,
         max_num_batched_tokens=values.max_num_batched_tokens,
         cost=measure(runner),
+        head=head,
     )
     return _serve(engine, DRAFTER, runner, values)
 
 
-def _load(values: argparse.Namespace, role: Role) -> tuple[Any, WorkerInfo]:
+def _prepare(values: argparse.Namespace) -> None:
+    """What comes before any load: the environment, and whatever can be told wrong without a model."""
     os.environ.update(THREADS)
     _begin(values)
     check_bind(values.host, insecure=values.insecure)
     if values.advertise is None and values.host.strip("[]") in ("0.0.0.0", "::"):
         raise InvalidInput("--advertise", "", "is needed with this --host: the name by which coordinators reach you")
+
+
+def _load(values: argparse.Namespace, role: Role) -> tuple[Any, WorkerInfo]:
+    _prepare(values)
     from paceline.engine.runner import Runner  # torch; several seconds
 
     runner = Runner.load(
@@ -178,7 +201,8 @@ def _serve(engine: Any, kind: Any, runner: Any, values: argparse.Namespace) -> i
             )
         )
     finally:
-        runner.shutdown()
+        if runner:
+            runner.shutdown()
 
 
 def _begin(values: argparse.Namespace) -> None:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from deploy import options
 from deploy.checks import check_pair, check_port
 from deploy.local import Supervisor
+from deploy.model_free import add_model_free, check_model_free
 from deploy.options import Parser
 from deploy.role_options import add_draft_rows, add_engine, add_grpc_port, add_host, add_logging, add_pacing
 from paceline.rpc import check_bind, signals
@@ -64,6 +65,7 @@ def run(argv: Sequence[str]) -> int:
     check_bind(values.host, insecure=values.insecure)
     if values.num_drafters and values.drafter is None:
         raise options.UsageError("--drafter: is required; give it, or --num-drafters 0 to serve without drafts")
+    check_model_free("--drafter", values.drafter, values)
     check_pair(values.target, values.drafter if values.num_drafters else None)
     check_port(values.host, values.grpc_port)
     return asyncio.run(_serve(_plan(values), values))
@@ -101,6 +103,8 @@ def _plan(values: argparse.Namespace) -> Plan:
     draft_rows = _given(values, "row_width", "row_bits", "draft_temperature")
     dtype = ("--dtype", values.dtype)
     drafter_dtype = ("--dtype", values.drafter_dtype or values.dtype)
+    model_free = _given(values, "max_ngram", "min_ngram", "suffix_tokens")
+    model_free += ("--share-between-requests",) if values.share_between_requests else ()
     size = ("--tensor-parallel-size", str(values.tensor_parallel_size))
     drafter_size = ("--tensor-parallel-size", str(values.drafter_tensor_parallel_size))
     return Plan(
@@ -111,7 +115,7 @@ def _plan(values: argparse.Namespace) -> Plan:
         grpc_port=values.grpc_port,
         coordinator=(*pacing, *insecure, *trust, *log_level),
         verifier=(*engine, *dtype, *size, *log_level),
-        drafters=(*engine, *drafter_dtype, *drafter_size, *draft_rows, *log_level),
+        drafters=(*engine, *drafter_dtype, *drafter_size, *draft_rows, *model_free, *log_level),
         start_timeout_s=values.start_timeout,
     )
 
@@ -133,7 +137,8 @@ Prints one line when ready. A worker that dies is restarted, and requests go on 
 
   paceline serve --target models/demo-target --drafter models/demo-drafter
   paceline serve --target big/ --drafter small/ --dtype bfloat16 --length-policy svip:threshold_nats=0.6
-  paceline serve --target big/ --num-drafters 0        plain decoding, to compare
+  paceline serve --target big/ --drafter prompt-lookup   drafts without a model: for answers that repeat the prompt
+  paceline serve --target big/ --num-drafters 0          plain decoding, to compare
 
 To put the roles on several machines, start each by its own sub-command (coordinator, verifier, drafter).""",
     )
@@ -141,6 +146,7 @@ To put the roles on several machines, start each by its own sub-command (coordin
     _add_network(parser)
     add_pacing(parser)
     _add_engine(parser)
+    add_model_free(parser.group("drafters without a model"))
     return parser
 
 
@@ -157,7 +163,8 @@ def _add_models(parser: Parser) -> None:
         "--drafter",
         kind=options.text,
         metavar="DIR",
-        help="a smaller model with the same tokenizer; it changes the speed, never the output's distribution",
+        help="a smaller model with the same tokenizer, or prompt-lookup or suffix, which need no weights; it changes "
+        "the speed, never the output's distribution",
     )
     models.add(
         "--num-drafters",

@@ -47,6 +47,7 @@ from paceline.types import (
     Mode,
     OpenDraft,
     OpenVerify,
+    Pass,
     Role,
     Rows,
     Rule,
@@ -67,6 +68,7 @@ MAX_WINDOW = 64
 MAX_ROW_WIDTH = 1024
 MAX_FAULT_MESSAGE = 1000
 MAX_NAME = 1024  # of a model or a device
+MAX_POLICIES, MAX_POLICY_NAME = 64, 64  # that a drafter offers
 DTYPES = ("float32", "bfloat16")
 
 
@@ -114,6 +116,15 @@ def _check_verdict(name: str, verdict: Verdict) -> None:
         raise InvalidInput(f"{name}.logprobs", f"{len(verdict.logprobs)} logprobs", fix)
 
 
+def _policies(name: str, policies: Iterable[str]) -> tuple[str, ...]:
+    """Names that we do not know are a newer drafter's, and lawful."""
+    names = tuple(policies)
+    if len(names) > MAX_POLICIES or any(not 1 <= len(policy) <= MAX_POLICY_NAME for policy in names):
+        fix = f"must be at most {MAX_POLICIES} names of 1 to {MAX_POLICY_NAME} characters"
+        raise InvalidInput(name, f"{len(names)} names", fix)
+    return names
+
+
 _RULE = EnumField("rule", Rule, common_pb2.Rule)
 _MODE = EnumField("mode", Mode, common_pb2.Mode)
 _SOURCE = EnumField("source", Source, common_pb2.Source)
@@ -127,7 +138,9 @@ _SEED = integer(0, MAX_SEED)
 _POSITIVE = integer(1, 2**32 - 1)
 _NAME = string(1, MAX_NAME)
 _POLICY = Field(length_policy_to_wire, lambda _, wire: length_policy_from_wire(wire))
-_HASH = matching("([a-z0-9-]{1,32}:)?[0-9a-f]{64}", "a SHA-256 in 64 hexadecimal digits")
+_SHA256 = "([a-z0-9-]{1,32}:)?[0-9a-f]{64}"
+_HASH = matching(_SHA256, "a SHA-256 in 64 hexadecimal digits")
+_TOKENIZER_HASH = matching(f"({_SHA256})?", "a SHA-256 in 64 hexadecimal digits, or nothing: fits any tokenizer")
 
 _SAMPLING = Message(  # checks its own ranges
     "sampling",
@@ -157,6 +170,7 @@ _DRAFT = Message(
     draft_ms=_MS,
 )
 _CLOSE = Message("close", Close, common_pb2.Close, request_id=_ID)
+_PASS = Message("passed", Pass, drafter_pb2.Pass, request_id=_ID)
 _FAULT = Message(
     "fault",
     Fault,
@@ -221,14 +235,15 @@ _WORKER = Message(
     address=matching(r"\S{1,255}:[0-9]{1,5}", "HOST:PORT of the worker's gRPC server"),
     model=_NAME,
     model_hash=_HASH,
-    tokenizer_hash=_HASH,
+    tokenizer_hash=_TOKENIZER_HASH,
     vocab_size=_POSITIVE,
     max_model_len=_POSITIVE,
     max_num_seqs=_POSITIVE,
     eos_token_ids=_IDS,
-    dtype=matching("|".join(DTYPES), " or ".join(DTYPES)),
+    dtype=matching("|".join(("", *DTYPES)), " or ".join((*DTYPES, "nothing (no weights)"))),
     device=_NAME,
     cost=_COST.field,
+    policies=Field(same, _policies),
 )
 
 
@@ -251,7 +266,9 @@ _DRAFTER_ASK: OneOf[DrafterAsk] = OneOf(
     {"open": (OpenDraft, _OPEN_DRAFT), "commit": (Commit, _COMMIT), "close": (Close, _CLOSE)},
 )
 _DRAFTER_REPLY: OneOf[DrafterReply] = OneOf(
-    "reply", drafter_pb2.DrafterReply, {"draft": (Draft, _DRAFT), "fault": (Fault, _FAULT)}
+    "reply",
+    drafter_pb2.DrafterReply,
+    {"draft": (Draft, _DRAFT), "fault": (Fault, _FAULT), "passed": (Pass, _PASS)},
 )
 
 

@@ -163,6 +163,11 @@ class Rows:
         """Bytes that the counts of one row take."""
         return (self.width * self.bits + 7) // 8
 
+    @classmethod
+    def certain(cls, token_ids: Tokens) -> Rows:
+        """Rows of width 1 that give each of `token_ids` all the mass: the truth about a draft that was not sampled."""
+        return cls(1, b"".join(token_id.to_bytes(4, "little") for token_id in token_ids), b"\xff\xff" * len(token_ids))
+
     @property
     def num_rows(self) -> int:
         return len(self.counts) // self.row_bytes
@@ -198,6 +203,18 @@ class Draft:
         """The same draft without its first `num_tokens` tokens."""
         rows = self.rows.drop(num_tokens) if self.rows else None
         return replace(self, start=self.start + num_tokens, token_ids=self.token_ids[num_tokens:], rows=rows)
+
+
+@dataclass(frozen=True, slots=True)
+class Pass:
+    """The drafter's turn, not taken: it has nothing to propose for `start` until more is committed.
+
+    It tells what a wait would have told, so losing, repeating or ignoring it costs time and nothing else.
+    """
+
+    request_id: str
+    epoch: int
+    start: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -338,17 +355,22 @@ class WorkerInfo:
     incarnation: int  # drawn at its start; fences off an earlier process at the same address
     model: str  # the name or path it was started with
     model_hash: str
-    tokenizer_hash: str
+    tokenizer_hash: str  # empty for a drafter that drafts in any vocabulary
     vocab_size: int
     max_model_len: int
     max_num_seqs: int  # requests it takes at a time
     eos_token_ids: Tokens
-    dtype: str
+    dtype: str  # empty where there are no weights
     device: str
     cost: StepCost | None = None  # as measured so far; renewed with the lease
+    policies: tuple[str, ...] = ()  # of a drafter: the length policies it offers; empty = it has not said
+
+    def offers(self, policy: LengthPolicy) -> bool:
+        """Whether to ask this drafter for drafts under `policy`; one that has not said may still refuse it."""
+        return not self.policies or policy.name in self.policies
 
 
 VerifierAsk = OpenVerify | Verify | Decode | Close
 VerifierReply = Verdict | Fault
 DrafterAsk = OpenDraft | Commit | Close
-DrafterReply = Draft | Fault
+DrafterReply = Draft | Pass | Fault

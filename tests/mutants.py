@@ -31,6 +31,8 @@ BLOCK = (f"tests/verifier/test_block.py::{ONE_DRAFT}",)
 TOKEN = (f"tests/verifier/test_enumeration.py::{ONE_DRAFT}",)
 VERIFIER = ("tests/verifier/test_session.py", "tests/verifier/test_engine.py")
 DRAFTER = ("tests/drafter",)
+STOPPING = ("tests/drafter/test_stop_before.py",)
+OUTCOMES = ("tests/drafter/test_session.py",)
 CORE = ("tests/coordinator", "tests/verifier/test_session.py", "tests/drafter/test_session.py")
 PARAMETERS = ("tests/paceline/test_adjusted_logits.py",)
 
@@ -75,6 +77,10 @@ DROPPED = """    last = session.rows[-1]
         session.tokens.pop()
         session.rows.pop()
         session.computed = len(session.tokens) - 1
+"""
+TESTED = """            if drafted != token:
+                break
+            num_accepted += 1
 """
 CONTRADICTED = """        if _contradicts(draft, committed):
             self._distrust(draft.epoch)
@@ -133,6 +139,55 @@ SAMPLING = (
         "position, epoch=session.epoch)",
         "position, epoch=0)",
         DRAFTER,
+    ),
+    Mutant(
+        "suffix: a seed that is given again meets what its coins decided",
+        "drafter/suffix.py",
+        "if not self.max_shared_tokens or (ask.rule.needs_rows and ask.sampling.seed is not None):",
+        "if not self.max_shared_tokens:",
+        DRAFTER,
+    ),
+    Mutant(
+        "copied drafts: the one-hot row lies about the token",
+        "paceline/types.py",
+        'b"".join(token_id.to_bytes(4, "little") for token_id in token_ids)',
+        'b"".join(token_ids[0].to_bytes(4, "little") for _ in token_ids)',
+        ("tests/verifier/test_one_hot.py",),
+    ),
+    Mutant(
+        "drafter: a row that ended a draft used after a rollback",
+        "drafter/engine.py",
+        "self.spare is not None and self.session.computed == len(self.session.tokens)",
+        "self.spare is not None",
+        STOPPING,
+    ),
+    Mutant(
+        "drafter: a row that ended a draft forwarded again",
+        "drafter/engine.py",
+        "entry.spare = rows.take(i)",
+        "session.computed -= 1",
+        STOPPING,
+    ),
+    Mutant(
+        "adaedl: asked only after the token was drawn",
+        "drafter/engine.py",
+        "if session.draft_length and entry.policy.stops_before(",
+        "if False and entry.policy.stops_before(",
+        STOPPING,
+    ),
+    Mutant(
+        "specdecpp: a draft goes on with what was said of the one before",
+        "drafter/policies/specdecpp.py",
+        "if seen.draft_length > 1 else 1.0",
+        "",
+        ("tests/drafter/test_policies.py",),
+    ),
+    Mutant(
+        "another drafter's acceptance head is served",
+        "paceline/acceptance_head.py",
+        "if info.drafter_hash != drafter_hash:",
+        "if False:",
+        ("tests/paceline/test_acceptance_head.py",),
     ),
     Mutant(
         "bonus and successor both taken",
@@ -232,6 +287,20 @@ PROTOCOL = (
         CORE,
     ),
     Mutant(
+        "a draft that was not sent counts as tested",
+        "drafter/session.py",
+        "self.tokens[first : self._start]",
+        "self.tokens[first:]",
+        OUTCOMES,
+    ),
+    Mutant(
+        "what lies beyond a rejection counts as tested",
+        "drafter/session.py",
+        TESTED,
+        "            num_accepted += drafted == token\n",
+        OUTCOMES,
+    ),
+    Mutant(
         "the drafter keeps the cache of what was rolled back",
         "drafter/session.py",
         "self.computed = min(self.computed, kept)",
@@ -244,6 +313,48 @@ PROTOCOL = (
         "        if not self._answered:\n            yield self._open_verify()\n",
         "",
         CORE,
+    ),
+    Mutant(
+        "a pass for an earlier token is heeded",
+        "coordinator/core/request.py",
+        "passed.start == len(self.committed)",
+        "passed.start <= len(self.committed)",
+        CORE,
+    ),
+    Mutant(
+        "a pass is heeded while the verifier owes an answer",
+        "coordinator/core/request.py",
+        "if self.verifier and not self._owes and passed.start",
+        "if self.verifier and passed.start",
+        CORE,
+    ),
+    Mutant(
+        "a pass is not heeded",
+        "coordinator/core/request.py",
+        'yield from self._self_decode("nothing to draft", now_s)',
+        "yield from ()",
+        CORE,
+    ),
+    Mutant(
+        "a drafter passes while a draft of its own is unverified",
+        "drafter/session.py",
+        "if not self._is_exhausted or len(self.tokens) > self._committed:",
+        "if not self._is_exhausted:",
+        CORE,
+    ),
+    Mutant(
+        "a drafter that has found nothing never looks again",
+        "drafter/session.py",
+        "            self._is_exhausted = False  # more is known now than when it was said\n",
+        "",
+        CORE,
+    ),
+    Mutant(
+        "what is only drafted is learned",
+        "drafter/model_free.py",
+        "min(session.num_committed, guesser.num_learned + MAX_LEARNED)",
+        "len(session.tokens)",
+        DRAFTER,
     ),
     Mutant("retries without patience", "coordinator/core/request.py", "2**self._num_retries", "1", CORE),
     Mutant("a rejection does not end the epoch", "verifier/session.py", "self._floor = epoch + 1\n", "pass\n", CORE),

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 import drafter.session
 import verifier.session
 from coordinator.core.commands import Ask, Command, Emit, Fail, Finish
-from coordinator.core.events import Arrived, Drafted, Event, RequestSpec, Tick, Verified, WorkerDown, WorkerUp
+from coordinator.core.events import Arrived, Drafted, Event, Passed, RequestSpec, Tick, Verified, WorkerDown, WorkerUp
 from coordinator.core.limits import Limits
 from coordinator.core.metrics import RequestMetrics
 from coordinator.core.pipeline import Pipeline
@@ -29,6 +29,7 @@ from paceline.types import (
     Mode,
     OpenDraft,
     OpenVerify,
+    Pass,
     Role,
     Rule,
     SamplingParams,
@@ -52,6 +53,11 @@ def draft_token(prefix: Sequence[int], agreement: float) -> int:
     """The toy drafter: right with probability `agreement`, always the same way for the same prefix."""
     right = hash((*prefix[-4:], len(prefix), 7)) % 1000 < 1000 * agreement
     return target_token(prefix) if right else (target_token(prefix) + 1) % VOCABULARY
+
+
+def has_guess(prefix: Sequence[int], share: float) -> bool:
+    """Whether a drafter without a model finds something that goes on like `prefix`; for a share of all prefixes."""
+    return hash((*prefix[-2:], len(prefix), 5)) % 1000 < 1000 * share
 
 
 def greedy(prompt: Tokens, num_tokens: int) -> Tokens:
@@ -144,10 +150,10 @@ class ToyVerifier:
 
 
 class ToyDrafter:
-    """Drafts one token for every request that wants one, each `token_s`."""
+    """Drafts one token for every request that wants one, each `token_s`, after a share `known` of all prefixes."""
 
-    def __init__(self, world: World, name: str, token_s: float, agreement: float) -> None:
-        self.world, self.name, self.token_s, self.agreement = world, name, token_s, agreement
+    def __init__(self, world: World, name: str, token_s: float, agreement: float, known: float) -> None:
+        self.world, self.name, self.token_s, self.agreement, self.known = world, name, token_s, agreement, known
         self.sessions: dict[str, drafter.session.Session[None]] = {}
         self.inbox: list[DrafterAsk] = []
         self.busy = self.dead = self.hung = False
@@ -160,15 +166,15 @@ class ToyDrafter:
         if self.busy or self.dead or self.hung:
             return
         for ask in self.inbox:
-            for draft in self._handle(ask):
-                self.world.send(self.name, draft)
+            for reply in self._handle(ask):
+                self.world.send(self.name, reply)
         self.inbox.clear()
         wanting = [session for session in self.sessions.values() if session.wants_token()]
         if wanting:
             self.busy = True
             self.world.at(self.token_s, lambda: self._done(wanting))
 
-    def _handle(self, ask: DrafterAsk) -> list[Draft]:
+    def _handle(self, ask: DrafterAsk) -> list[Draft | Pass]:
         session = self.sessions.get(ask.request_id)
         match ask:
             case OpenDraft() if session:
@@ -187,10 +193,15 @@ class ToyDrafter:
             return
         for session in wanting:
             session.draft_ms += 1e3 * self.token_s
-            token = draft_token(session.tokens, self.agreement)
-            stop = session.draft_length + 1 >= session.ask.policy["length"]
-            if session.push(token, stop=stop):
-                self.world.send(self.name, session.send(None))
+            stop = True
+            if has_guess(session.tokens, self.known):
+                token = draft_token(session.tokens, self.agreement)
+                stop = session.push(token, stop=session.draft_length + 1 >= session.ask.policy["length"])
+            if stop and not has_guess(session.tokens, self.known):
+                session.exhaust()
+            replies = [session.send(None)] if stop and session.draft_length else session.passes()
+            for reply in replies:
+                self.world.send(self.name, reply)
         self._go()
 
 
@@ -237,9 +248,15 @@ class World:
         return worker
 
     def drafter(
-        self, name: str = "d0", *, token_s: float = 0.0013, agreement: float = 0.8, places: int = 64
+        self,
+        name: str = "d0",
+        *,
+        token_s: float = 0.0013,
+        agreement: float = 0.8,
+        places: int = 64,
+        known: float = 1.0,
     ) -> ToyDrafter:
-        worker = ToyDrafter(self, name, token_s, agreement)
+        worker = ToyDrafter(self, name, token_s, agreement, known)
         self._join(worker, name, Role.DRAFTER, places)
         return worker
 
@@ -320,8 +337,15 @@ class World:
         if worker:
             worker.receive(ask)  # type: ignore[arg-type]
 
-    def send(self, name: str, reply: Draft | Verdict) -> None:
-        event = Drafted(name, reply) if isinstance(reply, Draft) else Verified(name, reply)
+    def send(self, name: str, reply: Draft | Pass | Verdict) -> None:
+        event: Event
+        match reply:
+            case Draft():
+                event = Drafted(name, reply)
+            case Pass():
+                event = Passed(name, reply)
+            case Verdict():
+                event = Verified(name, reply)
         self._hop(lambda: self.feed(event))
 
     def _hop(self, action: Callable[[], None]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from paceline.length_policy import LengthPolicy
-from paceline.types import Blame, Draft, FinishReason, Mode, Rule, SamplingParams, Tokens, Verdict, WorkerInfo
+from paceline.types import Blame, Draft, FinishReason, Mode, Pass, Rule, SamplingParams, Tokens, Verdict, WorkerInfo
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +45,14 @@ class Drafted:
 
 
 @dataclass(frozen=True, slots=True)
+class Passed:
+    """The drafter has nothing to draft before the next commit."""
+
+    worker: str
+    passed: Pass
+
+
+@dataclass(frozen=True, slots=True)
 class Verified:
     worker: str
     verdict: Verdict
@@ -79,4 +87,4 @@ class Tick:
     """Time has passed; the shell sends one by `next_deadline_s()`."""
 
 
-Event = Arrived | Ended | Drafted | Verified | Faulted | WorkerUp | WorkerDown | Tick
+Event = Arrived | Ended | Drafted | Passed | Verified | Faulted | WorkerUp | WorkerDown | Tick

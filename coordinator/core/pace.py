@@ -19,12 +19,13 @@ _WEIGHT = 0.2  # of the newest value: about the last ten count
 # self-decode would delay the verification of a draft that is nearly there by up to a whole pass.
 _PATIENCE = 3.0
 _LEAST_WAIT_S = 0.005  # below this the event loop's own jitter would decide
+_FAST = 0.1  # of a pass: asking the drafter after every token costs no more than this, however often it has nothing
 
 
 @dataclass(slots=True)
 class Pace:
     verify_s: float | None = None  # one forward pass
-    turnaround_s: float | None = None  # a commit that ended a run, to the first draft of the next
+    turnaround_s: float | None = None  # a commit that ended a run, to the first draft of the next, or to a pass
     draft_s: float | None = None  # a drafted token
     delay_s: float | None = None  # of a turnaround, what is not drafting
     wire_s: float = 0.0  # a verification's round trip beside its pass
@@ -52,11 +53,13 @@ class Pace:
             weight = max(_LEAST_TEST_WEIGHT, 1 / (_PRIOR_TESTS + self._num_tests))
             self.acceptance += weight * ((i < num_accepted) - self.acceptance)
 
-    def turned_around(self, turnaround_s: float, draft: Draft) -> None:
-        """The first draft of a run has come, so long after the drafter was told to begin it."""
+    def turned_around(self, turnaround_s: float, draft: Draft | None) -> None:
+        """The first draft of a run has come, or a pass, so long after the drafter was told to begin it."""
         self.turnaround_s = _mean(self.turnaround_s, turnaround_s)
-        self.delay_s = _mean(self.delay_s, max(0.0, turnaround_s - draft.draft_ms / 1e3))
-        self.draft_s = _mean(self.draft_s, draft.draft_ms / 1e3 / len(draft.token_ids))
+        drafting_s = draft.draft_ms / 1e3 if draft else 0.0
+        self.delay_s = _mean(self.delay_s, max(0.0, turnaround_s - drafting_s))
+        if draft:
+            self.draft_s = _mean(self.draft_s, drafting_s / len(draft.token_ids))
 
     def round_trip(self, beside_pass_s: float) -> None:
         """A verification took so much longer than its pass."""
@@ -91,11 +94,22 @@ class Pace:
         late_s = max(0.0, self.verify_s - self.turnaround_s)
         return (1 - self.acceptance) * self.turnaround_s >= self.acceptance * late_s
 
-    def wait_s(self, longest_s: float) -> float:
-        """How long to wait for a draft, `longest_s` at most, before the verifier decodes by itself."""
+    @property
+    def answers_fast(self) -> bool:
+        """Whether the drafter answers a commit within a small part of the verifier's forward pass."""
+        if self.verify_s is None or self.turnaround_s is None:
+            return True  # one token more, and it is known
+        return self.turnaround_s <= _FAST * self.verify_s
+
+    def wait_s(self, num_tokens: int, longest_s: float) -> float:
+        """How long to wait for a draft of up to `num_tokens`, `longest_s` at most, before the verifier decodes on.
+
+        Its requests may draft in different lengths, so the usual turnaround alone would be too short for some.
+        """
         if self.turnaround_s is None:
             return longest_s
-        return min(longest_s, max(_LEAST_WAIT_S, _PATIENCE * self.turnaround_s))
+        whole_s = (self.delay_s or 0.0) + num_tokens * (self.draft_s or 0.0)
+        return min(longest_s, max(_LEAST_WAIT_S, _PATIENCE * max(self.turnaround_s, whole_s)))
 
 
 def _mean(old: float | None, new: float) -> float:

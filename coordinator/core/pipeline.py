@@ -20,6 +20,7 @@ from coordinator.core.events import (
     Ended,
     Event,
     Faulted,
+    Passed,
     RequestSpec,
     Tick,
     Verified,
@@ -27,10 +28,11 @@ from coordinator.core.events import (
     WorkerUp,
 )
 from coordinator.core.limits import Limits
-from coordinator.core.placement import Pools, Worker
-from coordinator.core.request import Request, choose_rule
-from paceline.errors import InvalidInput, Overloaded, UnknownRequest
-from paceline.types import Blame, Role
+from coordinator.core.placement import VERIFIER, Pools, Wish, Worker
+from coordinator.core.request import Request
+from coordinator.core.rules import choose_rule
+from paceline.errors import InvalidInput, Overloaded, UnknownRequest, Unsupported
+from paceline.types import Blame, Mode
 
 
 class Pipeline:
@@ -42,7 +44,8 @@ class Pipeline:
         self._requests: dict[str, Request] = {}
         self._waiting: OrderedDict[str, None] = OrderedDict()  # requests without a verifier, first come first
         # Running requests that want a drafter, by whether it must be a trusted one; those come first.
-        self._undrafted: dict[bool, OrderedDict[str, None]] = {True: OrderedDict(), False: OrderedDict()}
+        # Running requests that want a drafter, by what they want of it; first come first, and none of these is empty.
+        self._undrafted: dict[Wish, OrderedDict[str, None]] = {}
         self._deadlines: list[tuple[float, str]] = []  # heap; an entry that is out of date is skipped
 
     @property
@@ -79,6 +82,10 @@ class Pipeline:
                 request = self._requests.get(draft.request_id)
                 if request and request.drafter == worker:
                     return self._run(request, request.drafted(draft, now_s))
+            case Passed(worker, passed):
+                request = self._requests.get(passed.request_id)
+                if request and request.drafter == worker:
+                    return self._run(request, request.passed(passed, now_s))
             case Arrived(spec):
                 return self._arrived(spec, now_s)
             case Ended(request_id, reason):
@@ -104,6 +111,8 @@ class Pipeline:
             yield Fail(spec.request_id, error)
         elif len(self._waiting) >= self.limits.max_waiting:
             yield Fail(spec.request_id, Overloaded("waiting requests", self.limits.max_waiting, 1.0))
+        elif spec.mode is not Mode.OFF and spec.policy and (fix := self.pools.why_not(spec.policy)):
+            yield Fail(spec.request_id, Unsupported("length_policy", spec.policy.name, fix))
         else:
             try:
                 rule = choose_rule(spec, is_distrusted=self.pools.distrusts_all_drafters)
@@ -125,13 +134,13 @@ class Pipeline:
         if request.done:
             del self._requests[request_id]
             self._waiting.pop(request_id, None)
-            self._undrafted[request.needs_trust].pop(request_id, None)
+            self._leave_undrafted(request)
             return
         if request.verifier is None and request_id not in self._waiting:
             self._waiting[request_id] = None
             self._waiting.move_to_end(request_id, last=False)  # it ran before: it goes first
         if request.drafter is None and request.wants_drafter:
-            self._undrafted[request.needs_trust][request_id] = None
+            self._undrafted.setdefault(request.wish, OrderedDict())[request_id] = None
         self._arm(request)
 
     def _arm(self, request: Request) -> None:
@@ -141,28 +150,35 @@ class Pipeline:
 
     def _place(self, now_s: float) -> Iterator[Command]:
         """Give drafters to running requests that want one, then both workers to waiting ones, first come first."""
-        for trusted_only, undrafted in self._undrafted.items():
+        for wish, undrafted in list(self._undrafted.items()):
             while undrafted:
                 request_id = next(iter(undrafted))
-                drafter = self.pools.take(Role.DRAFTER, request_id, trusted_only=trusted_only)
+                drafter = self.pools.take(wish, request_id)
                 if drafter is None:
                     break
-                del undrafted[request_id]
                 request = self._requests[request_id]
+                self._leave_undrafted(request)
                 yield from self._run(request, request.attach_drafter(drafter))
         while self._waiting:
             request_id = next(iter(self._waiting))
-            verifier = self.pools.take(Role.VERIFIER, request_id)
+            verifier = self.pools.take(VERIFIER, request_id)
             if verifier is None:
                 break
             del self._waiting[request_id]
             request = self._requests[request_id]
             yield from self._run(request, self._start(request, verifier, now_s))
 
+    def _leave_undrafted(self, request: Request) -> None:
+        """It wants no drafter any more, or has one."""
+        undrafted = self._undrafted.get(request.wish, OrderedDict())
+        undrafted.pop(request.spec.request_id, None)
+        if not undrafted:
+            self._undrafted.pop(request.wish, None)
+
     def _start(self, request: Request, verifier: Worker, now_s: float) -> Iterator[Command]:
         """Both workers start prefilling in parallel."""
         if request.drafter is None and request.wants_drafter:
-            drafter = self.pools.take(Role.DRAFTER, request.spec.request_id, trusted_only=request.needs_trust)
+            drafter = self.pools.take(request.wish, request.spec.request_id)
             if drafter:
                 yield from request.attach_drafter(drafter)
         yield from request.attach_verifier(verifier, now_s)

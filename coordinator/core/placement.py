@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 from coordinator.core.pace import Pace
 from coordinator.core.passes import PassTimes
+from paceline.length_policy import LengthPolicy
 from paceline.types import Role, WorkerInfo
 
 
@@ -28,6 +29,23 @@ class Worker:
     @property
     def load(self) -> float:
         return len(self.requests) / self.info.max_num_seqs
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """What a request wants of a worker."""
+
+    role: Role
+    policy: LengthPolicy | None = None  # one that a drafter must offer
+    trusted_only: bool = False  # a drafter whose rows are believed
+
+    def fits(self, worker: Worker) -> bool:
+        if worker.info.role is not self.role or worker.is_trusted < self.trusted_only:
+            return False
+        return self.policy is None or worker.info.offers(self.policy)
+
+
+VERIFIER = Wish(Role.VERIFIER)
 
 
 class Pools:
@@ -52,15 +70,22 @@ class Pools:
         """Remove a worker; returns it with the requests it held, `None` if it was not a member."""
         return self._workers.pop(name, None)
 
-    def take(self, role: Role, request_id: str, *, trusted_only: bool = False) -> Worker | None:
-        """Give `request_id` a place in the pool of `role`; `None` if there is none."""
-        members = [w for w in self._workers.values() if w.info.role is role and w.is_trusted >= trusted_only]
-        free = [w for w in members if w.load < 1]
+    def take(self, wish: Wish, request_id: str) -> Worker | None:
+        """Give `request_id` a place at a worker that fits `wish`; `None` if there is none."""
+        free = [worker for worker in self._workers.values() if wish.fits(worker) and worker.load < 1]
         if not free:
             return None
         worker = min(free, key=lambda w: w.load)
         worker.requests[request_id] = None
         return worker
+
+    def why_not(self, policy: LengthPolicy) -> str:
+        """What to do about a `policy` that no drafter here offers; empty if one does, or if there is none at all."""
+        drafters = [w.info for w in self._workers.values() if w.info.role is Role.DRAFTER]
+        if not drafters or any(info.offers(policy) for info in drafters):
+            return ""
+        names = sorted({name for info in drafters for name in info.policies})
+        return f"no drafter offers it; the drafters that are here offer {', '.join(names)}"
 
     def release(self, name: str | None, request_id: str) -> None:
         """Give the place back; a worker that has left has none to give."""

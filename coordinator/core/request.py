@@ -22,9 +22,10 @@ from coordinator.core.limits import Limits
 from coordinator.core.metrics import RequestMetrics
 from coordinator.core.pace import Pace
 from coordinator.core.passes import PassTimes
-from coordinator.core.placement import Worker
+from coordinator.core.placement import Wish, Worker
+from coordinator.core.rules import believes_rows
 from coordinator.core.window import Window
-from paceline.errors import InvalidInput, PacelineError, Unavailable
+from paceline.errors import PacelineError, Unavailable
 from paceline.length_policy import LengthPolicy
 from paceline.types import (
     Close,
@@ -36,8 +37,9 @@ from paceline.types import (
     Mode,
     OpenDraft,
     OpenVerify,
+    Pass,
+    Role,
     Rule,
-    SamplingParams,
     Source,
     Tokens,
     Verdict,
@@ -89,9 +91,9 @@ class Request:
         return self.spec.mode is not Mode.OFF and not self.done and self.num_refusals <= self.limits.max_moves
 
     @property
-    def needs_trust(self) -> bool:
-        """Whether only a drafter whose rows are believed may draft for it."""
-        return believes_rows(self.rule, self.spec.sampling)
+    def wish(self) -> Wish:
+        """What it wants of a drafter: above all that rows be true where the rule believes them."""
+        return Wish(Role.DRAFTER, self.spec.policy, believes_rows(self.rule, self.spec.sampling))
 
     @property
     def end(self) -> int:
@@ -108,7 +110,7 @@ class Request:
         self._answered = False
         self._decode_until = len(self.committed) + 1
         if not self._expects_drafts:
-            self._decode_until = self._run_end
+            self._decode_until = self._run_end()
         yield self._open_verify()
         for draft in self._window.drafts:
             yield self._verify(draft, now_s)
@@ -162,6 +164,18 @@ class Request:
         if self.verifier:
             yield self._verify(admitted, now_s)
             yield from self._await(now_s)
+
+    def passed(self, passed: Pass, now_s: float) -> Iterator[Command]:
+        """The drafter has nothing to propose after what is committed: waiting for it would be in vain.
+
+        One that answers fast is asked again after a single token, since a draft that it finds then is worth a pass.
+        Otherwise the verifier decodes on meanwhile, as without an answer; a draft that comes ends the run.
+        """
+        self._pace.is_silent = False
+        if begun := self._begun.pop(passed.epoch, None):
+            self._pace.turned_around(now_s - begun[0], None)
+        if self.verifier and not self._owes and passed.start == len(self.committed):
+            yield from self._self_decode("nothing to draft", now_s, 1 if self._pace.answers_fast else _RUN)
 
     def verified(self, verdict: Verdict, now_s: float) -> Iterator[Command]:
         """Commit what is new in the verdict, tell client and drafter, and see to the next move."""
@@ -277,10 +291,14 @@ class Request:
         if self._owes:
             self._num_retries = 0
             self.deadline_s = now_s + self.limits.retry_s
-            if not self._window.drafts and self._decode_until < self._run_end - _RUN // 2 and not self._expects_drafts:
+            if (
+                not self._window.drafts
+                and self._decode_until < self._run_end() - _RUN // 2
+                and not self._expects_drafts
+            ):
                 yield self._decode_on()
         elif self._expects_drafts:
-            self.deadline_s = now_s + self._pace.wait_s(self.limits.max_draft_wait_s)
+            self.deadline_s = now_s + self._pace.wait_s(self.policy.max_length, self.limits.max_draft_wait_s)
         else:
             reason = "no drafter" if self.drafter is None else "resting" if self._is_resting else "silent drafter"
             yield from self._self_decode(reason, now_s)
@@ -317,20 +335,19 @@ class Request:
         if self._answered and not self._window.drafts:
             yield self._decode(self._decode_until - len(self.committed))
 
-    def _self_decode(self, reason: str, now_s: float) -> Iterator[Command]:
+    def _self_decode(self, reason: str, now_s: float, num_tokens: int = _RUN) -> Iterator[Command]:
         """Let the verifier go on alone until a draft ends the run: a drafter that hangs costs one wait, no more."""
         if self.spec.mode is not Mode.OFF:
             self.metrics.fallbacks[reason] += 1
-        yield self._decode_on()
+        yield self._decode_on(num_tokens)
         yield from self._await(now_s)
 
-    @property
-    def _run_end(self) -> int:
+    def _run_end(self, num_tokens: int = _RUN) -> int:
         """Up to where the verifier may decode without being asked again."""
-        return min(self.end, len(self.committed) + _RUN)
+        return min(self.end, len(self.committed) + num_tokens)
 
-    def _decode_on(self) -> Ask:
-        self._decode_until = self._run_end
+    def _decode_on(self, num_tokens: int = _RUN) -> Ask:
+        self._decode_until = self._run_end(num_tokens)
         return self._decode(self._decode_until - len(self.committed))
 
     # --- asks
@@ -397,30 +414,3 @@ class Request:
         self.deadline_s = math.inf
         for worker in filter(None, (self.verifier, self.drafter)):
             yield Ask(worker, Close(self.spec.request_id))
-
-
-def believes_rows(rule: Rule, sampling: SamplingParams) -> bool:
-    """Whether false rows could change the output. At temperature 0 every rule keeps the likeliest token alone."""
-    return rule.needs_rows and not sampling.is_greedy
-
-
-def choose_rule(spec: RequestSpec, *, is_distrusted: bool) -> Rule:
-    """The rule that the request names, or `auto`: an exact one, and of those the one that accepts most.
-
-    `is_distrusted`: there are drafters, and none whose rows are believed. Raises InvalidInput for a rule that could
-    then not be exact.
-    """
-    is_distrusted = is_distrusted and spec.mode is not Mode.OFF
-    if spec.rule is None:
-        if spec.sampling.is_greedy:
-            return Rule.MATCH
-        if spec.sampling.seed is not None:
-            return Rule.COUPLED
-        return Rule.MATCH if is_distrusted else Rule.BLOCK
-    if is_distrusted and believes_rows(spec.rule, spec.sampling):
-        fix = (
-            "is exact only with drafters whose rows can be believed, and none of those registered is trusted; use auto, "
-            "match or coupled, or start the coordinator with --trust-drafters if all drafters are your own"
-        )
-        raise InvalidInput("rule", spec.rule.value, fix)
-    return spec.rule

@@ -10,7 +10,7 @@ refused at start, not served wrongly.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch.nn.functional import scaled_dot_product_attention
@@ -89,6 +89,13 @@ def pool_bytes(options: Options, device: torch.device) -> int:
     return left
 
 
+class Outputs(NamedTuple):
+    """What a pass gives of each wanted row, float32."""
+
+    logits: torch.Tensor  # [num_rows, vocab_size]
+    hidden: torch.Tensor  # [num_rows, hidden size]: the inputs of the output embedding
+
+
 class Executor:
     """A model, its KV memory, and the forward pass over both."""
 
@@ -100,9 +107,12 @@ class Executor:
         self._name = model.config.model_type
         self._lean: LeanDecoder | None = None
         self._store: KVStore | None = None
+        self._hidden = torch.empty(1, 0, 0)  # what went into the output embedding last
+        if (output := model.get_output_embeddings()) is not None:
+            output.register_forward_pre_hook(self._note_hidden)
         probe = _Probe(self._name)
         with torch.inference_mode():
-            logits = self._forward(list(range(_NUM_PROBE_TOKENS)), list(range(_NUM_PROBE_TOKENS)), probe, None)
+            logits, _ = self._forward(list(range(_NUM_PROBE_TOKENS)), list(range(_NUM_PROBE_TOKENS)), probe, None)
         self.vocab_size = int(logits.shape[-1])
         self._sites = probe.sites
         self.num_parameters = sum(parameter.numel() for parameter in model.parameters())
@@ -140,8 +150,8 @@ class Executor:
         """Nothing to end: a single process has no followers."""
 
     @torch.inference_mode()
-    def run(self, plan: StepPlan) -> torch.Tensor:
-        """Logits of the plan's rows, [num_rows, vocab_size] float32."""
+    def run(self, plan: StepPlan) -> Outputs:
+        """The plan's rows."""
         assert self._store is not None, "allocate first"
         step = Step(plan, self._store, self._shape.heads_per_kv)
         positions: list[int] = []
@@ -149,15 +159,17 @@ class Executor:
             positions.extend(range(span.start, span.start + span.num_tokens))
         rows = plan.rows
         if len(rows) == len(positions) and rows == list(range(len(rows))):
-            return self._forward(plan.token_ids, positions, step, None).float()
+            logits, hidden = self._forward(plan.token_ids, positions, step, None)
+            return Outputs(logits.float(), hidden.float())
         # A step without rows still asks for one: not every model takes an empty index.
         index = torch.tensor(rows or [0], device=self._device)
-        return self._forward(plan.token_ids, positions, step, index)[: len(rows)].float()
+        logits, hidden = self._forward(plan.token_ids, positions, step, index)
+        return Outputs(logits[: len(rows)].float(), hidden[: len(rows)].float())
 
     def _forward(
         self, token_ids: list[int], positions: list[int], step: Attends, rows: torch.Tensor | None
-    ) -> torch.Tensor:
-        """Logits of the tokens that the index `rows` names, all if None: [num_rows, vocab_size]."""
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Logits and hidden states of the tokens that the index `rows` names, all if None."""
         if self._lean is not None:
             tokens = torch.tensor(token_ids, device=self._device)
             return self._lean.forward(tokens, positions, step, rows)
@@ -168,7 +180,10 @@ class Executor:
             step=step,
             logits_to_keep=0 if rows is None else rows,
         ).logits
-        return logits[0]
+        return logits[0], self._hidden[0]
+
+    def _note_hidden(self, _module: object, inputs: tuple[torch.Tensor, ...]) -> None:
+        self._hidden = inputs[0]
 
     @torch.inference_mode()
     def _own_logits(self) -> torch.Tensor:
@@ -198,7 +213,7 @@ class Executor:
         self.run(StepPlan(wrong, [0], [Span(half, 1, blocks)]))
         rest = tokens[half:]
         tail = self.run(StepPlan(rest, list(range(len(rest))), [Span(half, len(rest), blocks)]))
-        error = float((torch.cat([head, tail]) - expected).norm() / expected.norm().clamp_min(1e-6))
+        error = float((torch.cat([head.logits, tail.logits]) - expected).norm() / expected.norm().clamp_min(1e-6))
         if not error <= _MAX_ERROR[self._shape.dtype]:
             raise Unsupported(
                 "model",

@@ -82,8 +82,11 @@ class LeanDecoder:
 
     def forward(
         self, token_ids: torch.Tensor, positions: Sequence[int], step: Attends, rows: torch.Tensor | None
-    ) -> torch.Tensor:
-        """token_ids: [N] -> logits [len(rows), vocab_size], of all tokens if `rows` is None."""
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """token_ids: [N] -> logits [len(rows), vocab_size] and the hidden states that they come from.
+
+        Of all tokens if `rows` is None.
+        """
         hidden = embedding(token_ids, self._embedding)
         cos, sin = self._rotation(positions)
         for index, layer in enumerate(self._layers):
@@ -95,7 +98,8 @@ class LeanDecoder:
             hidden = layer.down.onto(hidden, silu(gate).mul_(up))
         if rows is not None:
             hidden = hidden.index_select(0, rows)
-        return self._head(rms_norm(hidden, self._hidden, self._norm, self._eps))
+        hidden = rms_norm(hidden, self._hidden, self._norm, self._eps)
+        return self._head(hidden), hidden
 
     def _attend(
         self,

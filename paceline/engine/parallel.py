@@ -41,7 +41,7 @@ import torch.distributed as dist
 from torch.distributed import distributed_c10d
 
 from paceline.engine import weights
-from paceline.engine.executor import Executor, Options, prepare
+from paceline.engine.executor import Executor, Options, Outputs, prepare
 from paceline.engine.plan import StepPlan
 from paceline.engine.weights import Checkpoint
 from paceline.errors import InvalidInput, Unavailable
@@ -125,7 +125,7 @@ class Leader:
             raise
         return cls(executor, followers, channel, timeout_s)
 
-    def run(self, plan: StepPlan) -> torch.Tensor:
+    def run(self, plan: StepPlan) -> Outputs:
         """`Executor.run` on all ranks. Raises Unavailable if the group has ended, or ends during the step."""
         with self._lock:
             if self._ended is not None:

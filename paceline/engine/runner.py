@@ -12,7 +12,7 @@ from dataclasses import replace
 import torch
 
 from paceline.engine import weights
-from paceline.engine.executor import Executor, Options, prepare
+from paceline.engine.executor import Executor, Options, Outputs, prepare
 from paceline.engine.info import ModelInfo
 from paceline.engine.parallel import Leader
 from paceline.engine.plan import Chunk, build
@@ -21,7 +21,7 @@ from paceline.engine.prefix import PrefixStats
 from paceline.engine.room import Claim, Sharing, share
 from paceline.errors import InvalidInput
 
-__all__ = ["Chunk", "Claim", "ModelInfo", "PoolFull", "PrefixStats", "Runner"]
+__all__ = ["Chunk", "Claim", "ModelInfo", "Outputs", "PoolFull", "PrefixStats", "Runner"]
 
 
 class Runner:
@@ -86,6 +86,7 @@ class Runner:
             eos_token_ids=weights.eos_token_ids(executor.model),
             dtype=dtype,
             device=device,
+            folder=str(checkpoint.folder),
             num_parameters=executor.num_parameters,
         )
         salt = f"{model_hash} {dtype}"
@@ -144,23 +145,28 @@ class Runner:
 
         The result is an inference tensor: arithmetic in place needs `torch.inference_mode()` around it.
         """
+        return self.forward_with_hidden(chunks).logits
+
+    def forward_with_hidden(self, chunks: Sequence[Chunk]) -> Outputs:
+        """`forward`, and beside each row of logits the hidden state that it comes from."""
         self._check(chunks)
         chunks = [self._from_writable_start(chunk) for chunk in chunks]
         wishes = [Extension(chunk.sequence, chunk.start, chunk.start + len(chunk.token_ids)) for chunk in chunks]
         tables = self._pool.extend(wishes)
         pairs = [pair for pair in zip(chunks, tables, strict=True) if len(pair[0].token_ids)]
         if not pairs:
-            return torch.empty(0, self.info.vocab_size, device=self.info.device)
+            nothing = torch.empty(0, self.info.vocab_size, device=self.info.device)
+            return Outputs(nothing, nothing[:, :0])
         plan = build([chunk for chunk, _ in pairs], [table for _, table in pairs])
         try:
-            logits = self._executor.run(plan)
+            rows = self._executor.run(plan)
         except BaseException:
             for chunk in chunks:
                 self._pool.cut(chunk.sequence, chunk.start)
             raise
         for chunk, _ in pairs:
             self._pool.record(chunk.sequence, chunk.start, chunk.token_ids)
-        return logits
+        return rows
 
     def shutdown(self) -> None:
         """Ends the other ranks of a tensor parallel group, if there are any. May be repeated."""

@@ -18,12 +18,14 @@ class DrafterAsk(_message.Message):
     def __init__(self, open: _Optional[_Union[OpenDraft, _Mapping]] = ..., commit: _Optional[_Union[Commit, _Mapping]] = ..., close: _Optional[_Union[_common_pb2.Close, _Mapping]] = ...) -> None: ...
 
 class DrafterReply(_message.Message):
-    __slots__ = ("draft", "fault")
+    __slots__ = ("draft", "fault", "passed")
     DRAFT_FIELD_NUMBER: _ClassVar[int]
     FAULT_FIELD_NUMBER: _ClassVar[int]
+    PASSED_FIELD_NUMBER: _ClassVar[int]
     draft: Draft
     fault: _common_pb2.Fault
-    def __init__(self, draft: _Optional[_Union[Draft, _Mapping]] = ..., fault: _Optional[_Union[_common_pb2.Fault, _Mapping]] = ...) -> None: ...
+    passed: Pass
+    def __init__(self, draft: _Optional[_Union[Draft, _Mapping]] = ..., fault: _Optional[_Union[_common_pb2.Fault, _Mapping]] = ..., passed: _Optional[_Union[Pass, _Mapping]] = ...) -> None: ...
 
 class OpenDraft(_message.Message):
     __slots__ = ("request_id", "epoch", "token_ids", "sampling", "rule", "seed", "policy", "window", "end", "stop_token_ids", "num_prompt_tokens")
@@ -90,3 +92,13 @@ class Draft(_message.Message):
     rows: _common_pb2.Rows
     draft_ms: float
     def __init__(self, request_id: _Optional[str] = ..., epoch: _Optional[int] = ..., start: _Optional[int] = ..., token_ids: _Optional[bytes] = ..., is_open: _Optional[bool] = ..., rows: _Optional[_Union[_common_pb2.Rows, _Mapping]] = ..., draft_ms: _Optional[float] = ...) -> None: ...
+
+class Pass(_message.Message):
+    __slots__ = ("request_id", "epoch", "start")
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    START_FIELD_NUMBER: _ClassVar[int]
+    request_id: str
+    epoch: int
+    start: int
+    def __init__(self, request_id: _Optional[str] = ..., epoch: _Optional[int] = ..., start: _Optional[int] = ...) -> None: ...

@@ -35,7 +35,8 @@ def random_world(seed: int) -> World:
         world.verifier(f"v{i}", pass_s=rng.choice([0.002, 0.016]), places=rng.choice([2, 64]))
     for i in range(rng.choice([0, 1, 1, 2])):
         agreement = rng.choice([0.0, 0.5, 0.8, 1.0])
-        world.drafter(f"d{i}", token_s=rng.choice([0.0003, 0.0013, 0.02]), agreement=agreement)
+        token_s, known = rng.choice([0.0003, 0.0013, 0.02]), rng.choice([1.0, 1.0, 0.9, 0.3, 0.0])
+        world.drafter(f"d{i}", token_s=token_s, agreement=agreement, known=known)
     for i in range(rng.choice([1, 1, 4])):
         world.request(
             f"r{i}",
@@ -125,6 +126,44 @@ def test_a_drafter_that_stops_answering_costs_one_wait() -> None:
     assert world.now_s < plain.now_s
     assert client.metrics is not None
     assert client.metrics.fallbacks["late draft"] == 1
+
+
+@pytest.mark.parametrize("mode", [Mode.SEQUENTIAL, Mode.PEARL])
+@pytest.mark.parametrize("rule", [Rule.MATCH, Rule.TOKEN, Rule.BLOCK])
+def test_a_drafter_that_never_finds_anything_costs_no_waits(mode: Mode, rule: Rule) -> None:
+    """It passes, and the verifier decodes on at once; without a pass each run of decoding waits for the bound first."""
+    seconds = {}
+    for known in (None, 0.0):
+        world = World(1, limits=Limits(max_draft_wait_s=0.25))
+        world.verifier(pass_s=0.016)
+        if known is not None:
+            world.drafter(token_s=0.0001, known=known)
+        world.request(mode=mode, rule=rule, max_tokens=200)
+        world.run().check_lossless()
+        seconds[known] = world.now_s
+    assert seconds[0.0] < 1.3 * seconds[None], "a round trip a token over a link of 1 ms, and no more"
+
+
+def test_a_slow_link_to_a_drafter_that_never_finds_anything_is_not_paid_for_every_token() -> None:
+    seconds = {}
+    for known in (None, 0.0):
+        world = World(1, network=Network(delay_s=0.03), limits=Limits(max_draft_wait_s=0.25))
+        world.verifier(pass_s=0.016)
+        if known is not None:
+            world.drafter(token_s=0.0001, known=known)
+        world.request(max_tokens=200)
+        world.run().check_lossless()
+        seconds[known] = world.now_s
+    assert seconds[0.0] < 1.4 * seconds[None]
+
+
+def test_what_a_drafter_finds_only_here_and_there_is_used() -> None:
+    world = World(1, network=Network(delay_s=0.0001))
+    verifier = world.verifier(pass_s=0.016)
+    world.drafter(token_s=0.0001, agreement=1.0, known=0.8)
+    world.request(length=8, max_tokens=400)
+    world.run().check_lossless()
+    assert verifier.num_passes < 0.4 * 400
 
 
 @pytest.mark.parametrize("rule", [Rule.MATCH, Rule.TOKEN, Rule.BLOCK])

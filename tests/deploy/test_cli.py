@@ -13,6 +13,8 @@ from deploy.cli import COMMANDS, main
 from paceline.errors import InvalidInput, Overloaded, PacelineError, Unavailable, Unsupported
 from tests.deploy.conftest import fails, paceline
 
+TARGET = Path(__file__).parents[2] / "models/demo-target"
+
 
 def refusal(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
     """The line on stderr; in this process, which is faster."""
@@ -75,6 +77,24 @@ def test_no_command_is_an_error_that_shows_the_help(capsys: pytest.CaptureFixtur
         (["verifier", "--model", "x", "--kv-cache-memory", "much"], ["--kv-cache-memory='much'", "1GiB"]),
         (["verifier", "--model", "x", "--host", "10.0.0.1"], ["host='10.0.0.1'", "--insecure"]),
         (["drafter", "--model", "x", "--host", "0.0.0.0", "--insecure"], ["--advertise", "--host"]),
+        (["drafter", "--model", "prompt-lokup"], ["--model='prompt-lokup'", "did you mean prompt-lookup?"]),
+        (["serve", "--target", str(TARGET), "--drafter", "sufix"], ["--drafter='sufix'", "did you mean suffix?"]),
+        (["drafter", "--model", "suffix", "--max-ngram", "65"], ["--max-ngram='65'", "from 1 to 64"]),
+        (
+            ["drafter", "--model", "prompt-lookup", "--max-ngram", "2", "--min-ngram", "3"],
+            ["--min-ngram=3", "at most --max-ngram, which is 2"],
+        ),
+        (["drafter", "--model", "x", "--min-ngram", "2"], ["--min-ngram=2", "--model prompt-lookup or suffix"]),
+        (
+            ["serve", "--target", "x", "--drafter", "prompt-lookup", "--share-between-requests"],
+            ["--share-between-requests=True", "is for --drafter suffix"],
+        ),
+        (
+            ["drafter", "--model", "suffix", "--suffix-tokens", "9"],
+            ["--suffix-tokens=9", "add --share-between-requests"],
+        ),
+        (["drafter", "--model", "suffix", "--host", "0.0.0.0"], ["host='0.0.0.0'", "--insecure"]),
+        (["drafter", "--model", "suffix", "--suffix-tokens", "0"], ["--suffix-tokens='0'", "from 1"]),
         (["verifier", "--model", "x", "--dtype", "float16"], ["--dtype='float16'", "did you mean bfloat16?"]),
     ],
 )

@@ -71,3 +71,25 @@ def test_weights_are_not_held_twice(model_folder: Folders, architecture: str) ->
 def test_a_model_with_other_biases_runs_on_its_own_code(tmp_path: Path, option: str) -> None:
     runner = Runner.load(str(save_model(tmp_path, make_config("Llama", **{option: True}))), max_num_tokens=64)
     assert lean_decoder(runner) is None
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_hidden_states_are_what_the_output_embedding_reads(model_folder: Folders, architecture: str) -> None:
+    """On the lean path and on transformers' own; of the rows that were asked for, in their order."""
+    runner = Runner.load(str(model_folder(architecture)), max_num_tokens=128)
+    assert isinstance(runner._executor, Executor)
+    model = runner._executor.model
+    for sequence in "ab":
+        runner.open(sequence)
+    found = runner.forward_with_hidden([Chunk("a", 0, [5, 6, 7, 8], 2), Chunk("b", 0, [9], 1)])
+    with torch.inference_mode():
+        expected = model.get_output_embeddings()(found.hidden)
+    if cap := getattr(model.config, "final_logit_softcapping", None):
+        expected = (expected / cap).tanh() * cap
+    assert found.hidden.shape == (3, model.config.hidden_size)
+    assert float((found.logits - expected).abs().max()) < 1e-5
+    assert torch.equal(
+        runner.forward([Chunk("a", 2, [7, 8], 2), Chunk("b", 0, [9], 1)]).argmax(-1), expected.argmax(-1)
+    )
+    empty = runner.forward_with_hidden([Chunk("a", 1, [], 0)])
+    assert len(empty.logits) == len(empty.hidden) == 0

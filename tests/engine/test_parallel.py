@@ -84,6 +84,17 @@ def test_two_ranks_give_the_tokens_of_one(alone: Runner, pair: Runner) -> None:
 
 
 @needs_accelerate
+def test_two_ranks_give_the_whole_hidden_states_of_one(alone: Runner, pair: Runner) -> None:
+    found = []
+    for runner in (alone, pair):
+        runner.open("hidden")
+        found.append(runner.forward_with_hidden([Chunk("hidden", 0, [3, 1, 4, 1, 5], 2)]).hidden)
+        runner.close("hidden")
+    assert found[0].shape == found[1].shape
+    assert float((found[0] - found[1]).abs().max()) <= TOLERANCE
+
+
+@needs_accelerate
 def test_a_plan_larger_than_the_buffer_reaches_the_followers(alone: Runner, pair: Runner) -> None:
     chunks = []
     for number in range(20):

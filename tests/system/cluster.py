@@ -13,6 +13,7 @@ from coordinator.api import CoordinatorServer
 from coordinator.config import CoordinatorConfig
 from drafter.engine import DrafterEngine
 from drafter.server import DRAFTER
+from paceline import acceptance_head
 from paceline.client import AsyncClient
 from paceline.engine.runner import Runner
 from paceline.types import Role, WorkerInfo
@@ -65,7 +66,8 @@ class Cluster:
             verifier = self.engines[name] = VerifierEngine(runner, info)
             worker = WorkerServer(verifier, VERIFIER)
         else:
-            drafter = self.engines[name] = DrafterEngine(runner, info, row_width=16)
+            head = acceptance_head.beside(model, drafter_hash=info.model_hash)
+            drafter = self.engines[name] = DrafterEngine(runner, info, row_width=16, head=head)
             worker = WorkerServer(drafter, DRAFTER)
         self.workers[name] = worker
         await worker.start(coordinators=[self.address])

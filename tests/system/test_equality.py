@@ -15,6 +15,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from paceline.errors import Unsupported
+from paceline.length_policy import LengthPolicy
 from paceline.tokenizer import Tokenizer
 from paceline.types import Role
 from tests.system.cluster import Cluster, cluster
@@ -99,3 +101,33 @@ async def test_many_requests_at_once_are_each_as_if_alone(greedy: Sequence[tuple
                 )
             )
     assert [answer.token_ids for answer in answers] == [tokens for tokens in greedy for _ in MODES]
+
+
+@pytest.mark.parametrize("policy", ["adaedl:threshold=0.3", "confidence", "specdecpp:cost_ratio=6"])
+async def test_greedy_output_is_transformers_own_under_every_length_policy(
+    policy: str, greedy: Sequence[tuple[int, ...]]
+) -> None:
+    """With the head that is shipped beside the demo drafter."""
+    given = LengthPolicy.parse(policy)
+    async with cluster(TARGET) as it:
+        await it.add("v", Role.VERIFIER, TARGET)
+        await it.add("d", Role.DRAFTER, DRAFTER)
+        async with it.client() as client:
+            for mode in ("sequential", "pearl"):
+                for prompt, expected in list(zip(prompts(), greedy, strict=True))[:4]:
+                    answer = await client.complete(
+                        prompt, max_tokens=NUM_TOKENS, temperature=0, mode=mode, length_policy=policy
+                    )
+                    assert answer.token_ids == expected, (policy, mode)
+                    assert answer.metrics["length_policy"] == str(given)
+                    assert answer.metrics["num_accepted_tokens"] > 0
+
+
+async def test_a_policy_whose_head_no_drafter_has_is_refused_with_what_there_is(random_drafter: Path) -> None:
+    async with cluster(TARGET) as it:
+        await it.add("v", Role.VERIFIER, TARGET)
+        await it.add("d", Role.DRAFTER, random_drafter)
+        async with it.client() as client:
+            known = "adaedl, confidence, fixed, svip"
+            with pytest.raises(Unsupported, match=rf"length_policy.*no drafter offers it; .* offer {known}"):
+                await client.complete("x", max_tokens=4, length_policy="specdecpp")
