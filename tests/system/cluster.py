@@ -56,8 +56,10 @@ class Cluster:
     def client(self) -> AsyncClient:
         return AsyncClient(self.address)
 
-    async def add(self, name: str, role: Role, model: Path) -> None:
-        """Start a worker and wait until the coordinator uses it."""
+    async def add(
+        self, name: str, role: Role, model: Path, *, kind: type[DrafterEngine] = DrafterEngine, **options: Any
+    ) -> None:
+        """Start a worker and wait until the coordinator uses it. `options` are a drafter engine's."""
         runner = load(model)
         info = worker_info(role, model, runner)
         worker: WorkerServer[Any, Any]
@@ -65,7 +67,7 @@ class Cluster:
             verifier = self.engines[name] = VerifierEngine(runner, info)
             worker = WorkerServer(verifier, VERIFIER)
         else:
-            drafter = self.engines[name] = DrafterEngine(runner, info, row_width=16)
+            drafter = self.engines[name] = kind(runner, info, **{"row_width": 16, **options})
             worker = WorkerServer(drafter, DRAFTER)
         self.workers[name] = worker
         await worker.start(coordinators=[self.address])
