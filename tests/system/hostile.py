@@ -9,6 +9,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterable
 from dataclasses import replace
+from typing import Any
 
 from drafter.engine import DrafterEngine, Replies
 from paceline.types import Draft, DrafterAsk, Rows
@@ -58,6 +59,11 @@ TRICKS: dict[str, Trick] = {
 class HostileEngine(DrafterEngine):
     """See the top of the file."""
 
+    def __init__(self, *worker: Any, **options: Any) -> None:
+        super().__init__(*worker, **options)
+        self.played: set[str] = set()
+        self._history: dict[str, list[Draft]] = {}
+
     def handle(self, peer: int, ask: DrafterAsk) -> Replies:
         return self._twisted(super().handle(peer, ask))
 
@@ -72,11 +78,8 @@ class HostileEngine(DrafterEngine):
                 said.append((peer, reply))  # type: ignore[arg-type]
                 continue
             assert isinstance(reply, Draft)
+            self.played.add(reply.request_id.partition(":")[0])
             history = self._history.setdefault(reply.request_id, [])
             said += [(peer, draft) for draft in trick(reply, history)]
             history.append(reply)
         return said  # type: ignore[return-value]
-
-    @property
-    def _history(self) -> dict[str, list[Draft]]:
-        return self.__dict__.setdefault("_said", {})

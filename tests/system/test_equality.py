@@ -28,7 +28,7 @@ ROOT = Path(__file__).parents[2]
 TARGET, DRAFTER = ROOT / "models/demo-target", ROOT / "models/demo-drafter"
 MODES = ("off", "sequential", "pearl")
 NUM_TOKENS = 48
-NUM_PROMPTS, FEW_TOKENS = 2, 20  # of each combination, where there are many
+FEW_TOKENS = 20  # of each combination, where there are many
 
 
 def prompts() -> list[str]:
@@ -71,10 +71,16 @@ def policies() -> list[str]:
 
 
 async def _compare(
-    it: Cluster, greedy: Sequence[tuple[int, ...]], names: Iterable[str], rules: Sequence[str], policies: Sequence[str]
+    it: Cluster,
+    greedy: Sequence[tuple[int, ...]],
+    *,
+    names: Iterable[str],
+    rules: Sequence[str],
+    policies: Sequence[str],
+    num_prompts: int,
 ) -> None:
     """All combinations at once, each against plain decoding; `names` begin the requests' ids."""
-    texts = prompts()[:NUM_PROMPTS]
+    texts = prompts()[:num_prompts]
     modes = (("sequential", 1), ("pearl", 2), ("pearl", 4))
     places = asyncio.Semaphore(16)
     async with it.client() as client:
@@ -88,11 +94,11 @@ async def _compare(
                 )
             return "" if answer.token_ids == plain[rule == "coupled", at] else request_id
 
-        plain = {(False, at): greedy[at][:FEW_TOKENS] for at in range(NUM_PROMPTS)}
+        plain = {(False, at): greedy[at][:FEW_TOKENS] for at in range(num_prompts)}
         for at, text in enumerate(texts):
             answer = await client.complete(text, max_tokens=FEW_TOKENS, mode="off", **sampled("coupled"))
             plain[True, at] = answer.token_ids
-        combinations = itertools.product(names, rules, policies, modes, range(NUM_PROMPTS))
+        combinations = itertools.product(names, rules, policies, modes, range(num_prompts))
         found = await asyncio.gather(*(differs(n, r, p, *mode, at) for n, r, p, mode, at in combinations))
     assert not any(found), [request_id for request_id in found if request_id]
 
@@ -117,7 +123,7 @@ async def test_no_policy_length_window_or_row_changes_a_token(
         await it.add("v", Role.VERIFIER, TARGET)
         rows: Any = {"row_width": row_width, "row_bits": row_bits, "draft_temperature": draft_temperature}
         await it.add("d", Role.DRAFTER, DRAFTER if drafter == "demo" else random_drafter, **rows)
-        await _compare(it, greedy, [drafter], list(Rule), policies())
+        await _compare(it, greedy, names=[drafter], rules=list(Rule), policies=policies(), num_prompts=2)
 
 
 async def test_no_trick_of_a_hostile_drafter_changes_a_token(greedy: Sequence[tuple[int, ...]]) -> None:
@@ -125,9 +131,18 @@ async def test_no_trick_of_a_hostile_drafter_changes_a_token(greedy: Sequence[tu
     async with cluster(TARGET, insecure=True, limits=Limits(max_draft_wait_s=0.02)) as it:
         await it.add("v", Role.VERIFIER, TARGET)
         await it.add("d", Role.DRAFTER, DRAFTER, kind=HostileEngine)
-        tricks = [trick for trick in TRICKS if trick != "empty"]
-        await _compare(it, greedy, tricks, ["match", "coupled", "block"], ["fixed:length=4"])
-        await _compare(it, greedy, ["empty"], ["match", "coupled"], ["fixed:length=4"])
+        for some in (TRICKS.keys() - {"empty"}, {"empty"}):  # which ends the stream, and so the others' drafts
+            await _compare(
+                it,
+                greedy,
+                names=sorted(some),
+                rules=["match", "coupled", "block"],
+                policies=["fixed:length=4"],
+                num_prompts=1,
+            )
+        engine = it.engines["d"]
+        assert isinstance(engine, HostileEngine)
+        assert engine.played == TRICKS.keys()
 
 
 @pytest.mark.parametrize("drafter", ["demo", "random", "none"])
