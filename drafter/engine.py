@@ -245,7 +245,6 @@ class DrafterEngine:
         uniform = noise.uniform(ask.seed, Domain.DRAFT, position, epoch=session.epoch)
         return rows.sample_row(kept.ids[0], kept.counts[0], uniform)
 
-
     def _draft_sampling(self, sampling: SamplingParams) -> SamplingParams:
         """The law to draft by. Exact whatever it is: its rows are sent as they are sampled, and judged by."""
         if self._draft_temperature is None or sampling.is_greedy:

@@ -163,7 +163,12 @@ def test_another_process_draws_the_same_bits(environment: dict[str, str]) -> Non
     program = "from tests.paceline.test_noise import fingerprint; print(fingerprint())"
     root = Path(__file__).parents[2]
     done = subprocess.run(
-        [sys.executable, "-c", program], cwd=root, env=os.environ | environment, capture_output=True, text=True, check=True
+        [sys.executable, "-c", program],
+        cwd=root,
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+        check=True,
     )
     assert done.stdout.strip() == fingerprint()
 
