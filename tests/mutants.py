@@ -23,7 +23,7 @@ from rich.console import Console
 from rich.table import Table
 
 ROOT = Path(__file__).parents[1]
-COPIED = ("coordinator", "drafter", "paceline", "proto", "tests", "verifier", "pyproject.toml")
+COPIED = ("coordinator", "deploy", "drafter", "paceline", "proto", "tests", "verifier", "pyproject.toml")
 TIMEOUT_S = 600.0
 
 ONE_DRAFT = "test_one_draft_then_the_target_is_exact[2-World(seed=6, vocab_size=4, width=3)]"
@@ -35,6 +35,11 @@ STOPPING = ("tests/drafter/test_stop_before.py",)
 OUTCOMES = ("tests/drafter/test_session.py",)
 CORE = ("tests/coordinator", "tests/verifier/test_session.py", "tests/drafter/test_session.py")
 PARAMETERS = ("tests/paceline/test_adjusted_logits.py",)
+TRUST = ("tests/coordinator/test_trust.py",)
+ROWS = ("tests/paceline/test_rows.py",)
+EXACT = ("tests/coordinator/test_exact_worlds.py", "-k", "path and (closed or queue or late)")
+ENDS = ("tests/coordinator/test_ends.py",)
+CHECK = ("tests/deploy/test_check_lossless.py", "-k", "seed")
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,12 +76,12 @@ FIRST_FAILURE = """    for at in range(len(stop)):
 """
 DRAWN = "return rows.sample_row(kept.ids[0], kept.counts[0], uniform)"
 FULL_ROW = "return law.sample_inverse(law.target_probs(row, ask.sampling)[0], uniform)"
-SENT = "    ids = torch.cat([kept.ids for kept in session.rows])\n"
-DROPPED = """    last = session.rows[-1]
-    if len(session.rows) > 1 and int(last.counts[0][last.ids[0] == session.tokens[-1]]) < rows.total(16) // 3:
-        session.tokens.pop()
-        session.rows.pop()
-        session.computed = len(session.tokens) - 1
+SENT = "        ids = torch.cat([kept.ids for kept in session.rows])\n"
+DROPPED = """        last = session.rows[-1]
+        if len(session.rows) > 1 and int(last.counts[0][last.ids[0] == session.tokens[-1]]) < int(last.counts.sum()) // 3:
+            session.tokens.pop()
+            session.rows.pop()
+            session.computed = len(session.tokens) - 1
 """
 TESTED = """            if drafted != token:
                 break
@@ -245,6 +250,127 @@ SAMPLING = (
         "rows_ = _adjusted(entry, target_rows, work.draft_ids)\n"
         "        return self._commit(entry, work, self._judge(entry, work, target_rows), target_rows, rows_[-1:])",
         VERIFIER,
+    ),
+)
+
+ROWS_AND_TRUST = (
+    Mutant(
+        "rows: the bits of the message are ignored",
+        "paceline/rows.py",
+        "if (counts.sum(-1) != total(rows.bits)).any():",
+        "if (counts.sum(-1) > total(16)).any():",
+        ROWS,
+    ),
+    Mutant(
+        "rows: rounded by bits other than those they are sent with",
+        "drafter/engine.py",
+        "kept = rows.truncate(law.target_probs(row, sampling), self._row_width, self._row_bits)",
+        "kept = rows.truncate(law.target_probs(row, sampling), self._row_width, 8)",
+        DRAFTER,
+    ),
+    Mutant(
+        "rows: a column is left out although a row has a count in it",
+        "paceline/rows.py",
+        "(counts > 0).any(0).sum()",
+        "(counts > 0).all(0).sum()",
+        ROWS,
+    ),
+    Mutant(
+        "drafter: sampled at its own temperature, the request's row sent",
+        "drafter/engine.py",
+        DRAWN,
+        "other = rows.truncate(law.target_probs(row, sampling), self._row_width, self._row_bits)\n"
+        "        session.rows[-1] = rows.truncate(law.target_probs(row, ask.sampling), self._row_width, self._row_bits)\n"
+        "        return rows.sample_row(other.ids[0], other.counts[0], uniform)",
+        DRAFTER,
+    ),
+    Mutant(
+        "trust: every drafter's own word is taken",
+        "coordinator/core/placement.py",
+        "w.info.role is role and w.is_trusted >= trusted_only",
+        "w.info.role is role",
+        TRUST,
+    ),
+    Mutant(
+        "trust: block whoever drafts",
+        "coordinator/core/request.py",
+        "return Rule.MATCH if is_distrusted else Rule.BLOCK",
+        "return Rule.BLOCK",
+        TRUST,
+    ),
+    Mutant(
+        "trust: a rule that cannot be exact is not refused",
+        "coordinator/core/request.py",
+        "if is_distrusted and believes_rows(spec.rule, spec.sampling):",
+        "if False:",
+        TRUST,
+    ),
+    Mutant(
+        "trust: loopback is believed behind --insecure",
+        "coordinator/trust.py",
+        "return not config.insecure and all(map(is_loopback, hosts))",
+        "return all(map(is_loopback, hosts))",
+        TRUST,
+    ),
+    Mutant(
+        "trust: the address that will be connected to is not looked at",
+        "coordinator/trust.py",
+        'hosts = (peer_host, info.address.rpartition(":")[0])',
+        "hosts = (peer_host,)",
+        TRUST,
+    ),
+    Mutant(
+        "check-lossless: near-ties under a seed without their noise",
+        "deploy/check_lossless.py",
+        "    if seed is None:\n        return answer.logprobs[at]\n",
+        "    if True:\n        return answer.logprobs[at]\n",
+        CHECK,
+    ),
+)
+
+# Seen by every coin thrown every way through the whole system, and by the ends of its output.
+WHOLE = (
+    Mutant(
+        "whole: a bonus is taken after an open draft, and the retained row used all the same",
+        "verifier/session.py",
+        "return not (self.drafts and self.drafts[-1].is_open)",
+        "return True",
+        EXACT,
+    ),
+    Mutant(
+        "whole: noise used again after a rollback",
+        "drafter/engine.py",
+        "position, epoch=session.epoch)",
+        "position, epoch=0)",
+        EXACT,
+    ),
+    Mutant(
+        "whole: a late draft is judged from its start",
+        "verifier/session.py",
+        "if known > 0:",
+        "if known > 99:",
+        EXACT,
+    ),
+    Mutant(
+        "whole: the target's own token by the coin of the rejected one",
+        "verifier/rules/token.py",
+        "coins.uniform(Domain.RECOVER, start + at)",
+        "coins.uniform(Domain.ACCEPT, start + at)",
+        EXACT,
+    ),
+    Mutant(
+        "ends: a stop token counts only at the end of a verdict",
+        "coordinator/core/request.py",
+        "            if token in self.spec.stop_token_ids:\n",
+        "            if token in self.spec.stop_token_ids and i == len(tokens) - 1:\n",
+        ENDS,
+    ),
+    Mutant(
+        "ends: min_tokens counts from the draft's start",
+        "paceline/sampling.py",
+        "scores[:num_early, [",
+        "scores[: num_early if num_early >= num_rows else 0, [",
+        ENDS,
     ),
 )
 
@@ -419,7 +545,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.mutants", description="Break the code; see a test notice.")
     parser.add_argument("--only", default="", help="mutants whose description contains this")
     given = parser.parse_args()
-    chosen = [mutant for mutant in SAMPLING + PROTOCOL if given.only in mutant.what]
+    chosen = [mutant for mutant in SAMPLING + ROWS_AND_TRUST + WHOLE + PROTOCOL if given.only in mutant.what]
     if not chosen:
         parser.error(f"--only {given.only!r}: no mutant's description contains it; leave it out to see all of them")
     console = Console()

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Iterator
+from dataclasses import replace
 
 from coordinator.core.choice import FIRST, Choice
 from coordinator.core.commands import Ask, Command, Emit, Fail, Finish
@@ -356,11 +357,16 @@ class Request:
         assert self.drafter is not None
         spec = self.spec
         self._told = len(self.committed)
+        sampling = spec.sampling
+        if self.rule is not Rule.COUPLED and sampling.seed is not None:
+            sampling = replace(
+                sampling, seed=0
+            )  # the verifier's coins are no drafter's to see; only that there are any
         ask = OpenDraft(
             request_id=spec.request_id,
             epoch=epoch,
             token_ids=tuple(self.committed),
-            sampling=spec.sampling,
+            sampling=sampling,
             rule=self.rule,
             seed=spec.seed if self.rule is Rule.COUPLED else spec.draft_seed,
             policy=self.policy,

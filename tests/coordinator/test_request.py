@@ -322,6 +322,13 @@ def test_only_the_coupled_rule_shares_its_seed_with_the_drafter() -> None:
         assert (drafted.seed == verified.seed) is shared  # type: ignore[attr-defined]
 
 
+@pytest.mark.parametrize("rule", [Rule.TOKEN, Rule.BLOCK, Rule.MATCH])
+def test_a_seed_that_the_client_gave_stays_with_the_verifier(rule: Rule) -> None:
+    drafted, verified = asks(pipeline().handle(Arrived(spec(sampling=SamplingParams(seed=5), seed=5, rule=rule)), 0.0))
+    assert 5 not in (drafted.seed, drafted.sampling.seed)  # type: ignore[attr-defined]
+    assert verified.seed == 5  # type: ignore[attr-defined]
+
+
 def test_metrics_account_for_every_token() -> None:
     world = World(3, network=Network(delay_s=0.0005))
     world.verifier()

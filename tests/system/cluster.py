@@ -57,8 +57,10 @@ class Cluster:
     def client(self) -> AsyncClient:
         return AsyncClient(self.address)
 
-    async def add(self, name: str, role: Role, model: Path) -> None:
-        """Start a worker and wait until the coordinator uses it."""
+    async def add(
+        self, name: str, role: Role, model: Path, *, kind: type[DrafterEngine] = DrafterEngine, **options: Any
+    ) -> None:
+        """Start a worker and wait until the coordinator uses it. `options` are a drafter engine's."""
         runner = load(model)
         info = worker_info(role, model, runner)
         worker: WorkerServer[Any, Any]
@@ -67,7 +69,7 @@ class Cluster:
             worker = WorkerServer(verifier, VERIFIER)
         else:
             head = acceptance_head.beside(model, drafter_hash=info.model_hash)
-            drafter = self.engines[name] = DrafterEngine(runner, info, row_width=16, head=head)
+            drafter = self.engines[name] = kind(runner, info, **{"row_width": 16, "head": head, **options})
             worker = WorkerServer(drafter, DRAFTER)
         self.workers[name] = worker
         await worker.start(coordinators=[self.address])
