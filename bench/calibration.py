@@ -73,6 +73,7 @@ def load_drafter(drafter: str) -> Any:
     from transformers.utils import logging
 
     logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     model: Any = AutoModelForCausalLM.from_pretrained(drafter, dtype=torch.float32)
     return model.eval()
 

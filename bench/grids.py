@@ -17,12 +17,13 @@ GRIDS: Mapping[str, tuple[str, tuple[float, ...]]] = {
     "fixed": ("length", (2, 4, 6, 8, 12, 16)),
     # The paper's 0.6 nats first; 1.6 nats is what the demo drafter has on average where its tokens are accepted.
     "svip": ("threshold_nats", (0.6, 1.2, 2.0, 3.0, 4.0, 5.0)),
-    # The paper moves this one itself while running; where it begins matters on short outputs (swept 0.3 to 0.9).
-    "adaedl": ("threshold", (0.3, 0.45, 0.6, 0.75, 0.9)),
-    # The probability that something was rejected; 0.3 and 0.7 are the published defaults.
-    "specdecpp": ("threshold", (0.3, 0.5, 0.7, 0.9)),
+    # The paper moves this one itself while running; where it begins matters on short outputs (swept 0.3 to 0.9). The
+    # two lower ones stop above 5 and 3.6 nats, which drafters of high entropy need.
+    "adaedl": ("threshold", (0.0, 0.15, 0.3, 0.5, 0.7, 0.9)),
+    # The probability that something was rejected; 0.3 and 0.7 are the published defaults, 0 is what was calibrated.
+    "specdecpp": ("threshold", (0.0, 0.3, 0.5, 0.7, 0.9)),
     # Hugging Face's default is 0.4.
-    "confidence": ("threshold", (0.2, 0.4, 0.6, 0.8)),
+    "confidence": ("threshold", (0.05, 0.1, 0.2, 0.4, 0.6, 0.8)),
 }
 
 
@@ -38,3 +39,10 @@ def candidates(names: Sequence[str] = ()) -> dict[str, tuple[LengthPolicy, ...]]
         parameter, values = GRIDS[name]
         found[name] = tuple(LengthPolicy.of(name, {parameter: value}) for value in values)
     return found
+
+
+def label(policy: str) -> str:
+    """The policy with the parameter that is tuned, for a table: `svip threshold_nats=0.6`."""
+    parsed = LengthPolicy.parse(policy)
+    parameter = GRIDS[parsed.name][0]
+    return f"{parsed.name} {parameter}={parsed[parameter]:g}"

@@ -250,11 +250,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if given.plot:
         plot.check_plot(given.plot)
     grids.candidates(given.policies)
-    errors = Console(stderr=True, width=170)
+    errors = Console(stderr=True, width=190)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=errors) as progress:
         timer = Timer.lasting(time.perf_counter, 60 * given.max_minutes)
-        console = errors if given.json else Console(width=170)
+        console = errors if given.json else Console(width=190)
         bench = Bench(given, prompts_of(given), console, progress, timer, [])
         document: dict[str, Any] = {
             "commit": system.commit(),

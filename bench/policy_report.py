@@ -9,7 +9,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from bench import oracle
+from bench import grids, oracle
 from bench.resample import interval
 from bench.row import Row, Setting, quartiles, ratios
 from bench.sweep import Group, Outcome
@@ -107,14 +107,11 @@ def show_cell(cell: Mapping[str, Any], console: Console) -> None:
     for column in ("policy", "tokens/s", "over off (quartiles)", "over fixed (95 %)"):
         table.add_column(column, justify="left" if column == "policy" else "right", no_wrap=True)
     for column in ("accepted/draft", "accepted/tested", "wasted", "draft length", "passes/token"):
-        table.add_column(column, justify="right")
+        table.add_column(column, justify="right", no_wrap=True)
     for row in cell["rows"]:
-        name = f"{row['mode']} {row['parameters'] if row['policy'] not in ('off', 'oracle') else ''}".strip()
-        if row["policy"] == "oracle":
-            name = f"{row['mode']} oracle (computed{', drafting hidden' if row['mode'] == 'pearl' else ''})"
         names = ("accepted_per_draft", "accepted_per_tested", "wasted_tokens", "mean_draft_length", "passes_per_token")
         table.add_row(
-            name,
+            _name(row),
             f"{row['tokens_per_s']:.1f}",
             _spread(row.get("speed_up"), row.get("speed_up_quartiles"), "{:.2f}"),
             _spread(row.get("over_fixed"), row.get("over_fixed_interval"), "{:+.1%}"),
@@ -125,6 +122,14 @@ def show_cell(cell: Mapping[str, Any], console: Console) -> None:
         _show_calibration(cell["calibration"], console)
     for line in cell["left_out"]:
         console.print(f"left out: {line}", highlight=False)
+
+
+def _name(row: Mapping[str, Any]) -> str:
+    if row["policy"] == "off":
+        return "off"
+    if row["policy"] == "oracle":
+        return f"{row['mode']} oracle, computed{', drafting hidden' if row['mode'] == 'pearl' else ''}"
+    return f"{row['mode']} {grids.label(row['parameters'])}"
 
 
 def _title(cell: Mapping[str, Any]) -> str:

@@ -70,15 +70,13 @@ class Row(Generic[S]):
         drafts, drafted = self.total("num_drafts"), self.total("num_draft_tokens")
         tested, passes = self.total("num_tested_tokens"), self.total("num_target_passes")
         accepted, wasted = self.total("num_accepted_tokens"), self.total("num_wasted_tokens")
-        # A draft is counted where it is judged or comes too late. In overlapped modes some are dropped between the two,
-        # since one before them was rejected: there the mean draft length is an upper estimate.
         return {
             "tokens_per_s": self.tokens_per_s,
             "accepted_per_draft": _share(accepted, drafts),
             "accepted_per_tested": _share(accepted, tested),
             "wasted_tokens": wasted,
             "wasted_per_drafted": _share(wasted, drafted),
-            "mean_draft_length": _share(drafted, drafts + self.total("num_stale_drafts")),
+            "mean_draft_length": _share(drafted, self.total("num_received_drafts")),
             "passes_per_token": _share(passes, self.num_tokens),
             "overlap_share": statistics.mean(c.metrics["overlap_share"] for c in self.completions()),
             "verify_ms_per_pass": _share(self.total("verify_ms"), passes),
