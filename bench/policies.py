@@ -315,8 +315,13 @@ def _parser() -> argparse.ArgumentParser:
     add("--prompts", default="tests/data/gsm8k_dev_12.jsonl", help="JSONL, one prompt a line (%(default)s)")
     add("--num-prompts", type=options.count(2), default=24, help="of the file, both halves together (%(default)s)")
     add("--max-tokens", type=options.count(2), default=64, help="of one output (%(default)s)")
-    add("--temperature", type=options.numbers, default=(0.0, 1.0), help="comma separated (0,1)")
-    add("--ratio", type=options.numbers, default=(), help="verify/draft times to expand to; none: the target as it is")
+    add("--temperature", type=options.values(0, 10), default=(0.0, 1.0), help="comma separated (0,1)")
+    add(
+        "--ratio",
+        type=options.values(1, 1000),
+        default=(),
+        help="verify/draft times to expand to; none: the target as it is",
+    )
     modes = options.names(("sequential", "pearl"))
     add("--mode", type=modes, default=("sequential", "pearl"), help="comma separated (sequential,pearl)")
     add("--policies", type=options.names(tuple(grids.GRIDS)), default=(), help="comma separated (all that exist)")
@@ -331,7 +336,7 @@ def _parser() -> argparse.ArgumentParser:
     only.add_argument(
         "--rules", type=options.names(("token", "block")), default=(), help="rules to compare: token,block"
     )
-    only.add_argument("--lengths", type=options.integers, default=(4, 8, 16), help="fixed draft lengths (4,8,16)")
+    only.add_argument("--lengths", type=options.lengths, default=(4, 8, 16), help="fixed draft lengths (4,8,16)")
     only.add_argument("--num-seeds", type=options.count(1), default=2, help="runs a prompt (%(default)s)")
     return parser
 
