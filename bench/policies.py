@@ -40,6 +40,7 @@ from paceline.tokenizer import Tokenizer
 from paceline.types import Mode, Role, Rule, Tokens
 
 PROBE_TOKENS = 8
+PRIMING_TOKENS = 24  # some four drafts: by then the usual turnaround is theirs
 FIXED_SEED = 1  # for the one rule whose output is a function of it
 
 
@@ -76,7 +77,7 @@ def cells(bench: Bench) -> Iterator[dict[str, Any]]:
     grid = grids.candidates(given.policies)
     num_left = max(1, len(given.ratio)) * len(given.temperature)
     with tempfile.TemporaryDirectory() as folder:
-        for target in targets(given, Path(folder)):
+        for target in targets(bench, Path(folder)):
             if bench.timer.left_s <= 0:
                 bench.left_out.append(f"{_name(target)}: no time")
                 num_left -= len(given.temperature)
@@ -111,6 +112,11 @@ def cell(
 
     def sample(setting: Setting, prompt: Tokens) -> Sample:
         bench.progress.advance(task)
+        if setting == oracle.long_drafts():
+            # The coordinator waits three usual turnarounds for a draft, and those before were shorter ones.
+            client.complete(
+                prompt, max_tokens=PRIMING_TOKENS, mode=setting.mode, length_policy=f"fixed:length={oracle.LENGTH // 2}"
+            )
         return _complete(bench, client, setting, prompt, temperature)
 
     def turn(of: Sequence[Row[Setting]], prompt: Tokens, number: int) -> None:
@@ -120,8 +126,10 @@ def cell(
     found = sweep(rows, oracle.long_drafts(), halves, turn, timer)
     bench.progress.update(task, total=bench.progress.tasks[task].completed)
     found_calibration = None
-    if given.calibrate and found.long:
+    if found.long and found.long.total("num_tested_tokens"):
         found_calibration = calibrated(bench, found.long, halves.report)
+    else:
+        found.left_out.append("oracle and calibration: no long draft came in time")
     return {
         "ratio": target.ratio,
         "served": policy_report.served_of(found.best),
@@ -134,8 +142,9 @@ def cell(
     }
 
 
-def targets(given: argparse.Namespace, folder: Path) -> Iterator[Target]:
-    """The target as it is, or one for each ratio, made when its turn comes and removed after it."""
+def targets(bench: Bench, folder: Path) -> Iterator[Target]:
+    """The target as it is, or one for each ratio, made when its turn comes."""
+    given = bench.given
     if not given.ratio:
         yield Target(given.target)
         return
@@ -143,7 +152,9 @@ def targets(given: argparse.Namespace, folder: Path) -> Iterator[Target]:
     verify_ms = partial(step_ms, dtype=given.dtype, num_tokens=1 + DRAFT_LENGTH)
     sizer = Sizer(given.target, draft_ms, folder, verify_ms)
     for wanted in given.ratio:
+        task = bench.progress.add_task(f"ratio {wanted:g}: sizing the target", total=None)
         near = sizer.near(wanted)
+        bench.progress.remove_task(task)
         ratio = {
             "wanted": wanted,
             "reached": near.verify_ms / draft_ms,
@@ -246,7 +257,6 @@ def compare_rules(bench: Bench) -> list[dict[str, Any]]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     given = _parser().parse_args(arguments)
-    given.calibrate = not given.rules
     if given.plot:
         plot.check_plot(given.plot)
     grids.candidates(given.policies)
@@ -259,7 +269,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         document: dict[str, Any] = {
             "commit": system.commit(),
             "machine": system.machine(),
-            "arguments": {key: value for key, value in vars(given).items() if key != "calibrate"},
+            "arguments": vars(given),
             "cells": [],
             "rules": [],
             "left_out": bench.left_out,

@@ -49,10 +49,10 @@ def rows_of(outcome: Outcome, verify_ms_per_token: float) -> list[dict[str, Any]
             if of_mode == mode:
                 entry = {"mode": mode, "policy": name, "parameters": row.setting.policy}
                 rows.append(entry | _over_off(row, outcome) | _over_fixed(row, fixed))
-        if outcome.long and outcome.long.total("num_draft_tokens"):
+        if outcome.long and outcome.long.total("num_drafts"):
             totals = oracle.Totals.of(outcome.long)
             found = oracle.bound(totals, verify_ms_per_token, hidden=mode == "pearl")
-            rows.append({"mode": mode, "policy": "oracle", "parameters": str(oracle.LONG)} | found)
+            rows.append({"mode": mode, "policy": "oracle", "parameters": outcome.long.setting.policy} | found)
     return rows
 
 

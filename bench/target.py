@@ -18,7 +18,8 @@ CONTEXT = 128  # cached tokens: the middle of a usual run of these benchmarks
 DRAFT_LENGTH = 6  # of the pass that counts as verifying
 CLOSE_ENOUGH = 0.1  # of the wanted ratio
 MAX_TRIALS = 4  # expansions for one ratio; each takes some seconds
-COST_S = 3.0  # for measuring one model
+COST_S = 2.0  # for measuring a model once
+NUM_MEASURED = 3  # the fastest counts: what disturbs a measurement only ever makes it slower
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,9 +116,10 @@ def step_ms(model: str, dtype: str, num_tokens: int) -> float:
 
     runner = Runner.load(model, dtype=dtype, max_num_tokens=4096)
     try:
-        cost = measure(runner, within_s=COST_S).cost
+        costs = [measure(runner, within_s=COST_S).cost for _ in range(NUM_MEASURED)]
     finally:
         runner.shutdown()
-    if cost is None:
+    found = [cost.ms(num_tokens, 1, CONTEXT) for cost in costs if cost]
+    if not found:
         raise InvalidInput("model", model, "its passes could not be measured; is its context very short?")
-    return cost.ms(num_tokens, 1, CONTEXT)
+    return min(found)

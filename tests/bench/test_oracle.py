@@ -2,7 +2,8 @@ from __future__ import annotations
 
 import pytest
 
-from bench.oracle import LONG, Totals, bound, long_drafts
+from bench.oracle import LENGTH, Totals, bound, long_drafts
+from paceline.length_policy import LengthPolicy
 from tests.bench.samples import row, sample
 
 EXAMPLE = Totals(num_tokens=10, num_passes=3, num_drafts=2, num_drafted=16, num_accepted=8, draft_ms=16.0, e2e_ms=100.0)
@@ -41,4 +42,4 @@ def test_totals_are_those_of_all_requests() -> None:
 
 def test_the_long_drafts_are_a_lawful_setting() -> None:
     assert long_drafts().mode == "sequential"
-    assert LONG["length"] == 32
+    assert LengthPolicy.parse(long_drafts().policy)["length"] == LENGTH

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from bench.row import Row, Sample, Setting, quartiles, ratios, take_turns
@@ -20,7 +22,9 @@ def test_figures_are_ratios_of_sums_over_all_prompts() -> None:
 
 
 def test_what_was_not_drafted_has_no_shares_instead_of_zeros() -> None:
-    none = dict.fromkeys(("num_drafts", "num_received_drafts", "num_draft_tokens", "num_tested_tokens"), 0)
+    none: dict[str, Any] = dict.fromkeys(
+        ("num_drafts", "num_received_drafts", "num_draft_tokens", "num_tested_tokens"), 0
+    )
     figures = row(sample(num_accepted_tokens=0, num_wasted_tokens=0, draft_ms=0.0, **none)).figures()
     shares = ("accepted_per_draft", "accepted_per_tested", "wasted_per_drafted", "mean_draft_length")
     assert all(figures[name] is None for name in (*shares, "draft_ms_per_token"))
