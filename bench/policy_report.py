@@ -35,7 +35,7 @@ KEYS = """JSON (--json), one object:
     .left_out[]                  what there was no time for, in words
   rules[]                        with --rules: rule, length, accepted_per_draft, accepted_per_tested,
                                  block_efficiency (tokens a pass), over_token, over_token_interval, num_prompts,
-                                 num_drafts
+                                 num_drafts, num_late_drafts
   left_out[]                     of the whole run, in words
 speed_up and over_fixed are medians of ratios within a prompt (over_fixed 0.1: 10 % more); null: nothing drafted."""
 

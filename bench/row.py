@@ -102,9 +102,14 @@ def quartiles(values: Sequence[float]) -> tuple[float, float, float]:
 def take_turns(
     rows: Sequence[Row[S]], prompt: Tokens, number: int, sample: Callable[[S, Tokens], Sample], *, keep: bool = True
 ) -> None:
-    """One more sample for every row; `number` says which of them begins. `keep=False` only warms up."""
+    """One more sample for every row; `number` says which of them begins. `keep=False` only warms up.
+
+    Every second round goes backwards: what a setting leaves behind in the processes, such as how long a draft usually
+    takes, must not always fall on the same neighbour.
+    """
     first = number % len(rows)
-    for row in (*rows[first:], *rows[:first]):
+    order = (*rows[first:], *rows[:first])
+    for row in order if number % 2 == 0 else reversed(order):
         taken = sample(row.setting, prompt)
         if keep:
             row.samples.append(taken)

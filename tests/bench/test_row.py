@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import pytest
@@ -56,3 +57,18 @@ def test_who_begins_moves_on_and_a_warm_up_is_not_kept() -> None:
     take_turns(rows, (1, 2), 4, one)
     assert "".join(order) == "abcbca"
     assert [row.samples[0].num_tokens for row in rows] == [2, 2, 2]
+
+
+def test_no_setting_always_follows_the_same_other() -> None:
+    """A coordinator that has seen short drafts waits too short a time for a long one, at first."""
+    rows = [Row(Setting(name)) for name in "abcd"]
+    order: list[str] = []
+
+    def one(setting: Setting, prompt: Tokens) -> Sample:
+        order.append(setting.name)
+        return Sample(1, 1.0)
+
+    for number in range(4):
+        take_turns(rows, (1,), number, one)
+    followed = {(a, b) for a, b in itertools.pairwise(order) if a != b}
+    assert {("a", "b"), ("b", "a"), ("c", "d"), ("d", "c")} <= followed
