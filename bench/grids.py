@@ -31,14 +31,16 @@ def candidates(names: Sequence[str] = ()) -> dict[str, tuple[LengthPolicy, ...]]
     """Every policy of `names`, or all that exist, with the points of its grid. Raises InvalidInput for one without."""
     for name in names:
         LengthPolicy.of(name, {})
-    found = {}
-    for name in names or tuple(POLICIES):
+    wanted = tuple(names or POLICIES)
+    for name in wanted:
         if name not in GRIDS:
             fix = f"has no grid to sweep; add one to bench/grids.py, or sweep only {', '.join(GRIDS)}"
             raise InvalidInput("--policies", name, fix)
-        parameter, values = GRIDS[name]
-        found[name] = tuple(LengthPolicy.of(name, {parameter: value}) for value in values)
-    return found
+    return {
+        name: tuple(LengthPolicy.of(name, {parameter: value}) for value in values)
+        for name, (parameter, values) in GRIDS.items()
+        if name in wanted
+    }
 
 
 def label(policy: str) -> str:

@@ -234,6 +234,9 @@ def compare_rules(bench: Bench) -> list[dict[str, Any]]:
     """The figures of `bench/rules.py`; acceptance does not depend on what the target costs, so it is taken as it is."""
     given = bench.given
     temperature = max(given.temperature)
+    if given.ratio:
+        fix = "acceptance does not depend on what the target costs; leave it out with --rules"
+        raise InvalidInput("--ratio", given.ratio, fix)
     if temperature == 0:
         raise InvalidInput("--temperature", "0", "rules differ in sampling only; give one over 0, such as 1")
     total = len(bench.prompts) * given.num_seeds * len(given.rules) * len(given.lengths)

@@ -42,7 +42,7 @@ benchmarks:
 {benchmarks}
 
 examples:
-  paceline bench policies --max-minutes 5
+  paceline bench policies --target big/ --drafter small/ --prompts prompts.jsonl --max-minutes 10
   paceline bench policies --rules token,block --lengths 4,8,16 --json > rules.json
   paceline bench modes --num-prompts 4 --no-assisted
 

@@ -48,6 +48,8 @@ def test_what_would_fail_after_the_measurements_fails_before_them(tmp_path: Path
 def test_rules_need_a_temperature_to_differ() -> None:
     with pytest.raises(InvalidInput, match="rules differ in sampling only"):
         main(["--rules", "token,block", "--temperature", "0"])
+    with pytest.raises(InvalidInput, match="leave it out with --rules"):
+        main(["--rules", "token,block", "--ratio", "12"])
 
 
 def test_the_help_teaches_by_examples_and_explains_the_document(capsys: pytest.CaptureFixture[str]) -> None:
