@@ -6,6 +6,7 @@ Drawn from what `bench/calibration.py` computed offline. Needs matplotlib (`pip 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from paceline.errors import InvalidInput
@@ -15,9 +16,13 @@ LAST_BUCKET_NATS = 1.0  # where the bucket without an upper end is drawn: this f
 
 
 def check_plot(file: str) -> None:
-    """Raises InvalidInput at once where drawing would fail after the measurements."""
+    """Makes the folder; raises InvalidInput at once where drawing would fail after the measurements."""
     if not file.endswith(".png"):
         raise InvalidInput("--plot", file, "must end in .png")
+    try:
+        Path(file).parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InvalidInput("--plot", file, f"its folder cannot be made: {error.strerror}") from None
     try:
         import matplotlib  # noqa: F401
     except ImportError:

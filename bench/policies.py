@@ -33,7 +33,7 @@ from bench.row import Row, Sample, Setting, complete, take_turns
 from bench.sweep import Halves, Timer, groups, num_runs, sweep
 from bench.target import DRAFT_LENGTH, Sizer, step_ms
 from paceline.client import Client
-from paceline.errors import InvalidInput
+from paceline.errors import InvalidInput, PacelineError
 from paceline.length_policy import LengthPolicy
 from paceline.prompts import read_prompts
 from paceline.tokenizer import Tokenizer
@@ -278,18 +278,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
             "left_out": bench.left_out,
         }
         console.print(f"commit {document['commit']}; {document['machine']}", highlight=False)
-        if given.rules:
-            document["rules"] = compare_rules(bench)
-        for found in () if given.rules else cells(bench):
-            document["cells"].append(found)
-            policy_report.show_cell(found, console)
+        try:
+            if given.rules:
+                document["rules"] = compare_rules(bench)
+            for found in () if given.rules else cells(bench):
+                document["cells"].append(found)
+                policy_report.show_cell(found, console)
+        except (PacelineError, KeyboardInterrupt) as error:
+            if not document["cells"]:
+                raise
+            # What was measured in half an hour is worth having, with the reason why the rest is missing.
+            bench.left_out.append(f"ended early: {error or 'interrupted'}")
     for line in bench.left_out:
         console.print(f"left out: {line}", highlight=False)
     if given.plot:
         draw(document, given.plot)
     if given.json:
         print(json.dumps(policy_report.rounded(document), indent=1, allow_nan=False))
-    return 0 if document["cells"] or document["rules"] else 1
+    is_whole = document["rules"] or len(document["cells"]) == max(1, len(given.ratio)) * len(given.temperature)
+    return 0 if is_whole else 1
 
 
 def draw(document: Mapping[str, Any], file: str) -> None:

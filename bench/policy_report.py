@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -94,12 +95,14 @@ def served_of(best: Mapping[Group, Row[Setting]]) -> dict[str, Any] | None:
 
 
 def rounded(value: Any) -> Any:
-    """The document with floats of five significant digits: more is noise."""
+    """The document with floats of five significant digits, since more is noise; null for what is no number."""
     if isinstance(value, Mapping):
         return {key: rounded(entry) for key, entry in value.items()}
     if isinstance(value, list | tuple):
         return [rounded(entry) for entry in value]
-    return float(f"{value:.5g}") if isinstance(value, float) else value
+    if isinstance(value, float):
+        return float(f"{value:.5g}") if math.isfinite(value) else None
+    return value
 
 
 def show_cell(cell: Mapping[str, Any], console: Console) -> None:

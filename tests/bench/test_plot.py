@@ -23,8 +23,15 @@ def test_a_png_is_written_for_every_temperature_together(tmp_path: Path) -> None
     assert one.read_bytes() != two.read_bytes()
 
 
-def test_a_plot_that_cannot_be_drawn_is_refused_before_anything_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_plot_that_cannot_be_drawn_is_refused_before_anything_is_measured(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     check_plot("entropy.png")
+    check_plot(str(tmp_path / "new" / "entropy.png"))
+    assert (tmp_path / "new").is_dir()
+    (tmp_path / "file").touch()
+    with pytest.raises(InvalidInput, match="its folder cannot be made"):
+        check_plot(str(tmp_path / "file" / "entropy.png"))
     with pytest.raises(InvalidInput, match=r"--plot='entropy\.svg': must end in \.png"):
         check_plot("entropy.svg")
     real = builtins.__import__

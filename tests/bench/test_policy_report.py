@@ -96,8 +96,8 @@ def test_the_rules_table_has_the_gain_with_its_interval() -> None:
 
 
 def test_the_document_is_json_of_short_numbers() -> None:
-    document = rounded({"a": (1.23456789, 2), "b": None, "c": "x"})
-    assert json.dumps(document, allow_nan=False) == '{"a": [1.2346, 2], "b": null, "c": "x"}'
+    document = rounded({"a": (1.23456789, 2), "b": None, "c": "x", "d": float("nan")})
+    assert json.dumps(document, allow_nan=False) == '{"a": [1.2346, 2], "b": null, "c": "x", "d": null}'
 
 
 def test_served_times_are_those_of_sequential_fixed_drafts() -> None:
