@@ -66,7 +66,7 @@ def test_the_help_teaches_by_examples_and_explains_the_document(capsys: pytest.C
 def test_a_run_that_breaks_off_keeps_what_it_has(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    cell = {
+    cell: dict[str, Any] = {
         "temperature": 0.0,
         "num_prompts": 3,
         "ratio": None,
