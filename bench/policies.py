@@ -349,7 +349,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--rule", choices=("auto", *Rule), default="auto", help="how drafts are judged (%(default)s)")
     add("--dtype", default="bfloat16", help="of the target (%(default)s)")
     add("--drafter-dtype", default="float32", help="of the drafter (%(default)s, the faster one for 1 M parameters)")
-    add("--max-minutes", type=options.positive, default=30.0, help="bound of the whole run (%(default)s)")
+    add("--max-minutes", type=options.positive, default=30.0, help="bound of the whole run, but for the prompt under way (%(default)s)")
     add("--json", action="store_true", help="machine output on stdout, tables on stderr; keys below")
     add("--plot", metavar="FILE.png", help="draw acceptance and accepted length against entropy (needs matplotlib)")
     only = parser.add_argument_group("block against token, instead of the sweep")

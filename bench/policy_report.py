@@ -20,7 +20,8 @@ BASELINE = "fixed"  # what adaptive policies are held against
 KEYS = """JSON (--json), one object:
   commit, machine, arguments     where and how this was measured
   cells[]                        one a ratio and temperature
-    .ratio                       {wanted, reached, verify_ms, draft_ms, num_parameters}; null without --ratio
+    .ratio                       {wanted, reached, verify_ms, draft_ms, num_parameters}; null without --ratio;
+                                 verifying is a pass over 7 tokens after 128 cached ones, drafting one over 1
     .served                      {verify_ms_per_pass, draft_ms_per_token, ratio} as the report's fixed drafts saw them
     .temperature, .num_prompts   of the report
     .rows[]                      mode, policy ("off", a policy's name or "oracle"), parameters, and the columns:
