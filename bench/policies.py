@@ -124,7 +124,7 @@ def cell(
         take_turns(of, prompt, number, sample)
 
     found = sweep(rows, oracle.long_drafts(), halves, turn, timer)
-    bench.progress.update(task, total=bench.progress.tasks[task].completed)
+    bench.progress.stop_task(task)  # there may have been no time for all
     found_calibration = None
     if found.long and found.long.total("num_tested_tokens"):
         found_calibration = calibrated(bench, found.long, halves.report)
@@ -349,7 +349,12 @@ def _parser() -> argparse.ArgumentParser:
     add("--rule", choices=("auto", *Rule), default="auto", help="how drafts are judged (%(default)s)")
     add("--dtype", default="bfloat16", help="of the target (%(default)s)")
     add("--drafter-dtype", default="float32", help="of the drafter (%(default)s, the faster one for 1 M parameters)")
-    add("--max-minutes", type=options.positive, default=30.0, help="bound of the whole run, but for the prompt under way (%(default)s)")
+    add(
+        "--max-minutes",
+        type=options.positive,
+        default=30.0,
+        help="bound of the whole run, but for the prompt under way (%(default)s)",
+    )
     add("--json", action="store_true", help="machine output on stdout, tables on stderr; keys below")
     add("--plot", metavar="FILE.png", help="draw acceptance and accepted length against entropy (needs matplotlib)")
     only = parser.add_argument_group("block against token, instead of the sweep")

@@ -75,8 +75,10 @@ class Sizer:
             guess = next_size(self.known, wanted_ms)
             if guess is None:
                 break
-            output = self._folder / f"target-{guess}"
-            grown = self._grow(self._target, guess, output)
+            try:
+                grown = self._grow(self._target, guess, self._folder / f"target-{guess}")
+            except InvalidInput:
+                break  # there are few exact shapes near a small target; what is known must do
             self.known.append(Sized(grown.folder, grown.num_parameters, self._verify_ms(grown.folder)))
         return self._best(wanted_ms)
 
@@ -105,7 +107,7 @@ def next_size(known: list[Sized], wanted_ms: float) -> int | None:
         guess = a.num_parameters + slope * (wanted_ms - a.verify_ms)
     # A line through two noisy times may point anywhere.
     guess = min(max(guess, 1.05 * smallest.num_parameters), 4 * max(sized.num_parameters for sized in known))
-    rounded = round(guess / 1e5) * 10**5
+    rounded = int(float(f"{guess:.3g}"))
     return None if any(abs(sized.num_parameters / rounded - 1) < 0.02 for sized in known) else rounded
 
 

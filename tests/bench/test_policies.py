@@ -101,12 +101,13 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 @pytest.mark.slow
 def test_a_sweep_of_real_processes_reports_every_policy_at_both_temperatures(pair: list[str], tmp_path: Path) -> None:
     plot = tmp_path / "entropy.png"
-    options = ("--policies", "fixed,svip", "--max-minutes", "2", "--plot", str(plot))
+    options = ("--policies", "fixed,svip", "--ratio", "1", "--max-minutes", "2", "--plot", str(plot))
     result = paceline("bench", "policies", *pair, *options, timeout_s=300)
     assert result.code == 0, result.err
     document = json.loads(result.out)
     assert [found["temperature"] for found in document["cells"]] == [0, 1]
     for found in document["cells"]:
+        assert found["ratio"]["reached"] > 0
         rows = {(entry["mode"], entry["policy"]): entry for entry in found["rows"]}
         names = [("off", "off")]
         names += [(mode, name) for mode in ("sequential", "pearl") for name in ("fixed", "svip", "oracle")]

@@ -54,6 +54,20 @@ def test_below_the_target_as_it_is_there_is_nothing_to_try() -> None:
     assert machine.made == []
 
 
+def test_a_size_that_no_shape_has_leaves_the_nearest_known_one(tmp_path: Path) -> None:
+    machine = Machine()
+
+    def cannot(target: str, num_parameters: int, output: Path) -> Sized:
+        raise InvalidInput("--target", target, "no shape")
+
+    sizer = Sizer(TARGET, DRAFT_MS, tmp_path, machine.verify_ms, grow=cannot)
+    assert sizer.near(25).folder == TARGET
+
+
+def test_a_tiny_target_gets_a_size_of_its_own_order() -> None:
+    assert next_size([Sized("tiny", 30_000, 1.0)], 2.0) == 60_000
+
+
 def test_times_that_contradict_one_another_end_the_search() -> None:
     same = [Sized("a", 10**7, 5.0), Sized("b", 2 * 10**7, 5.0)]
     assert next_size(same, 9.0) is None
