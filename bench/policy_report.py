@@ -29,7 +29,8 @@ KEYS = """JSON (--json), one object:
                                  over_fixed_interval (over the best fixed length of the mode; 95 %),
                                  accepted_per_draft, accepted_per_tested, wasted_tokens, wasted_per_drafted,
                                  mean_draft_length, passes_per_token, overlap_share, verify_ms_per_pass,
-                                 draft_ms_per_token, num_late_drafts, num_prompts; computed (true: not run)
+                                 draft_ms_per_token, fallbacks (self-decodes by reason), num_prompts;
+                                 computed (true: not run)
     .tuning[]                    mode, policy, parameters, tokens_per_s, num_prompts: every point that was tried
     .calibration                 of the long drafts, offline: num_tested, num_drafts, entropy_accepted,
                                  entropy_rejected, auc {entropy, margin, top_prob}, by_entropy[] {from_nats, to_nats,
@@ -37,7 +38,7 @@ KEYS = """JSON (--json), one object:
     .left_out[]                  what there was no time for, in words
   rules[]                        with --rules: rule, length, accepted_per_draft, accepted_per_tested,
                                  block_efficiency (tokens a pass), over_token, over_token_interval, num_prompts,
-                                 num_drafts, num_late_drafts
+                                 num_drafts, fallbacks
   left_out[]                     of the whole run, in words
 speed_up and over_fixed are medians of ratios within a prompt (over_fixed 0.1: 10 % more); null: nothing drafted."""
 

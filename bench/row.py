@@ -7,6 +7,7 @@ noisy, their noise comes in stretches, and so a bad minute falls on all of them 
 from __future__ import annotations
 
 import statistics
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
@@ -81,7 +82,7 @@ class Row(Generic[S]):
             "overlap_share": statistics.mean(c.metrics["overlap_share"] for c in self.completions()),
             "verify_ms_per_pass": _share(self.total("verify_ms"), passes),
             "draft_ms_per_token": _share(self.total("draft_ms"), drafted),
-            "num_late_drafts": sum(c.metrics["fallbacks"].get("late draft", 0) for c in self.completions()),
+            "fallbacks": dict(sum((Counter(c.metrics["fallbacks"]) for c in self.completions()), Counter[str]())),
             "num_prompts": len(self.samples),
         }
 

@@ -80,7 +80,7 @@ def figures(found: Comparison) -> list[dict[str, Any]]:
             "block_efficiency": efficiency(counts),
             "num_prompts": len(per_prompt),
             "num_drafts": row.total("num_drafts"),
-            "num_late_drafts": row.figures()["num_late_drafts"],
+            "fallbacks": row.figures()["fallbacks"],
         }
         other = next((of for s, of in found.samples.items() if (s.rule, s.length) == (BASELINE, setting.length)), None)
         if other is not None and setting.rule != BASELINE:

@@ -19,7 +19,7 @@ def test_figures_are_ratios_of_sums_over_all_prompts() -> None:
     assert figures["wasted_per_drafted"] == pytest.approx(15 / 24)
     assert figures["mean_draft_length"] == pytest.approx(24 / 6)
     assert figures["passes_per_token"] == pytest.approx(8 / 16)
-    assert figures["num_late_drafts"] == 2
+    assert figures["fallbacks"] == {"late draft": 2}
 
 
 def test_what_was_not_drafted_has_no_shares_instead_of_zeros() -> None:
