@@ -1,6 +1,6 @@
 """The verifier's engine alone, in this process: many requests at once, plain greedy decoding, one thread.
 
-    python -m bench.engine --target models/demo-target --parameters 90M
+    paceline bench engine --target models/demo-target --parameters 90M
 
 Three parts:
 
@@ -323,7 +323,7 @@ def show(title: str, rows: Sequence[dict[str, Any]], console: Console) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
-        prog="bench.engine", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+        prog="paceline bench engine", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("--target", default="models/demo-target", help="unexpanded target")
     parser.add_argument("--parameters", default="90M", help="expand the target to about this; 0 = leave it")

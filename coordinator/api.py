@@ -193,6 +193,7 @@ def _metrics_to_wire(metrics: RequestMetrics) -> Any:
         num_prompt_tokens=metrics.num_prompt_tokens,
         num_generated_tokens=metrics.num_generated_tokens,
         num_drafts=metrics.num_drafts,
+        num_received_drafts=metrics.num_received_drafts,
         num_draft_tokens=metrics.num_draft_tokens,
         num_tested_tokens=metrics.num_tested_tokens,
         num_accepted_tokens=metrics.num_accepted_tokens,

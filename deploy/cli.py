@@ -22,6 +22,7 @@ COMMANDS = {
     "serve": ("deploy.serve", "run", "coordinator, drafters and verifier on this machine, as separate processes"),
     "generate": ("deploy.generate", "run", "send prompts to a running coordinator"),
     "check-lossless": ("deploy.check_lossless", "run", "does a running server write what its target alone would?"),
+    "bench": ("deploy.bench", "run", "measure this machine and pair: length policies, modes, overhead, equality"),
     "coordinator": ("deploy.roles", "run_coordinator", "one role alone: takes requests, plans drafting and verifying"),
     "verifier": ("deploy.roles", "run_verifier", "one role alone: holds the target model and judges drafts"),
     "drafter": ("deploy.roles", "run_drafter", "one role alone: holds the draft model and drafts ahead"),

@@ -23,7 +23,10 @@ from rich.console import Console
 from rich.table import Table
 
 ROOT = Path(__file__).parents[1]
-COPIED = ("coordinator", "deploy", "drafter", "paceline", "proto", "tests", "verifier", "pyproject.toml")
+COPIED = (
+    *("bench", "coordinator", "deploy", "drafter", "models", "paceline", "proto", "tests", "verifier"),
+    "pyproject.toml",
+)
 TIMEOUT_S = 600.0
 
 ONE_DRAFT = "test_one_draft_then_the_target_is_exact[2-World(seed=6, vocab_size=4, width=3)]"
@@ -493,6 +496,37 @@ PROTOCOL = (
     ),
 )
 
+BENCH = (
+    Mutant(
+        "sweep: reported on the prompts that it chose by",
+        "bench/sweep.py",
+        "tuple(prompts[1::2])",
+        "tuple(prompts[::2])",
+        ("tests/bench/test_sweep.py",),
+    ),
+    Mutant(
+        "sweep: points that saw different prompts are compared",
+        "bench/sweep.py",
+        "points.sort(key=lambda row: (-len(row.samples), -row.tokens_per_s))",
+        "points.sort(key=lambda row: -row.tokens_per_s)",
+        ("tests/bench/test_sweep.py",),
+    ),
+    Mutant(
+        "oracle: accepted tokens are spared too",
+        "bench/oracle.py",
+        "wasted = totals.num_drafted - totals.num_accepted",
+        "wasted = totals.num_drafted",
+        ("tests/bench/test_oracle.py",),
+    ),
+    Mutant(
+        "calibration: the row after the token",
+        "bench/calibration.py",
+        "len(prompt) - 1 : -1",
+        "len(prompt) :",
+        ("tests/bench/test_calibration.py",),
+    ),
+)
+
 
 def copy_tree(folder: Path) -> None:
     for name in COPIED:
@@ -545,7 +579,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.mutants", description="Break the code; see a test notice.")
     parser.add_argument("--only", default="", help="mutants whose description contains this")
     given = parser.parse_args()
-    chosen = [mutant for mutant in SAMPLING + ROWS_AND_TRUST + WHOLE + PROTOCOL if given.only in mutant.what]
+    mutants = SAMPLING + ROWS_AND_TRUST + WHOLE + PROTOCOL + BENCH
+    chosen = [mutant for mutant in mutants if given.only in mutant.what]
     if not chosen:
         parser.error(f"--only {given.only!r}: no mutant's description contains it; leave it out to see all of them")
     console = Console()

@@ -23,7 +23,8 @@ class RequestMetrics:
     window: int
     num_prompt_tokens: int
     num_drafts: int = 0  # judged
-    num_draft_tokens: int = 0  # received from drafters
+    num_received_drafts: int = 0  # from drafters, judged or not
+    num_draft_tokens: int = 0  # in them
     num_tested_tokens: int = 0
     num_stale_drafts: int = 0
     num_target_passes: int = 0
@@ -45,6 +46,7 @@ class RequestMetrics:
         self.mode, self.length_policy, self.window = mode, length_policy, window
 
     def drafted(self, draft: Draft, now_s: float) -> None:
+        self.num_received_drafts += 1
         self.num_draft_tokens += len(draft.token_ids)
         self.draft_ms += draft.draft_ms
         self._drafting.append((now_s - draft.draft_ms / 1e3, now_s))
