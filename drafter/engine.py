@@ -14,12 +14,11 @@ import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from drafter.look import AcceptProbs, look
+from drafter.look import AcceptProbs, Look, look
 from drafter.policies import Need, Policy, make
 from drafter.requests import Entry, Replies, Requests
 from drafter.session import Session
@@ -37,28 +36,22 @@ from paceline.types import Draft, DrafterAsk, Fault, OpenDraft, Rule, SamplingPa
 log = logging.getLogger(__name__)
 
 
-class _Rows(NamedTuple):
-    """What a pass gives: logits [n, vocab], and where a policy needs it the hidden states [n, d] they come from."""
-
-    logits: Tensor
-    hidden: Tensor | None = None
-
-    def take(self, index: int) -> _Rows:
-        """One row, of its own memory."""
-        own = slice(index, index + 1)
-        return _Rows(self.logits[own].clone(), None if self.hidden is None else self.hidden[own].clone())
-
-
 @dataclass(slots=True)
 class _Entry(Entry[CountRows]):
     """With the row after the whole chain, if it is computed and nothing was drawn from it."""
 
-    spare: _Rows | None = None
+    spare: Look | None = None
 
     @property
     def has_row(self) -> bool:
         """Whether there is a row to draw the next token from already."""
         return self.spare is not None and self.session.computed == len(self.session.tokens)
+
+    def take_row(self) -> Look:
+        """That row, which is drawn from once."""
+        row, self.spare = self.spare, None
+        assert row is not None
+        return row
 
 
 class DrafterEngine(Requests[_Entry]):
@@ -111,6 +104,13 @@ class DrafterEngine(Requests[_Entry]):
         self.runner.open(key)
         return entry
 
+    def _follow(self, entry: _Entry) -> None:
+        before = entry.policy
+        super()._follow(entry)
+        if entry.policy is not before and entry.spare is not None:
+            entry.session.computed -= entry.has_row  # what the new policy would see of it was not looked at
+            entry.spare = None
+
     def _make(self, policy: LengthPolicy) -> Policy:
         return make(policy, self._thresholds)
 
@@ -138,7 +138,7 @@ class DrafterEngine(Requests[_Entry]):
         waiting = [entry for key in going if (entry := self._entries[key]).has_row]
         chunks = self._chunks(going)
         try:
-            rows = self._forward(chunks)
+            logits, hidden = self._forward(chunks)
         except PoolFull as error:
             return self._make_room(chunks, error)
         self.info = self.cost.seen(self.info, chunks, 1e3 * (self._clock() - started_s))
@@ -148,12 +148,14 @@ class DrafterEngine(Requests[_Entry]):
             if not chunk.num_rows:
                 self._charge(session, started_s)
         whole = [self._entries[chunk.sequence] for chunk in chunks if chunk.num_rows]
-        return self._extend([*waiting, *whole], _joined([*filter(None, map(_take_spare, waiting)), rows]), started_s)
+        found = look([entry.policy for entry in whole], logits, hidden, self._head)
+        return self._extend([*waiting, *whole], [*(entry.take_row() for entry in waiting), *found], started_s)
 
-    def _forward(self, chunks: Sequence[Chunk]) -> _Rows:
+    def _forward(self, chunks: Sequence[Chunk]) -> tuple[Tensor, Tensor | None]:
+        """Logits [n, vocab], and the hidden states [n, d] that they come from if a policy here needs them."""
         if self._head and any(Need.ACCEPT_PROB in self._entries[chunk.sequence].policy.needs for chunk in chunks):
-            return _Rows(*self.runner.forward_with_hidden(chunks))
-        return _Rows(self.runner.forward(chunks))
+            return self.runner.forward_with_hidden(chunks)
+        return self.runner.forward(chunks), None
 
     def _charge(self, session: Session[CountRows], since_s: float) -> float:
         """Count the time since then as spent on the draft being made; returns the time now."""
@@ -212,35 +214,32 @@ class DrafterEngine(Requests[_Entry]):
             room -= len(tokens)
         return chunks
 
-    def _extend(self, entries: Sequence[_Entry], rows: _Rows, started_s: float) -> Replies:
+    def _extend(self, entries: Sequence[_Entry], looks: Sequence[Look], started_s: float) -> Replies:
         """Let each entry go on from its row; the drafts that are complete with it, or before it."""
         replies: Replies = []
-        if not entries:
-            return replies
-        argmax = rows.logits.argmax(-1).tolist()
-        looks = look([entry.policy for entry in entries], rows.logits, rows.hidden, self._head)
-        for i, (entry, seen) in enumerate(zip(entries, looks, strict=True)):
+        for entry, row in zip(entries, looks, strict=True):
             session, since_s = entry.session, started_s
-            if session.draft_length and entry.policy.stops_before(seen.before(session.draft_length)):
+            if session.draft_length and entry.policy.stops_before(row.before(session.draft_length)):
                 since_s = self._charge(session, since_s)
                 replies.append((entry.peer, self._send(session)))
                 if not session.wants_token():
-                    entry.spare = rows.take(i)
+                    entry.spare = row.kept()
                     continue
-            token_id = self._choose(session, rows.logits[i : i + 1], argmax[i])
-            stop = entry.policy.stops_after(seen.after(session.draft_length + 1, token_id))
+            token_id = self._choose(session, row)
+            stop = entry.policy.stops_after(row.after(session.draft_length + 1, token_id))
             is_complete = session.push(token_id, stop=stop)
             self._charge(session, since_s)
             if is_complete:
                 replies.append((entry.peer, self._send(session)))
         return replies
 
-    def _choose(self, session: Session[CountRows], raw: Tensor, argmax: int) -> int:
-        """The next token after the chain, from its row `raw` [1, vocab], whose likeliest token is `argmax`."""
+    def _choose(self, session: Session[CountRows], found: Look) -> int:
+        """The next token after the chain, from its row."""
         sampling, num_prompt_tokens = session.ask.sampling, session.num_prompt_tokens
+        raw = found.logits[None]
         row = law.adjusted_logits(raw, sampling, session.tokens, num_prompt_tokens=num_prompt_tokens)
         if session.ask.rule is Rule.MATCH:
-            return argmax if row is raw else int(row.argmax())
+            return found.argmax if row is raw else int(row.argmax())
         return self._draw(session, row)
 
     def _draw(self, session: Session[CountRows], row: Tensor) -> int:
@@ -268,22 +267,3 @@ class DrafterEngine(Requests[_Entry]):
         ids = torch.cat([kept.ids for kept in session.rows])
         counts = torch.cat([kept.counts for kept in session.rows])
         return session.send(rows.pack(ids, counts, self._row_bits))
-
-
-def _take_spare(entry: _Entry) -> _Rows | None:
-    spare, entry.spare = entry.spare, None
-    return spare
-
-
-def _joined(parts: Sequence[_Rows]) -> _Rows:
-    """The rows of all parts, in order. Hidden states that a part lacks are not needed, and stand as zeros."""
-    if len(parts) == 1:
-        return parts[0]
-    logits = torch.cat([part.logits for part in parts])
-    like = next((part.hidden for part in parts if part.hidden is not None), None)
-    if like is None:
-        return _Rows(logits)
-    hidden = [
-        like.new_zeros(len(part.logits), like.shape[-1]) if part.hidden is None else part.hidden for part in parts
-    ]
-    return _Rows(logits, torch.cat(hidden))

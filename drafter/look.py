@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
@@ -24,9 +24,14 @@ class Look:
     """One row, as far as its policy wants to know it."""
 
     logits: Tensor  # [vocab], of the draft model itself
+    argmax: int
     entropy_nats: float = 0.0
     log_norm: float | None = None  # the logarithm of the softmax's denominator
     accept_prob: float = 1.0
+
+    def kept(self) -> Look:
+        """The same, without the rest of its batch in memory."""
+        return replace(self, logits=self.logits.clone())
 
     def before(self, draft_length: int) -> Seen:
         """The row, with nothing drawn from it."""
@@ -56,7 +61,8 @@ def look(
         assert head is not None
         accept_probs = dict(zip(rows, head(hidden[rows]).tolist(), strict=True))
     return [
-        Look(logits[i], entropies.get(i, 0.0), log_norms.get(i), accept_probs.get(i, 1.0)) for i in range(len(logits))
+        Look(logits[i], argmax, entropies.get(i, 0.0), log_norms.get(i), accept_probs.get(i, 1.0))
+        for i, argmax in enumerate(logits.argmax(-1).tolist())
     ]
 
 

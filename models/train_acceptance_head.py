@@ -260,7 +260,7 @@ def _show(figures: dict[str, Any], console: Console) -> None:
     table = Table("cost ratio", "best fixed length", "tokens", "head's threshold", "mean length", "tokens", title=title)
     for entry in figures["rates"]:
         fixed = (f"{entry['fixed_length']}", f"{entry['fixed']:.4f}")
-        by_head = (f"{entry['threshold']:.2f}", f"{entry['head_mean_length']:.2f}", f"{entry['head']:.4f}")
+        by_head = (f"{entry['threshold']:.4f}", f"{entry['head_mean_length']:.2f}", f"{entry['head']:.4f}")
         table.add_row(f"{entry['cost_ratio']:g}", *fixed, *by_head)
     console.print(table)
 

@@ -172,7 +172,7 @@ SAMPLING = (
     Mutant(
         "drafter: a row that ended a draft forwarded again",
         "drafter/engine.py",
-        "entry.spare = rows.take(i)",
+        "entry.spare = row.kept()",
         "session.computed -= 1",
         STOPPING,
     ),

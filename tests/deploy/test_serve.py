@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from paceline import acceptance_head
 from paceline.wire import coordinator_pb2
 from tests.deploy.conftest import Served, fails, is_alive, make_model, paceline, wait_until
 
@@ -114,6 +115,17 @@ def test_a_drafter_with_another_tokenizer_is_refused(pair: tuple[Path, Path], tm
     assert "paceline: --drafter='" in line
     assert "is not that of --target" in line
     assert "same model family" in line
+
+
+def test_another_drafters_acceptance_head_is_refused_at_the_start(pair: tuple[Path, Path], tmp_path: Path) -> None:
+    shipped = Path(__file__).parents[2] / "models/demo-drafter" / acceptance_head.FILE
+    for file in (*pair[1].iterdir(), shipped):
+        (tmp_path / file.name).symlink_to(file)
+    result = paceline("drafter", "--model", str(tmp_path), timeout_s=180)  # it loads the model first
+    assert result.code == 2, result
+    assert "paceline: acceptance_head='" in result.err
+    assert "it was trained for the drafter sha256:" in result.err
+    assert "python -m models.train_acceptance_head" in result.err
 
 
 @pytest.mark.parametrize(
