@@ -18,6 +18,7 @@ from typing import Any
 
 from deploy import options
 from deploy.options import Parser
+from deploy.restart import restart
 from deploy.role_options import add_grpc_port, add_host, add_logging, add_pacing, add_row_width, add_worker
 from paceline.errors import InvalidInput
 from paceline.rpc import check_bind
@@ -162,8 +163,9 @@ def _load(values: argparse.Namespace, role: Role) -> tuple[Any, WorkerInfo]:
 def _serve(engine: Any, kind: Any, runner: Any, values: argparse.Namespace) -> int:
     from paceline.worker import serve_worker
 
+    started_s = time.monotonic()
     try:
-        return asyncio.run(
+        code = asyncio.run(
             serve_worker(
                 engine,
                 kind,
@@ -176,6 +178,7 @@ def _serve(engine: Any, kind: Any, runner: Any, values: argparse.Namespace) -> i
         )
     finally:
         runner.shutdown()
+    return restart(runner.lost, time.monotonic() - started_s) if code and runner.lost else code
 
 
 def _begin(values: argparse.Namespace) -> None:
@@ -183,7 +186,7 @@ def _begin(values: argparse.Namespace) -> None:
     logging.basicConfig(
         level=values.log_level.upper(), stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
     )
-    if os.environ.pop(SUPERVISED, ""):
+    if os.environ.get(SUPERVISED):
         threading.Thread(target=_follow_supervisor, name="supervisor", daemon=True).start()
 
 

@@ -2,7 +2,7 @@
 
 A step forwards one token for every request that has room in its window (and a chunk of the prompt for those that are
 catching up), in one ragged pass, then chooses each request's next token from its row. What is chosen from is what is
-sent: under rejection sampling the row is truncated and quantised first, and the token drawn from exactly that.
+sent (`draws.py`): under rejection sampling the row is truncated and quantised first, and the token drawn from that.
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from drafter.draws import draw
 from drafter.policies import Policy, make
 from drafter.session import Session
-from paceline import noise, rows
+from paceline import rows
 from paceline import sampling as law
 from paceline.engine.cost import CostModel
 from paceline.engine.runner import Chunk, PoolFull, Runner
-from paceline.errors import InvalidInput, Overloaded, Unavailable
-from paceline.noise import Domain
+from paceline.errors import EngineLost, InvalidInput, Overloaded, PacelineError, Unavailable
 from paceline.rows import CountRows
-from paceline.types import Close, Commit, Draft, DrafterAsk, DrafterReply, Fault, OpenDraft, Rule, WorkerInfo
+from paceline.types import Close, Commit, Draft, DrafterAsk, DrafterReply, Fault, OpenDraft, WorkerInfo
 
 log = logging.getLogger(__name__)
 
@@ -56,8 +56,8 @@ class DrafterEngine:
         """`cost`: as measured at the start, or None to learn it while running."""
         self.runner = runner
         self.cost = cost or CostModel()
-        self.info = replace(info, cost=self.cost.cost)
         self._longest = min(runner.info.max_model_len, runner.room())  # tokens of a request, the pool being empty
+        self.info = replace(info, cost=self.cost.cost, max_model_len=self._longest)
         self._row_width = row_width
         self._max_num_batched_tokens = max_num_batched_tokens
         self._clock = clock
@@ -126,10 +126,17 @@ class DrafterEngine:
     # --- work
 
     def has_work(self) -> bool:
+        if self.runner.lost is not None:
+            return True
         return not self._is_stalled and any(entry.session.wants_token() for entry in self._entries.values())
 
     def step(self) -> Replies:
-        """One forward pass, one token more for every request whose row it gave; the drafts this completed."""
+        """One forward pass, one token more for every request whose row it gave; the drafts this completed.
+
+        Raises EngineLost.
+        """
+        if self.runner.lost is not None:
+            raise EngineLost(self.runner.lost)
         started_s = self._clock()
         chunks = self._chunks(self._with_room())
         try:
@@ -141,11 +148,12 @@ class DrafterEngine:
         for chunk in chunks:
             session = self._entries[chunk.sequence].session
             session.computed = chunk.start + len(chunk.token_ids)
-        complete = [entry for entry, stop in zip(whole, self._extend(whole, logits), strict=True) if stop]
+        complete, refusals = self._extend(whole, logits)
         step_ms = 1e3 * (self._clock() - started_s)
         for chunk in chunks:
-            self._entries[chunk.sequence].session.draft_ms += step_ms
-        return [(entry.peer, _send(entry.session)) for entry in complete]
+            if entry := self._entries.get(chunk.sequence):  # else it was refused just now
+                entry.session.draft_ms += step_ms
+        return refusals + [(entry.peer, _send(entry.session)) for entry in complete]
 
     def _with_room(self) -> dict[str, Session[CountRows]]:
         """The sessions that want a token and have room for it; the youngest may lose their cache for the others."""
@@ -176,11 +184,7 @@ class DrafterEngine:
         if len(rivals) > 1:
             self._preempt(rivals[-1])
             return []
-        entry = self._entries[rivals[0]]
-        request_id = entry.session.ask.request_id
-        log.warning("refusing %s: %s", request_id, error)
-        self._close(rivals[0])
-        return [(entry.peer, Fault(request_id, str(error)))]
+        return [self._refuse(self._entries[rivals[0]], error)]
 
     def _chunks(self, wanting: Mapping[str, Session[CountRows]]) -> list[Chunk]:
         """What to forward: requests under way first, prompts in the room that they leave."""
@@ -195,37 +199,51 @@ class DrafterEngine:
             room -= len(tokens)
         return chunks
 
-    def _extend(self, entries: Sequence[_Entry], logits: Tensor) -> list[bool]:
-        """Choose a token from each entry's row [vocab]; which drafts are complete with it."""
+    def _extend(self, entries: Sequence[_Entry], logits: Tensor) -> tuple[list[_Entry], Replies]:
+        """One token more for each entry from its row of `logits` [n, vocab]: whose draft is complete, and refusals."""
         if not entries:
-            return []
-        argmax = logits.argmax(-1).tolist()
-        stops = []
-        for i, entry in enumerate(entries):
-            session, raw = entry.session, logits[i : i + 1]
-            sampling, num_prompt_tokens = session.ask.sampling, session.num_prompt_tokens
-            row = law.adjusted_logits(raw, sampling, session.tokens, num_prompt_tokens=num_prompt_tokens)
-            if session.ask.rule is Rule.MATCH:
-                token_id = argmax[i] if row is raw else int(row.argmax())
-            else:
-                token_id = self._draw(session, row)
-            entropy = law.entropy_nats(raw).item() if entry.policy.needs_entropy else 0.0
-            stop = entry.policy.stops(session.draft_length + 1, entropy)
-            stops.append(session.push(token_id, stop=stop))
-        return stops
+            return [], []
+        complete: list[_Entry] = []
+        refusals: Replies = []
+        drawn = draw([entry.session for entry in entries], logits, self._row_width)
+        entropies = _entropies(entries, logits)
+        for entry, found, entropy in zip(entries, drawn, entropies, strict=True):
+            try:
+                if isinstance(found, Exception):
+                    raise found
+                session = entry.session
+                stop = entry.policy.stops(session.draft_length + 1, entropy)
+                if found.row is not None:
+                    session.rows.append(found.row)
+                if session.push(found.token_id, stop=stop):
+                    complete.append(entry)
+            except Exception as error:
+                refusals.append(self._refuse(entry, error))
+        return complete, refusals
 
-    def _draw(self, session: Session[CountRows], row: Tensor) -> int:
-        """A token from the draft law of `row` [1, vocab], by the noise that the request's rule wants."""
-        ask, position = session.ask, len(session.tokens)
-        if ask.rule is Rule.COUPLED:
-            if ask.sampling.is_greedy:
-                return int(row.argmax())
-            gumbel = noise.gumbel(ask.seed, Domain.COUPLED, [position], row.shape[-1], device=row.device)
-            return int(law.sample_log_probs(law.target_log_probs(row, ask.sampling), gumbel))
-        kept = rows.truncate(law.target_probs(row, ask.sampling), self._row_width)
-        session.rows.append(kept)
-        uniform = noise.uniform(ask.seed, Domain.DRAFT, position, epoch=session.epoch)
-        return rows.sample_row(kept.ids[0], kept.counts[0], uniform)
+    def _refuse(self, entry: _Entry, error: Exception) -> tuple[int, Fault]:
+        """This request cannot be drafted here; the others can, and its verifier goes on alone."""
+        request_id, reason = entry.session.ask.request_id, str(error)
+        if isinstance(error, PacelineError):
+            log.warning("refusing %s: %s", request_id, reason)
+        else:
+            log.exception("the drafter failed on %s, and on no other request", request_id, exc_info=error)
+            reason = f"the drafter failed on this request: {type(error).__name__}; its log says more"
+        key = f"{entry.peer}/{request_id}"
+        self.runner.forget(key)  # whatever spoilt this request must not reach another through the prefix cache
+        self._close(key)
+        return entry.peer, Fault(request_id, reason)
+
+
+def _entropies(entries: Sequence[_Entry], logits: Tensor) -> list[float]:
+    """Each row's entropy in nats before penalties and temperature; 0 where no policy looks at it."""
+    entropies = [0.0] * len(entries)
+    wanted = [at for at, entry in enumerate(entries) if entry.policy.needs_entropy]
+    if wanted:
+        rows_wanted = logits if len(wanted) == len(entries) else logits[wanted]
+        for at, entropy in zip(wanted, law.entropy_nats(rows_wanted).tolist(), strict=True):
+            entropies[at] = entropy
+    return entropies
 
 
 def _send(session: Session[CountRows]) -> Draft:

@@ -6,12 +6,13 @@ tokens, then rounds it to integer counts that sum to 65535, and only then sample
 `paceline.types.Rows` carries ids and counts; the verifier reads exactly the law count / 65535. A token that
 was kept with count 0 is never drafted.
 
-The order of work at the drafter: `truncate`, `sample_row` for each row, `pack`; at the verifier: `unpack`.
+The order of work at the drafter: `truncate`, `sample_rows`, `pack`; at the verifier: `read`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
@@ -39,6 +40,18 @@ class DraftRows(NamedTuple):
     probs: Tensor  # [n, width] float64, count / TOTAL
 
 
+@dataclass(frozen=True, slots=True)
+class ReadRows(Rows):
+    """Rows that were read, and so checked, already: they carry their law along, wherever their draft goes."""
+
+    law: DraftRows = field(compare=False)
+
+    def drop(self, num_rows: int) -> ReadRows:
+        """The same rows without the first `num_rows`."""
+        cut = Rows(self.width, self.ids, self.counts).drop(num_rows)
+        return ReadRows(cut.width, cut.ids, cut.counts, DraftRows(*(part[num_rows:] for part in self.law)))
+
+
 def truncate(probs: Tensor, width: int) -> CountRows:
     """The likeliest `width` tokens of `probs` [n, vocab], quantised by largest remainder.
 
@@ -61,13 +74,20 @@ def truncate(probs: Tensor, width: int) -> CountRows:
 
 
 def sample_row(ids: Tensor, counts: Tensor, uniform: float) -> int:
-    """The token at integer floor(65535 `uniform`) of the counts laid end to end, given one row [width].
+    """`sample_rows` of one row [width]."""
+    return sample_rows(CountRows(ids[None], counts[None]), [uniform])[0]
+
+
+def sample_rows(kept: CountRows, uniforms: Sequence[float]) -> list[int]:
+    """Of each row the token at integer floor(65535 uniform) of its counts laid end to end, given n uniforms.
 
     Exact on integers: token v is drawn for counts[v] of the 65535 values. A 52-bit uniform hits each of them
     equally often but for one part in 2^36.
     """
-    value = min(int(uniform * TOTAL), TOTAL - 1)
-    return int(ids[torch.searchsorted(counts.cumsum(-1), value, right=True)])
+    values = [[min(int(uniform * TOTAL), TOTAL - 1)] for uniform in uniforms]
+    at = torch.searchsorted(kept.counts.cumsum(-1), torch.tensor(values, device=kept.counts.device), right=True)
+    found: list[int] = kept.ids.gather(-1, at).squeeze(-1).tolist()
+    return found
 
 
 def pack(ids: Tensor, counts: Tensor) -> Rows:
@@ -105,6 +125,12 @@ def unpack(
     if token_ids is not None:
         _check_drafted(ids, counts, token_ids)
     return DraftRows(torch.from_numpy(ids).to(device), torch.from_numpy(counts / TOTAL).to(device))
+
+
+def read(rows: Rows, vocab_size: int, *, token_ids: Sequence[int], device: torch.device | str = "cpu") -> ReadRows:
+    """`rows` with the law that `unpack` finds in them, which raises PeerFault if there is none."""
+    law = unpack(rows, vocab_size, token_ids=token_ids, device=device)
+    return ReadRows(rows.width, rows.ids, rows.counts, law)
 
 
 def dense(ids: Tensor, probs: Tensor, vocab_size: int) -> Tensor:

@@ -67,8 +67,8 @@ FIRST_FAILURE = """    for at in range(len(stop)):
             return at
     return len(stop)
 """
-DRAWN = "return rows.sample_row(kept.ids[0], kept.counts[0], uniform)"
-FULL_ROW = "return law.sample_inverse(law.target_probs(row, ask.sampling)[0], uniform)"
+DRAWN = "token_ids = rows.sample_rows(kept, uniforms)"
+FULL_ROW = "token_ids = [law.sample_inverse(row, coin) for row, coin in zip(probs, uniforms, strict=True)]"
 SENT = "    ids = torch.cat([kept.ids for kept in session.rows])\n"
 DROPPED = """    last = session.rows[-1]
     if len(session.rows) > 1 and int(last.counts[0][last.ids[0] == session.tokens[-1]]) < rows.TOTAL // 3:
@@ -106,16 +106,16 @@ SAMPLING = (
     ),
     Mutant(
         "block: drafts that share a pass are one block",
-        "verifier/engine.py",
+        "verifier/judging.py",
         "drafts = [draft.token_ids for draft in work.drafts]",
         "drafts = [work.draft_ids]",
         VERIFIER,
     ),
     Mutant(
         "block: the first token judged by the retained row alone",
-        "verifier/engine.py",
-        "if entry.session.ask.rule is Rule.BLOCK:\n                    return work",
-        "if False:\n                    return work",
+        "verifier/judging.py",
+        "if session.ask.rule is Rule.BLOCK:\n        return None",
+        "if False:\n        return None",
         VERIFIER,
     ),
     Mutant(
@@ -125,13 +125,13 @@ SAMPLING = (
         "row = target_probs[at]",
         TOKEN,
     ),
-    Mutant("drafter: sampled from the full row, the truncated one sent", "drafter/engine.py", DRAWN, FULL_ROW, DRAFTER),
+    Mutant("drafter: sampled from the full row, the truncated one sent", "drafter/draws.py", DRAWN, FULL_ROW, DRAFTER),
     Mutant("drafter: a token dropped by its own probability", "drafter/engine.py", SENT, DROPPED + SENT, DRAFTER),
     Mutant(
         "drafter: noise used again after a rollback",
-        "drafter/engine.py",
-        "position, epoch=session.epoch)",
-        "position, epoch=0)",
+        "drafter/draws.py",
+        "len(session.tokens), epoch=session.epoch)",
+        "len(session.tokens), epoch=0)",
         DRAFTER,
     ),
     Mutant(
@@ -143,14 +143,14 @@ SAMPLING = (
     ),
     Mutant(
         "off by one: the row before is retained",
-        "verifier/engine.py",
-        "target_rows), target_rows, target_rows[-1:])",
-        "target_rows), target_rows, target_rows[-2:-1])",
+        "verifier/judging.py",
+        "retained = target_rows[-1:].clone()",
+        "retained = target_rows[-2:-1].clone()",
         VERIFIER,
     ),
     Mutant(
         "off by one: every token judged by its own row",
-        "verifier/engine.py",
+        "verifier/judging.py",
         "target_rows = _adjusted(entry, target_rows, work.draft_ids)",
         "target_rows = _adjusted(entry, target_rows, work.draft_ids).roll(-1, 0)",
         VERIFIER,
@@ -185,10 +185,9 @@ SAMPLING = (
     ),
     Mutant(
         "a retained row is kept penalised and penalised again",
-        "verifier/engine.py",
-        "return self._commit(entry, work, self._judge(entry, work, target_rows), target_rows, target_rows[-1:])",
-        "rows_ = _adjusted(entry, target_rows, work.draft_ids)\n"
-        "        return self._commit(entry, work, self._judge(entry, work, target_rows), target_rows, rows_[-1:])",
+        "verifier/judging.py",
+        "retained = target_rows[-1:].clone()",
+        "retained = _adjusted(entry, target_rows, work.draft_ids)[-1:]",
         VERIFIER,
     ),
 )

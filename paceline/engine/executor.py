@@ -91,6 +91,8 @@ def pool_bytes(options: Options, device: torch.device) -> int:
 class Executor:
     """A model, its KV memory, and the forward pass over both."""
 
+    lost: str | None = None  # a single process is not lost without its caller
+
     def __init__(self, model: Any, *, device: str, block_size: int) -> None:
         """Learns the attention's shapes in a dry run; `allocate` must follow. Raises Unsupported."""
         self.model = model

@@ -112,6 +112,10 @@ class Runner:
         self._pool.close(sequence)
         self._pool.open(sequence)
 
+    def forget(self, sequence: str) -> None:
+        """Frees all that a sequence has cached, for the prefix cache too. Raises UnknownRequest if it is not open."""
+        self._pool.cut(sequence, 0)
+
     def length(self, sequence: str) -> int:
         """Cached tokens of a sequence. Raises UnknownRequest if it is not open."""
         return self._pool.length(sequence)
@@ -161,6 +165,11 @@ class Runner:
         for chunk, _ in pairs:
             self._pool.record(chunk.sequence, chunk.start, chunk.token_ids)
         return logits
+
+    @property
+    def lost(self) -> str | None:
+        """Why no forward pass will ever succeed again, if so: a tensor parallel group has lost a rank."""
+        return self._executor.lost
 
     def shutdown(self) -> None:
         """Ends the other ranks of a tensor parallel group, if there are any. May be repeated."""

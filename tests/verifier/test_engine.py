@@ -43,6 +43,7 @@ class ToyRunner:
     info: Any
     held: dict[str, list[int]] = field(default_factory=dict)
     num_passes: int = 0
+    lost: str | None = None
 
     def room(self) -> int:
         return 1000
@@ -55,6 +56,9 @@ class ToyRunner:
 
     def close(self, sequence: str) -> None:
         del self.held[sequence]
+
+    def forget(self, sequence: str) -> None:
+        self.held[sequence].clear()
 
     def length(self, sequence: str) -> int:
         return len(self.held[sequence])
