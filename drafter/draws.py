@@ -55,8 +55,10 @@ def draw(sessions: Sequence[Session[CountRows]], logits: Tensor, row_width: int)
                 found[at] = Drawn(_draw_id(session, row, likeliest[at]), None)
         except Exception as error:
             found[at] = error
+    at_once = law.rows_at_once(logits)
     for group in same_law.values():
-        found |= _draw_rows(group, row_width)
+        for first in range(0, len(group), at_once):
+            found |= _draw_rows(group[first : first + at_once], row_width)
     return [found[at] for at in range(len(sessions))]
 
 

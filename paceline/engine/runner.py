@@ -52,7 +52,8 @@ class Runner:
         """Loads and validates `model`, a folder or a Hugging Face name.
 
         The pool holds `max_num_tokens` tokens over all sequences, or what fits in `kv_cache_bytes` on each
-        rank; by default what is left of `gpu_memory_utilization`, or 1 GiB on a CPU. Sets torch to one thread for
+        rank; by default what is left of `gpu_memory_utilization`, or 1 GiB on a CPU. `max_model_len` must fit into it;
+        by default it is the model's, whatever the pool holds. Sets torch to one thread for
         this process: a second OpenMP thread makes a busy CPU ten times slower. Raises InvalidInput for bad options
         or a bad model folder, Unsupported for a model this engine cannot serve.
         """
@@ -77,6 +78,11 @@ class Runner:
             executor = Leader.start(checkpoint, options, timeout_s=tensor_parallel_timeout_s)
         else:
             executor = prepare(checkpoint, options)
+        num_slots = executor.num_blocks * block_size
+        if max_model_len is not None and max_model_len > num_slots:
+            executor.shutdown()
+            fix = f"the KV cache holds only {num_slots} tokens; lower it, or give the cache more memory"
+            raise InvalidInput("max_model_len", max_model_len, fix)
         model_hash, tokenizer_hash = checkpoint.hashes()
         info = ModelInfo(
             model_hash=model_hash,

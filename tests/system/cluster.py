@@ -39,8 +39,8 @@ def worker_info(role: Role, model: Path, runner: Runner, max_num_seqs: int = 16)
     )
 
 
-def load(model: Path) -> Runner:
-    return Runner.load(str(model), dtype="float32", max_num_tokens=8192)
+def load(model: Path, max_num_tokens: int = 8192) -> Runner:
+    return Runner.load(str(model), dtype="float32", max_num_tokens=max_num_tokens)
 
 
 @dataclass
@@ -56,9 +56,9 @@ class Cluster:
     def client(self) -> AsyncClient:
         return AsyncClient(self.address)
 
-    async def add(self, name: str, role: Role, model: Path) -> None:
-        """Start a worker and wait until the coordinator uses it."""
-        runner = load(model)
+    async def add(self, name: str, role: Role, model: Path, max_num_tokens: int = 8192) -> None:
+        """Start a worker with a pool of so many tokens, and wait until the coordinator uses it."""
+        runner = load(model, max_num_tokens)
         info = worker_info(role, model, runner)
         worker: WorkerServer[Any, Any]
         if role is Role.VERIFIER:
