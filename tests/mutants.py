@@ -255,6 +255,44 @@ PROTOCOL = (
     ),
 )
 
+ENGINE = (
+    Mutant(
+        "verifier: a row that is no numbers is judged",
+        "verifier/judging.py",
+        "if not target.are_finite:",
+        "if False:",
+        ("tests/verifier/test_faults.py",),
+    ),
+    Mutant(
+        "drafter: a row that is no numbers is drawn from",
+        "drafter/draws.py",
+        "if not finite[at]:",
+        "if False:",
+        ("tests/drafter/test_faults.py",),
+    ),
+    Mutant(
+        "a request takes the likeliest tokens of its neighbour's rows",
+        "verifier/judging.py",
+        "TargetRows(logits[own], likeliest[own],",
+        "TargetRows(logits[own], likeliest[:count],",
+        VERIFIER,
+    ),
+    Mutant(
+        "graphs: a replay writes where the first step did",
+        "paceline/engine/graphs.py",
+        "            graph.batch.load(batch)\n",
+        "",
+        ("tests/engine/test_graphs.py",),
+    ),
+    Mutant(
+        "graphs: padding writes into a block of the pool",
+        "paceline/engine/graphs.py",
+        "pad(plan, shape, self._scratch,",
+        "pad(plan, shape, 0,",
+        ("tests/engine/test_graphs.py",),
+    ),
+)
+
 
 def copy_tree(folder: Path) -> None:
     for name in COPIED:
@@ -307,7 +345,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.mutants", description="Break the code; see a test notice.")
     parser.add_argument("--only", default="", help="mutants whose description contains this")
     given = parser.parse_args()
-    chosen = [mutant for mutant in SAMPLING + PROTOCOL if given.only in mutant.what]
+    chosen = [mutant for mutant in SAMPLING + PROTOCOL + ENGINE if given.only in mutant.what]
     if not chosen:
         parser.error(f"--only {given.only!r}: no mutant's description contains it; leave it out to see all of them")
     console = Console()

@@ -48,14 +48,15 @@ class Runner:
         tensor_parallel_size: int = 1,
         tensor_parallel_timeout_s: float = 20.0,
         prefix_caching: bool = True,
+        enforce_eager: bool = False,
     ) -> Runner:
         """Loads and validates `model`, a folder or a Hugging Face name.
 
         The pool holds `max_num_tokens` tokens over all sequences, or what fits in `kv_cache_bytes` on each
         rank; by default what is left of `gpu_memory_utilization`, or 1 GiB on a CPU. `max_model_len` must fit into it;
-        by default it is the model's, whatever the pool holds. Sets torch to one thread for
-        this process: a second OpenMP thread makes a busy CPU ten times slower. Raises InvalidInput for bad options
-        or a bad model folder, Unsupported for a model this engine cannot serve.
+        by default it is the model's, whatever the pool holds. `enforce_eager`: no CUDA graphs. Sets torch to one
+        thread for this process: a second OpenMP thread makes a busy CPU ten times slower. Raises InvalidInput for bad
+        options or a bad model folder, Unsupported for a model this engine cannot serve.
         """
         _check_options(dtype, device, max_num_tokens, kv_cache_bytes, block_size, tensor_parallel_size)
         if not 0 < gpu_memory_utilization <= 1:
@@ -72,6 +73,7 @@ class Runner:
             max_model_len=max_model_len,
             tensor_parallel_size=tensor_parallel_size,
             gpu_memory_utilization=gpu_memory_utilization,
+            enforce_eager=enforce_eager,
         )
         executor: Executor | Leader
         if tensor_parallel_size > 1:

@@ -40,7 +40,7 @@ def verifier_info(client: Client, *, unlike: int = 0) -> WorkerInfo:
 
 @needs_accelerate
 @pytest.mark.slow
-@pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGSTOP])
+@pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGSTOP], ids=["killed", "hung"])
 def test_a_lost_rank_costs_a_restart_of_the_group_and_no_request(sent: signal.Signals, tmp_path: Path) -> None:
     """The same process becomes a new incarnation, and the request goes on there with the same tokens."""
     target = write_model(tmp_path / "target", seed=1)
