@@ -10,14 +10,14 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 
 COUNT = "PACELINE_GROUP_RESTARTS"  # of this command so far, handed on from process to process
 MAX_RESTARTS = 5  # by then it is no accident, and whoever started the process should see it end
 HEALTHY_S = 600.0  # a group that lived for so long was well: its loss is the first one again
 FIRST_BACKOFF_S, MAX_BACKOFF_S = 0.5, 10.0
 
-Execute = Callable[[str, Sequence[str], Mapping[str, str]], object]
+Execute = Callable[[str, list[str], Mapping[str, str]], object]
 
 
 def restart(

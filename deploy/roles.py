@@ -19,7 +19,15 @@ from typing import Any
 from deploy import options
 from deploy.options import Parser
 from deploy.restart import restart
-from deploy.role_options import add_grpc_port, add_host, add_logging, add_pacing, add_row_width, add_worker
+from deploy.role_options import (
+    add_grpc_port,
+    add_host,
+    add_logging,
+    add_pacing,
+    add_revision,
+    add_row_width,
+    add_worker,
+)
 from paceline.errors import InvalidInput
 from paceline.rpc import check_bind
 from paceline.types import Mode, Role, Rule, WorkerInfo
@@ -53,6 +61,7 @@ Workers announce themselves here, so start it first (they wait for it if you do 
         required=True,
         help="folder (or Hugging Face name) of the target; only its tokenizer and configuration are read",
     )
+    add_revision(model)
     network = parser.group("network")
     add_host(network)
     add_grpc_port(network)
@@ -66,6 +75,7 @@ Workers announce themselves here, so start it first (they wait for it if you do 
 
     config = CoordinatorConfig(
         tokenizer=values.tokenizer,
+        revision=values.revision,
         host=values.host,
         grpc_port=values.grpc_port,
         insecure=values.insecure,
@@ -143,6 +153,7 @@ def _load(values: argparse.Namespace, role: Role) -> tuple[Any, WorkerInfo]:
         revision=values.revision,
         max_model_len=values.max_model_len,
         tensor_parallel_size=values.tensor_parallel_size,
+        enforce_eager=values.enforce_eager,
     )
     return runner, WorkerInfo(
         role=role,

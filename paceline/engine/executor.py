@@ -88,6 +88,8 @@ def pool_bytes(options: Options, device: torch.device) -> int:
         return options.kv_cache_bytes
     if device.type != "cuda":
         return _DEFAULT_BYTES
+    if not 0 < options.gpu_memory_utilization <= 1:
+        raise InvalidInput("gpu_memory_utilization", options.gpu_memory_utilization, "must be over 0 and at most 1")
     num_free, num_bytes = torch.cuda.mem_get_info(device)
     left = int(options.gpu_memory_utilization * num_bytes) - (num_bytes - num_free)
     if left <= 0:

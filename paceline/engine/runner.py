@@ -59,8 +59,6 @@ class Runner:
         options or a bad model folder, Unsupported for a model this engine cannot serve.
         """
         _check_options(dtype, device, max_num_tokens, kv_cache_bytes, block_size, tensor_parallel_size)
-        if not 0 < gpu_memory_utilization <= 1:
-            raise InvalidInput("gpu_memory_utilization", gpu_memory_utilization, "must be over 0 and at most 1")
         torch.set_num_threads(1)
         checkpoint = weights.inspect(model, revision=revision, max_model_len=max_model_len)
         options = Options(
@@ -80,11 +78,7 @@ class Runner:
             executor = Leader.start(checkpoint, options, timeout_s=tensor_parallel_timeout_s)
         else:
             executor = prepare(checkpoint, options)
-        num_slots = executor.num_blocks * block_size
-        if max_model_len is not None and max_model_len > num_slots:
-            executor.shutdown()
-            fix = f"the KV cache holds only {num_slots} tokens; lower it, or give the cache more memory"
-            raise InvalidInput("max_model_len", max_model_len, fix)
+        _check_room(executor, options)
         model_hash, tokenizer_hash = checkpoint.hashes()
         info = ModelInfo(
             model_hash=model_hash,
@@ -209,6 +203,14 @@ class Runner:
                 raise ValueError(f"{chunk.sequence!r} exceeds max_model_len={self.info.max_model_len}")
             if count and (min(chunk.token_ids) < 0 or max(chunk.token_ids) >= self.info.vocab_size):
                 raise ValueError(f"{chunk.sequence!r} has a token id outside 0..{self.info.vocab_size - 1}")
+
+
+def _check_room(executor: Executor | Leader, options: Options) -> None:
+    num_slots = executor.num_blocks * options.block_size
+    if options.max_model_len is not None and options.max_model_len > num_slots:
+        executor.shutdown()
+        fix = f"the KV cache holds only {num_slots} tokens; lower it, or give the cache more memory"
+        raise InvalidInput("max_model_len", options.max_model_len, fix)
 
 
 def _check_options(

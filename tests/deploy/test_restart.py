@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import pytest
 
 from deploy.restart import COUNT, FIRST_BACKOFF_S, HEALTHY_S, MAX_BACKOFF_S, MAX_RESTARTS, restart
 
-Call = tuple[str, Sequence[str], Mapping[str, str]]
+Call = tuple[str, list[str], Mapping[str, str]]
 
 
 def lives(lived_s: float, num_lives: int) -> tuple[list[Call], list[float], int]:
