@@ -7,8 +7,11 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 
 from deploy.checks import check_pair
+from deploy.cli import main
 from deploy.serve import SHARED_KV_CACHE_BYTES, Plan, _parser, _plan
 from paceline.errors import InvalidInput
 from tests.tiny import write_pair
@@ -104,3 +107,16 @@ def test_a_tokenizer_that_does_not_fit_its_model_is_told_before_anything_is_star
     message = refusal(target, drafter)
     assert message.startswith("--target=")
     assert "the embedding only 100 rows" in message
+
+
+def test_a_worker_whose_weights_have_the_wrong_shape_ends_with_code_2_before_it_serves(
+    pair: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    target, _ = pair
+    tensors = load_file(target / "model.safetensors")
+    save_file(tensors | {"model.norm.weight": torch.ones(7)}, target / "model.safetensors", metadata={"format": "pt"})
+    capsys.readouterr()
+    assert main(["verifier", "--model", str(target), "--kv-cache-memory", "1MiB"]) == 2
+    said = capsys.readouterr()
+    assert said.out == "", "it never was ready"
+    assert "tensor model.norm.weight has the wrong shape" in said.err.splitlines()[-1]
