@@ -155,6 +155,11 @@ def _load(values: argparse.Namespace, role: Role) -> tuple[Any, WorkerInfo]:
         tensor_parallel_size=values.tensor_parallel_size,
         enforce_eager=values.enforce_eager,
     )
+    if runner.room() < runner.info.max_model_len:
+        text = (
+            "the KV cache holds %d tokens, the model's context %d: longer requests are refused; see --kv-cache-memory"
+        )
+        logging.getLogger(__name__).warning(text, runner.room(), runner.info.max_model_len)
     return runner, WorkerInfo(
         role=role,
         address="",  # filled in once the port is known
