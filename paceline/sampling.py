@@ -149,7 +149,8 @@ def sample_inverse(probs_row: Tensor, uniform: float) -> int:
 
 def entropy_nats(logits: Tensor) -> Tensor:
     """The entropy [n] in nats of the softmax of `logits` [n, vocab]: whole vocabulary, temperature 1."""
-    parts = _wide(logits).split(rows_at_once(logits))
+    count = rows_at_once(logits)
+    parts = (_wide(logits[first : first + count]) for first in range(0, max(1, len(logits)), count))
     return torch.cat([torch.special.entr(part.softmax(-1)).sum(-1) for part in parts])
 
 

@@ -256,8 +256,9 @@ class VerifierEngine:
                 continue
             if verdict:
                 entry.session.since_s = now_s = self._clock()
-                timings = {"verify_ms": 1e3 * (now_s - started_s), "queue_ms": waited_ms}
-                replies.append((entry.peer, replace(verdict, batch_tokens=sum(shares.values()), **timings)))
+                took_ms = 1e3 * (now_s - started_s)
+                verdict = replace(verdict, verify_ms=took_ms, queue_ms=waited_ms, batch_tokens=sum(shares.values()))
+                replies.append((entry.peer, verdict))
         return replies
 
     @staticmethod

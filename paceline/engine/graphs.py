@@ -16,7 +16,7 @@ import logging
 from bisect import bisect_left
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -119,7 +119,8 @@ def cuda_capture() -> Capture:
     memory = torch.cuda.graph_pool_handle()
 
     def capture(once: Pass) -> Pass:
-        side = torch.cuda.Stream()
+        stream: Any = torch.cuda.Stream
+        side = stream()
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):
             for _ in range(_NUM_WARM_UPS):

@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 from torch import Tensor
 
-from drafter import draws
 from drafter.engine import DrafterEngine
 from paceline import noise
 from paceline.engine.runner import Chunk
@@ -81,7 +80,7 @@ def test_a_draw_that_fails_costs_its_request_alone(is_shared: bool, monkeypatch:
             raise ZeroDivisionError("planted")
         return uniform(seed, *arguments, **options)
 
-    monkeypatch.setattr(draws.noise, "uniform", planted)
+    monkeypatch.setattr(noise, "uniform", planted)
     found, (fault,) = drafted(it)
     assert found == {name: expected[name] for name in ("before", "after")}
     assert (fault.request_id, "ZeroDivisionError" in fault.message) == ("bad", True)

@@ -15,8 +15,8 @@ from paceline.engine.runner import Chunk
 from paceline.errors import EngineLost
 from paceline.types import Blame, Decode, Fault, OpenVerify, Rule, SamplingParams, Tokens, Verdict, Verify
 from tests.verifier.test_engine import PENALISED, draft_of, engine
-from verifier import judging
 from verifier.engine import VerifierEngine
+from verifier.rules import judge, judge_blocks
 
 NEIGHBOURS = ("before", "after")
 GREEDY = SamplingParams(temperature=0)
@@ -98,12 +98,12 @@ def test_minus_infinity_is_a_lawful_logit() -> None:
 
 @pytest.mark.parametrize("rule", [Rule.COUPLED, Rule.TOKEN, Rule.BLOCK])
 def test_a_rule_that_fails_on_one_request_costs_that_one(rule: Rule, monkeypatch: pytest.MonkeyPatch) -> None:
-    def failing(judge: Any) -> Any:
+    def failing(rules: Any) -> Any:
         def planted(*arguments: Any, **options: Any) -> Any:
             given = next(argument for argument in arguments if isinstance(argument, SamplingParams))
             if given.top_k == 5:
                 raise ZeroDivisionError("planted")
-            return judge(*arguments, **options)
+            return rules(*arguments, **options)
 
         return planted
 
@@ -115,8 +115,8 @@ def test_a_rule_that_fails_on_one_request_costs_that_one(rule: Rule, monkeypatch
         return it
 
     expected, _ = outputs(three())
-    monkeypatch.setattr(judging, "judge", failing(judging.judge))
-    monkeypatch.setattr(judging, "judge_blocks", failing(judging.judge_blocks))
+    monkeypatch.setattr("verifier.judging.judge", failing(judge))
+    monkeypatch.setattr("verifier.judging.judge_blocks", failing(judge_blocks))
     found, (fault,) = outputs(three())
     assert found == {name: expected[name] for name in NEIGHBOURS}
     assert (fault.request_id, "ZeroDivisionError" in fault.message) == ("bad", True)
