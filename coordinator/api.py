@@ -131,11 +131,13 @@ class CoordinatorServicer:
         if max_tokens < 1:
             raise InvalidInput("max_tokens", max_tokens, "must be at least 1")
         max_model_len = self._max_model_len()
-        if len(token_ids) + max_tokens > max_model_len:
-            fix = (
-                f"the prompt has {len(token_ids)} tokens and the context {max_model_len}: "
-                f"ask for at most {max(0, max_model_len - len(token_ids))}, or shorten the prompt"
+        what = f"the prompt has {len(token_ids)} tokens and the context {max_model_len}"
+        if len(token_ids) >= max_model_len:
+            raise InvalidInput(
+                "prompt", f"{len(token_ids)} tokens", f"{what}: shorten it to {max_model_len - 1} at most"
             )
+        if len(token_ids) + max_tokens > max_model_len:
+            fix = f"{what}: ask for at most {max_model_len - len(token_ids)}, or shorten the prompt"
             raise InvalidInput("max_tokens", max_tokens, fix)
 
     def _max_model_len(self) -> int:

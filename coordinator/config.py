@@ -12,6 +12,7 @@ from paceline.types import Mode, Rule
 @dataclass(frozen=True, slots=True)
 class CoordinatorConfig:
     tokenizer: str  # folder or Hugging Face name: the target's
+    revision: str | None = None  # of a Hugging Face name: branch, tag or commit; None = its main branch
     host: str = "127.0.0.1"
     grpc_port: int = 50051  # 0 = a free one
     insecure: bool = False  # allow a host that is not loopback without TLS

@@ -70,7 +70,7 @@ class Coordinator:
 
     def __init__(self, config: CoordinatorConfig, clock: Callable[[], float] = time.monotonic) -> None:
         self.config = config
-        self.tokenizer = Tokenizer.load(config.tokenizer)
+        self.tokenizer = Tokenizer.load(config.tokenizer, config.revision)
         self.pipeline = Pipeline(config.limits)
         self.links: dict[str, Link] = {}
         self._clock = clock

@@ -28,6 +28,10 @@ def add_grpc_port(group: Group) -> None:
     )
 
 
+def add_revision(group: Group, flag: str = "--revision", what: str = "an ORG/NAME model") -> None:
+    group.add(flag, kind=options.text, shown="main", metavar="REVISION", help=f"branch, tag or commit of {what}")
+
+
 def add_pacing(parser: Parser) -> None:
     """How requests are decoded that do not say it themselves."""
     group = parser.group("decoding", "What requests get that do not ask for something else.")
@@ -152,7 +156,15 @@ def add_engine(parser: Parser) -> Group:
         kind=options.size,
         shown="1GiB",
         metavar="BYTES",
-        help="memory of each worker's KV cache, such as 512MiB or 8GiB",
+        help="memory of each worker's KV cache (on each of its ranks), such as 512MiB or 8GiB; a request that does not "
+        "fit into it alone is refused",
+    )
+    group.add(
+        "--enforce-eager",
+        kind=options.boolean,
+        default=False,
+        help="on a GPU: launch every kernel of a decode step by itself instead of replaying a captured graph; slower, "
+        "and takes less memory",
     )
     group.add(
         "--block-size", kind=options.whole(1, 1024), default=16, metavar="N", help="tokens in a block of the KV cache"
@@ -180,7 +192,7 @@ def add_worker(parser: Parser, what: str, *, tensor_parallel: str) -> Group:
         required=True,
         help=f"{what}: a folder in Hugging Face format (safetensors and tokenizer.json), or ORG/NAME",
     )
-    model.add("--revision", kind=options.text, metavar="REVISION", help="branch, tag or commit of an ORG/NAME model")
+    add_revision(model)
     network = parser.group("network")
     network.add(
         "--coordinator",

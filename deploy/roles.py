@@ -19,7 +19,16 @@ from typing import Any
 
 from deploy import model_free, options
 from deploy.options import Parser
-from deploy.role_options import add_draft_rows, add_grpc_port, add_host, add_logging, add_pacing, add_worker
+from deploy.restart import restart
+from deploy.role_options import (
+    add_draft_rows,
+    add_grpc_port,
+    add_host,
+    add_logging,
+    add_pacing,
+    add_revision,
+    add_worker,
+)
 from paceline.errors import InvalidInput
 from paceline.rpc import check_bind
 from paceline.types import Mode, Role, Rule, WorkerInfo
@@ -53,6 +62,7 @@ Workers announce themselves here, so start it first (they wait for it if you do 
         required=True,
         help="folder (or Hugging Face name) of the target; only its tokenizer and configuration are read",
     )
+    add_revision(model)
     network = parser.group("network")
     add_host(network)
     add_grpc_port(network)
@@ -66,6 +76,7 @@ Workers announce themselves here, so start it first (they wait for it if you do 
 
     config = CoordinatorConfig(
         tokenizer=values.tokenizer,
+        revision=values.revision,
         host=values.host,
         grpc_port=values.grpc_port,
         insecure=values.insecure,
@@ -168,7 +179,13 @@ def _load(values: argparse.Namespace, role: Role) -> tuple[Any, WorkerInfo]:
         revision=values.revision,
         max_model_len=values.max_model_len,
         tensor_parallel_size=values.tensor_parallel_size,
+        enforce_eager=values.enforce_eager,
     )
+    if runner.room() < runner.info.max_model_len:
+        text = (
+            "the KV cache holds %d tokens, the model's context %d: longer requests are refused; see --kv-cache-memory"
+        )
+        logging.getLogger(__name__).warning(text, runner.room(), runner.info.max_model_len)
     return runner, WorkerInfo(
         role=role,
         address="",  # filled in once the port is known
@@ -188,8 +205,9 @@ def _load(values: argparse.Namespace, role: Role) -> tuple[Any, WorkerInfo]:
 def _serve(engine: Any, kind: Any, runner: Any, values: argparse.Namespace) -> int:
     from paceline.worker import serve_worker
 
+    started_s = time.monotonic()
     try:
-        return asyncio.run(
+        code = asyncio.run(
             serve_worker(
                 engine,
                 kind,
@@ -203,6 +221,8 @@ def _serve(engine: Any, kind: Any, runner: Any, values: argparse.Namespace) -> i
     finally:
         if runner:
             runner.shutdown()
+    lost = runner.lost if runner else None
+    return restart(lost, time.monotonic() - started_s) if code and lost else code
 
 
 def _begin(values: argparse.Namespace) -> None:
@@ -210,7 +230,7 @@ def _begin(values: argparse.Namespace) -> None:
     logging.basicConfig(
         level=values.log_level.upper(), stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
     )
-    if os.environ.pop(SUPERVISED, ""):
+    if os.environ.get(SUPERVISED):
         threading.Thread(target=_follow_supervisor, name="supervisor", daemon=True).start()
 
 

@@ -13,7 +13,15 @@ from deploy.checks import check_pair, check_port
 from deploy.local import Supervisor
 from deploy.model_free import add_model_free, check_model_free
 from deploy.options import Parser
-from deploy.role_options import add_draft_rows, add_engine, add_grpc_port, add_host, add_logging, add_pacing
+from deploy.role_options import (
+    add_draft_rows,
+    add_engine,
+    add_grpc_port,
+    add_host,
+    add_logging,
+    add_pacing,
+    add_revision,
+)
 from paceline.rpc import check_bind, signals
 
 COORDINATOR_START_S = 60.0
@@ -66,7 +74,12 @@ def run(argv: Sequence[str]) -> int:
     if values.num_drafters and values.drafter is None:
         raise options.UsageError("--drafter: is required; give it, or --num-drafters 0 to serve without drafts")
     check_model_free("--drafter", values.drafter, values)
-    check_pair(values.target, values.drafter if values.num_drafters else None)
+    check_pair(
+        values.target,
+        values.drafter if values.num_drafters else None,
+        revision=values.revision,
+        drafter_revision=values.drafter_revision,
+    )
     check_port(values.host, values.grpc_port)
     return asyncio.run(_serve(_plan(values), values))
 
@@ -98,24 +111,28 @@ def _plan(values: argparse.Namespace) -> Plan:
         values,
         *("device", "max_num_seqs", "max_num_batched_tokens", "max_model_len", "block_size"),
     )
-    # The workers may share a device, so none of them may take what is left of it.
-    engine += ("--kv-cache-memory", str(values.kv_cache_memory or SHARED_KV_CACHE_BYTES))
-    draft_rows = _given(values, "row_width", "row_bits", "draft_temperature")
-    dtype = ("--dtype", values.dtype)
-    drafter_dtype = ("--dtype", values.drafter_dtype or values.dtype)
-    model_free = _given(values, "max_ngram", "min_ngram", "suffix_tokens")
-    model_free += ("--share-between-requests",) if values.share_between_requests else ()
-    size = ("--tensor-parallel-size", str(values.tensor_parallel_size))
-    drafter_size = ("--tensor-parallel-size", str(values.drafter_tensor_parallel_size))
+    engine += ("--enforce-eager",) if values.enforce_eager else ()
+    # The workers may share a device, so none of them may take what is left of it, unless the target is told to.
+    cache = ("--kv-cache-memory", str(values.kv_cache_memory or SHARED_KV_CACHE_BYTES))
+    target_cache = cache if values.kv_cache_memory else _given(values, "gpu_memory_utilization") or cache
+    target = (*_given(values, "dtype", "tensor_parallel_size", "revision"), *target_cache)
+    drafter = (
+        *("--dtype", values.drafter_dtype or values.dtype),
+        *("--tensor-parallel-size", str(values.drafter_tensor_parallel_size)),
+        *(("--revision", values.drafter_revision) if values.drafter_revision else ()),
+        *_given(values, "row_width", "row_bits", "draft_temperature", "max_ngram", "min_ngram", "suffix_tokens"),
+        *(("--share-between-requests",) if values.share_between_requests else ()),
+        *cache,
+    )
     return Plan(
         target=values.target,
         drafter=values.drafter,
         num_drafters=values.num_drafters,
         host=values.host,
         grpc_port=values.grpc_port,
-        coordinator=(*pacing, *insecure, *trust, *log_level),
-        verifier=(*engine, *dtype, *size, *log_level),
-        drafters=(*engine, *drafter_dtype, *drafter_size, *draft_rows, *model_free, *log_level),
+        coordinator=(*pacing, *_given(values, "revision"), *insecure, *trust, *log_level),
+        verifier=(*engine, *target, *log_level),
+        drafters=(*engine, *drafter, *log_level),
         start_timeout_s=values.start_timeout,
     )
 
@@ -166,6 +183,8 @@ def _add_models(parser: Parser) -> None:
         help="a smaller model with the same tokenizer, or prompt-lookup or suffix, which need no weights; it changes "
         "the speed, never the output's distribution",
     )
+    add_revision(models, what="a target given as ORG/NAME")
+    add_revision(models, "--drafter-revision", "a drafter given as ORG/NAME")
     models.add(
         "--num-drafters",
         kind=options.whole(0, 64),
@@ -210,6 +229,14 @@ def _add_engine(parser: Parser) -> None:
         default=1,
         metavar="N",
         help="the same for each drafter, independent of the target's",
+    )
+    engine.add(
+        "--gpu-memory-utilization",
+        kind=options.number(0.01, 1),
+        shown="--kv-cache-memory",
+        metavar="SHARE",
+        help="on a GPU without --kv-cache-memory: share of its memory that the target's weights and KV cache take "
+        "together; a drafter on the same GPU, with a cache of 1GiB, must fit into the rest",
     )
     add_draft_rows(engine)
     processes = parser.group("processes")

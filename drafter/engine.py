@@ -2,7 +2,7 @@
 
 A step forwards one token for every request that has room in its window (and a chunk of the prompt for those that are
 catching up), in one ragged pass, then chooses each request's next token from its row. What is chosen from is what is
-sent: under rejection sampling the row is truncated and quantised first, and the token drawn from exactly that.
+sent (`draws.py`): under rejection sampling the row is truncated and quantised first, and the token drawn from that.
 
 A policy may end a draft before a token is drawn from its row. That row then gives the next draft's first token: at once
 if the window has room, else it is kept until there is, so that no token is ever forwarded for it a second time.
@@ -18,20 +18,19 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from drafter.draws import Drawn, RowShape, draw
 from drafter.look import AcceptProbs, Look, look
 from drafter.policies import Need, Policy, make
 from drafter.requests import Entry, Replies, Requests
 from drafter.session import Session
-from paceline import noise, rows
-from paceline import sampling as law
+from paceline import rows
 from paceline.acceptance_head import TrainedHead
 from paceline.engine.cost import CostModel
 from paceline.engine.runner import Chunk, PoolFull, Runner
-from paceline.errors import Unavailable
+from paceline.errors import EngineLost, Unavailable
 from paceline.length_policy import LengthPolicy, offered
-from paceline.noise import Domain
 from paceline.rows import CountRows
-from paceline.types import Draft, DrafterAsk, Fault, OpenDraft, Rule, SamplingParams, WorkerInfo
+from paceline.types import Draft, DrafterAsk, Fault, OpenDraft, WorkerInfo
 
 log = logging.getLogger(__name__)
 
@@ -76,14 +75,14 @@ class DrafterEngine(Requests[_Entry]):
         `cost`: as measured at the start, or None to learn it while running. `head`: this model's, if it has one.
         """
         self.cost = cost or CostModel()
-        info = replace(info, cost=self.cost.cost, policies=offered(has_head=head is not None))
         # The longest request is one that has all of the pool to itself.
-        super().__init__(info, min(runner.info.max_model_len, runner.room()))
+        longest = min(runner.info.max_model_len, runner.room())
+        offers = offered(has_head=head is not None)
+        super().__init__(replace(info, cost=self.cost.cost, policies=offers, max_model_len=longest), longest)
         self.runner = runner
         self._head: AcceptProbs | None = head.accept_probs if head else None
         self._thresholds = head.info.thresholds if head else {}
-        self._row_width, self._row_bits = row_width, row_bits
-        self._draft_temperature = draft_temperature
+        self._row_shape = RowShape(row_width, row_bits, draft_temperature)
         self._max_num_batched_tokens = max_num_batched_tokens
         self._clock = clock
         self._is_stalled = False  # all that is wanted waits for room which only an ask can make
@@ -129,10 +128,15 @@ class DrafterEngine(Requests[_Entry]):
     # --- work
 
     def has_work(self) -> bool:
-        return not self._is_stalled and super().has_work()
+        return self.runner.lost is not None or (not self._is_stalled and super().has_work())
 
     def step(self) -> Replies:
-        """One forward pass, one token more for every request that has a row; the drafts this completed."""
+        """One forward pass, one token more for every request that has a row; the drafts this completed.
+
+        Raises EngineLost.
+        """
+        if self.runner.lost is not None:
+            raise EngineLost(self.runner.lost)
         started_s = self._clock()
         going = self._with_room()
         waiting = [entry for key in going if (entry := self._entries[key]).has_row]
@@ -193,11 +197,7 @@ class DrafterEngine(Requests[_Entry]):
         if len(rivals) > 1:
             self._preempt(rivals[-1])
             return []
-        entry = self._entries[rivals[0]]
-        request_id = entry.session.ask.request_id
-        log.warning("refusing %s: %s", request_id, error)
-        self._close(rivals[0])
-        return [(entry.peer, Fault(request_id, str(error)))]
+        return [self._refuse(self._entries[rivals[0]], error)]
 
     def _chunks(self, wanting: Mapping[str, Session[CountRows]]) -> list[Chunk]:
         """What to forward: requests under way first, prompts in the room that they leave."""
@@ -215,8 +215,9 @@ class DrafterEngine(Requests[_Entry]):
         return chunks
 
     def _extend(self, entries: Sequence[_Entry], looks: Sequence[Look], started_s: float) -> Replies:
-        """Let each entry go on from its row; the drafts that are complete with it, or before it."""
+        """Let each entry go on from its row; the drafts that are complete with it, or before it, and refusals."""
         replies: Replies = []
+        drawing: list[tuple[_Entry, Look, float]] = []
         for entry, row in zip(entries, looks, strict=True):
             session, since_s = entry.session, started_s
             if session.draft_length and entry.policy.stops_before(row.before(session.draft_length)):
@@ -225,45 +226,37 @@ class DrafterEngine(Requests[_Entry]):
                 if not session.wants_token():
                     entry.spare = row.kept()
                     continue
-            token_id = self._choose(session, row)
-            stop = entry.policy.stops_after(row.after(session.draft_length + 1, token_id))
-            is_complete = session.push(token_id, stop=stop)
-            self._charge(session, since_s)
+            drawing.append((entry, row, since_s))
+        drawn = draw([(entry.session, row.logits) for entry, row, _ in drawing], self._row_shape)
+        for (entry, row, since_s), found in zip(drawing, drawn, strict=True):
+            try:
+                if isinstance(found, Exception):
+                    raise found
+                is_complete = self._push(entry, row, found)
+                self._charge(entry.session, since_s)
+            except Exception as error:
+                replies.append(self._refuse(entry, error))
+                continue
             if is_complete:
-                replies.append((entry.peer, self._send(session)))
+                replies.append((entry.peer, self._send(entry.session)))
         return replies
 
-    def _choose(self, session: Session[CountRows], found: Look) -> int:
-        """The next token after the chain, from its row."""
-        sampling, num_prompt_tokens = session.ask.sampling, session.num_prompt_tokens
-        raw = found.logits[None]
-        row = law.adjusted_logits(raw, sampling, session.tokens, num_prompt_tokens=num_prompt_tokens)
-        if session.ask.rule is Rule.MATCH:
-            return found.argmax if row is raw else int(row.argmax())
-        return self._draw(session, row)
+    def _push(self, entry: _Entry, row: Look, drawn: Drawn) -> bool:
+        """Take the token; whether the draft is complete with it."""
+        session = entry.session
+        stop = entry.policy.stops_after(row.after(session.draft_length + 1, drawn.token_id))
+        if drawn.row is not None:
+            session.rows.append(drawn.row)
+        return session.push(drawn.token_id, stop=stop)
 
-    def _draw(self, session: Session[CountRows], row: Tensor) -> int:
-        """A token from the draft law of `row` [1, vocab], by the noise that the request's rule wants."""
-        ask, position, sampling = session.ask, len(session.tokens), self._draft_sampling(session.ask.sampling)
-        if ask.rule is Rule.COUPLED:
-            if sampling.is_greedy:
-                return int(row.argmax())
-            gumbel = noise.gumbel(ask.seed, Domain.COUPLED, [position], row.shape[-1], device=row.device)
-            return int(law.sample_log_probs(law.target_log_probs(row, sampling), gumbel))
-        kept = rows.truncate(law.target_probs(row, sampling), self._row_width, self._row_bits)
-        session.rows.append(kept)
-        uniform = noise.uniform(ask.seed, Domain.DRAFT, position, epoch=session.epoch)
-        return rows.sample_row(kept.ids[0], kept.counts[0], uniform)
-
-    def _draft_sampling(self, sampling: SamplingParams) -> SamplingParams:
-        """The law to draft by. Exact whatever it is: its rows are sent as they are sampled, and judged by."""
-        if self._draft_temperature is None or sampling.is_greedy:
-            return sampling
-        return replace(sampling, temperature=self._draft_temperature)
+    def _refuse(self, entry: _Entry, error: Exception) -> tuple[int, Fault]:
+        # Whatever spoilt this request must not reach another through the prefix cache.
+        self.runner.forget(f"{entry.peer}/{entry.session.ask.request_id}")
+        return super()._refuse(entry, error)
 
     def _send(self, session: Session[CountRows]) -> Draft:
         if not session.rows:
             return session.send(None)
         ids = torch.cat([kept.ids for kept in session.rows])
         counts = torch.cat([kept.counts for kept in session.rows])
-        return session.send(rows.pack(ids, counts, self._row_bits))
+        return session.send(rows.pack(ids, counts, self._row_shape.bits))

@@ -24,7 +24,6 @@ class Look:
     """One row, as far as its policy wants to know it."""
 
     logits: Tensor  # [vocab], of the draft model itself
-    argmax: int
     entropy_nats: float = 0.0
     log_norm: float | None = None  # the logarithm of the softmax's denominator
     accept_prob: float = 1.0
@@ -61,8 +60,7 @@ def look(
         assert head is not None
         accept_probs = dict(zip(rows, head(hidden[rows]).tolist(), strict=True))
     return [
-        Look(logits[i], argmax, entropies.get(i, 0.0), log_norms.get(i), accept_probs.get(i, 1.0))
-        for i, argmax in enumerate(logits.argmax(-1).tolist())
+        Look(logits[i], entropies.get(i, 0.0), log_norms.get(i), accept_probs.get(i, 1.0)) for i in range(len(policies))
     ]
 
 

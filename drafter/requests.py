@@ -5,6 +5,7 @@ An engine is this and a `step`. A request is known by its coordinator's stream a
 
 from __future__ import annotations
 
+import logging
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,9 +13,11 @@ from typing import Any, Generic, TypeVar
 
 from drafter.policies import Policy, make
 from drafter.session import Session
-from paceline.errors import InvalidInput, Overloaded
+from paceline.errors import InvalidInput, Overloaded, PacelineError
 from paceline.length_policy import LengthPolicy
 from paceline.types import Close, Commit, DrafterAsk, DrafterReply, Fault, OpenDraft, WorkerInfo
+
+log = logging.getLogger(__name__)
 
 Replies = list[tuple[int, DrafterReply]]
 Row = TypeVar("Row")
@@ -93,6 +96,17 @@ class Requests(ABC, Generic[E]):
         self._check(ask.token_ids)
         if len(self._entries) >= self.info.max_num_seqs:
             raise Overloaded("requests on this drafter", self.info.max_num_seqs, retry_after_s=1.0)
+
+    def _refuse(self, entry: E, error: Exception) -> tuple[int, Fault]:
+        """This request cannot be drafted here; the others can, and its verifier goes on alone."""
+        request_id, reason = entry.session.ask.request_id, str(error)
+        if isinstance(error, PacelineError):
+            log.warning("refusing %s: %s", request_id, reason)
+        else:
+            log.exception("the drafter failed on %s, and on no other request", request_id, exc_info=error)
+            reason = f"the drafter failed on this request: {type(error).__name__}; its log says more"
+        self._close(f"{entry.peer}/{request_id}")
+        return entry.peer, Fault(request_id, reason)
 
     def drop(self, peer: int) -> None:
         """That coordinator's stream has ended: free all its requests."""

@@ -44,6 +44,10 @@ class Unavailable(PacelineError):
     """A part that the call needs is not there now (UNAVAILABLE)."""
 
 
+class EngineLost(Unavailable):
+    """What computes is gone for good, as a tensor parallel group that lost a rank: its process must start anew."""
+
+
 class PeerFault(PacelineError):
     """The other side of a connection broke the protocol; it costs that peer its request, nobody else."""
 

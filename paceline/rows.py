@@ -6,12 +6,13 @@ tokens, then rounds it to integer counts of `bits` bits that sum to 2^bits - 1, 
 counts. `paceline.types.Rows` carries ids, counts and bits; the verifier reads exactly the law count / (2^bits - 1).
 A token that was kept with count 0 is never drafted; where no row of a draft has one, it is not sent.
 
-The order of work at the drafter: `truncate`, `sample_row` for each row, `pack`; at the verifier: `unpack`.
+The order of work at the drafter: `truncate`, `sample_rows`, `pack`; at the verifier: `read`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
@@ -43,6 +44,19 @@ class DraftRows(NamedTuple):
     probs: Tensor  # [n, width] float64, count / total(bits)
 
 
+@dataclass(frozen=True, slots=True)
+class ReadRows(Rows):
+    """Rows that were read, and so checked, already: they carry their law along, wherever their draft goes."""
+
+    law: DraftRows = field(compare=False, kw_only=True)
+
+    def drop(self, num_rows: int) -> ReadRows:
+        """The same rows without the first `num_rows`."""
+        cut = Rows(self.width, self.ids, self.counts, self.bits).drop(num_rows)
+        law = DraftRows(*(part[num_rows:] for part in self.law))
+        return ReadRows(cut.width, cut.ids, cut.counts, cut.bits, law=law)
+
+
 def truncate(probs: Tensor, width: int, bits: int = MAX_ROW_BITS) -> CountRows:
     """The likeliest `width` tokens of `probs` [n, vocab], quantised to `bits` bits by largest remainder.
 
@@ -65,15 +79,22 @@ def truncate(probs: Tensor, width: int, bits: int = MAX_ROW_BITS) -> CountRows:
 
 
 def sample_row(ids: Tensor, counts: Tensor, uniform: float) -> int:
-    """The token at integer floor(sum `uniform`) of the counts laid end to end, given one row [width].
+    """`sample_rows` of one row [width]."""
+    return sample_rows(CountRows(ids[None], counts[None]), [uniform])[0]
+
+
+def sample_rows(kept: CountRows, uniforms: Sequence[float]) -> list[int]:
+    """Of each row the token at integer floor(sum uniform) of its counts laid end to end, given n uniforms.
 
     Exact on integers: token v is drawn for counts[v] of their sum's values. A 52-bit uniform hits each of them
     equally often but for one part in 2^36.
     """
-    ends = counts.cumsum(-1)
-    num_values = int(ends[-1])
-    value = min(int(uniform * num_values), num_values - 1)
-    return int(ids[torch.searchsorted(ends, value, right=True)])
+    ends = kept.counts.cumsum(-1)
+    totals = ends[:, -1].tolist()
+    values = [[min(int(uniform * size), size - 1)] for uniform, size in zip(uniforms, totals, strict=True)]
+    at = torch.searchsorted(ends, torch.tensor(values, device=ends.device), right=True)
+    found: list[int] = kept.ids.gather(-1, at).squeeze(-1).tolist()
+    return found
 
 
 def pack(ids: Tensor, counts: Tensor, bits: int = MAX_ROW_BITS) -> Rows:
@@ -116,6 +137,12 @@ def unpack(
     if token_ids is not None:
         _check_drafted(ids, counts, token_ids)
     return DraftRows(torch.from_numpy(ids).to(device), torch.from_numpy(counts / total(rows.bits)).to(device))
+
+
+def read(rows: Rows, vocab_size: int, *, token_ids: Sequence[int], device: torch.device | str = "cpu") -> ReadRows:
+    """`rows` with the law that `unpack` finds in them, which raises PeerFault if there is none."""
+    law = unpack(rows, vocab_size, token_ids=token_ids, device=device)
+    return ReadRows(rows.width, rows.ids, rows.counts, rows.bits, law=law)
 
 
 def dense(ids: Tensor, probs: Tensor, vocab_size: int) -> Tensor:

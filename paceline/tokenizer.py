@@ -31,9 +31,9 @@ class Tokenizer:
         self.max_model_len = max_model_len  # positions
 
     @classmethod
-    def load(cls, path_or_name: str | Path) -> Tokenizer:
-        """From a model's directory, or from a Hugging Face name. Raises `InvalidInput`."""
-        folder = resolve(path_or_name)
+    def load(cls, path_or_name: str | Path, revision: str | None = None) -> Tokenizer:
+        """From a model's directory, or from a Hugging Face name at `revision`. Raises `InvalidInput`."""
+        folder = resolve(path_or_name, revision)
         file = folder / "tokenizer.json"
         try:
             hash = tokenizer_hash(folder)
@@ -60,7 +60,7 @@ class Tokenizer:
         return self._inner.decode(list(token_ids), skip_special_tokens=True)
 
 
-def resolve(path_or_name: str | Path) -> Path:
+def resolve(path_or_name: str | Path, revision: str | None = None) -> Path:
     """The directory of a model. A name that is no path is fetched into Hugging Face's cache. Raises `InvalidInput`."""
     folder = Path(path_or_name).expanduser()
     if folder.is_dir():
@@ -71,7 +71,7 @@ def resolve(path_or_name: str | Path) -> Path:
     import huggingface_hub  # late: a second of import that a path does not need
 
     try:
-        return Path(huggingface_hub.snapshot_download(name, allow_patterns=["*.json"]))
+        return Path(huggingface_hub.snapshot_download(name, revision=revision, allow_patterns=["*.json"]))
     except Exception as error:  # network, authorisation, cache: a dozen classes, and one fix
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         fix = f"neither a directory here nor to be had from the Hugging Face hub ({reason})"

@@ -31,7 +31,8 @@ from typing import Any
 import pytest
 
 import paceline.noise
-import verifier.engine
+import verifier.judging
+import verifier.rules
 from coordinator.core.commands import Ask, Emit, Fail, Finish
 from coordinator.core.events import Arrived, Drafted, Event, Faulted, RequestSpec, Tick, Verified, WorkerDown, WorkerUp
 from coordinator.core.limits import Limits
@@ -150,7 +151,7 @@ class Run:
         if worker == "v":
             self.engines[worker] = VerifierEngine(runner, info, clock=lambda: self.now_s)
         else:
-            more = {"row_bits": self.world.bits, "draft_temperature": self.world.draft_temperature}
+            more: Any = {"row_bits": self.world.bits, "draft_temperature": self.world.draft_temperature}
             self.engines[worker] = DrafterEngine(
                 runner, info, row_width=self.world.width, clock=lambda: self.now_s, **more
             )
@@ -326,8 +327,8 @@ def _run(world: World, setting: Setting, schedule: str, chance: Chance, patch: p
         run.judging = block_cuts(view, run.log, drafts)
         return JUDGE_BLOCKS(target_logits, drafts, *rest, **more)
 
-    patch.setattr(verifier.engine, "judge", judge)
-    patch.setattr(verifier.engine, "judge_blocks", judge_blocks)
+    patch.setattr(verifier.judging, "judge", judge)
+    patch.setattr(verifier.judging, "judge_blocks", judge_blocks)
     patch.setattr(paceline.noise, "uniform", lambda *key, **epoch: run.uniform(*key, **epoch))
     run = Run(world, setting, chance)
     for letter in schedule:
@@ -336,4 +337,4 @@ def _run(world: World, setting: Setting, schedule: str, chance: Chance, patch: p
     return run
 
 
-JUDGE, JUDGE_BLOCKS = verifier.engine.judge, verifier.engine.judge_blocks
+JUDGE, JUDGE_BLOCKS = verifier.rules.judge, verifier.rules.judge_blocks

@@ -77,14 +77,15 @@ FIRST_FAILURE = """    for at in range(len(stop)):
             return at
     return len(stop)
 """
-DRAWN = "return rows.sample_row(kept.ids[0], kept.counts[0], uniform)"
-FULL_ROW = "return law.sample_inverse(law.target_probs(row, ask.sampling)[0], uniform)"
+DRAWN = "token_ids = rows.sample_rows(kept, uniforms)"
+FULL_ROW = "token_ids = [law.sample_inverse(row, coin) for row, coin in zip(probs, uniforms, strict=True)]"
 SENT = "        ids = torch.cat([kept.ids for kept in session.rows])\n"
 DROPPED = """        last = session.rows[-1]
-        if len(session.rows) > 1 and int(last.counts[0][last.ids[0] == session.tokens[-1]]) < int(last.counts.sum()) // 3:
-            session.tokens.pop()
-            session.rows.pop()
-            session.computed = len(session.tokens) - 1
+        if len(session.rows) > 1:
+            if int(last.counts[0][last.ids[0] == session.tokens[-1]]) < int(last.counts.sum()) // 3:
+                session.tokens.pop()
+                session.rows.pop()
+                session.computed = len(session.tokens) - 1
 """
 TESTED = """            if drafted != token:
                 break
@@ -120,16 +121,16 @@ SAMPLING = (
     ),
     Mutant(
         "block: drafts that share a pass are one block",
-        "verifier/engine.py",
+        "verifier/judging.py",
         "drafts = [draft.token_ids for draft in work.drafts]",
         "drafts = [work.draft_ids]",
         VERIFIER,
     ),
     Mutant(
         "block: the first token judged by the retained row alone",
-        "verifier/engine.py",
-        "if entry.session.ask.rule is Rule.BLOCK:\n                    return work",
-        "if False:\n                    return work",
+        "verifier/judging.py",
+        "if session.ask.rule is Rule.BLOCK:\n        return None",
+        "if False:\n        return None",
         VERIFIER,
     ),
     Mutant(
@@ -139,13 +140,13 @@ SAMPLING = (
         "row = target_probs[at]",
         TOKEN,
     ),
-    Mutant("drafter: sampled from the full row, the truncated one sent", "drafter/engine.py", DRAWN, FULL_ROW, DRAFTER),
+    Mutant("drafter: sampled from the full row, the truncated one sent", "drafter/draws.py", DRAWN, FULL_ROW, DRAFTER),
     Mutant("drafter: a token dropped by its own probability", "drafter/engine.py", SENT, DROPPED + SENT, DRAFTER),
     Mutant(
         "drafter: noise used again after a rollback",
-        "drafter/engine.py",
-        "position, epoch=session.epoch)",
-        "position, epoch=0)",
+        "drafter/draws.py",
+        "len(session.tokens), epoch=session.epoch)",
+        "len(session.tokens), epoch=0)",
         DRAFTER,
     ),
     Mutant(
@@ -206,14 +207,14 @@ SAMPLING = (
     ),
     Mutant(
         "off by one: the row before is retained",
-        "verifier/engine.py",
-        "target_rows), target_rows, target_rows[-1:])",
-        "target_rows), target_rows, target_rows[-2:-1])",
+        "verifier/judging.py",
+        "retained = target_rows[-1:].clone()",
+        "retained = target_rows[-2:-1].clone()",
         VERIFIER,
     ),
     Mutant(
         "off by one: every token judged by its own row",
-        "verifier/engine.py",
+        "verifier/judging.py",
         "target_rows = _adjusted(entry, target_rows, work.draft_ids)",
         "target_rows = _adjusted(entry, target_rows, work.draft_ids).roll(-1, 0)",
         VERIFIER,
@@ -248,10 +249,9 @@ SAMPLING = (
     ),
     Mutant(
         "a retained row is kept penalised and penalised again",
-        "verifier/engine.py",
-        "return self._commit(entry, work, self._judge(entry, work, target_rows), target_rows, target_rows[-1:])",
-        "rows_ = _adjusted(entry, target_rows, work.draft_ids)\n"
-        "        return self._commit(entry, work, self._judge(entry, work, target_rows), target_rows, rows_[-1:])",
+        "verifier/judging.py",
+        "retained = target_rows[-1:].clone()",
+        "retained = _adjusted(entry, target_rows, work.draft_ids)[-1:]",
         VERIFIER,
     ),
 )
@@ -280,11 +280,11 @@ ROWS_AND_TRUST = (
     ),
     Mutant(
         "drafter: sampled at its own temperature, the request's row sent",
-        "drafter/engine.py",
+        "drafter/draws.py",
         DRAWN,
-        "other = rows.truncate(law.target_probs(row, sampling), self._row_width, self._row_bits)\n"
-        "        session.rows[-1] = rows.truncate(law.target_probs(row, ask.sampling), self._row_width, self._row_bits)\n"
-        "        return rows.sample_row(other.ids[0], other.counts[0], uniform)",
+        DRAWN
+        + "\n        probs = law.target_probs(torch.cat([one.row for one in group]), group[0].session.ask.sampling)"
+        "\n        kept = rows.truncate(probs, shape.width, shape.bits)",
         DRAFTER,
     ),
     Mutant(
@@ -526,6 +526,43 @@ BENCH = (
         ("tests/bench/test_calibration.py",),
     ),
 )
+ENGINE = (
+    Mutant(
+        "verifier: a row that is no numbers is judged",
+        "verifier/judging.py",
+        "if not target.are_finite:",
+        "if False:",
+        ("tests/verifier/test_faults.py",),
+    ),
+    Mutant(
+        "drafter: a row that is no numbers is drawn from",
+        "drafter/draws.py",
+        "if not finite[at]:",
+        "if False:",
+        ("tests/drafter/test_faults.py",),
+    ),
+    Mutant(
+        "a request takes the likeliest tokens of its neighbour's rows",
+        "verifier/judging.py",
+        "TargetRows(logits[own], likeliest[own],",
+        "TargetRows(logits[own], likeliest[:count],",
+        VERIFIER,
+    ),
+    Mutant(
+        "graphs: a replay writes where the first step did",
+        "paceline/engine/graphs.py",
+        "            graph.batch.load(batch)\n",
+        "",
+        ("tests/engine/test_graphs.py",),
+    ),
+    Mutant(
+        "graphs: padding writes into a block of the pool",
+        "paceline/engine/graphs.py",
+        "pad(plan, shape, self._scratch,",
+        "pad(plan, shape, 0,",
+        ("tests/engine/test_graphs.py",),
+    ),
+)
 
 
 def copy_tree(folder: Path) -> None:
@@ -579,7 +616,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.mutants", description="Break the code; see a test notice.")
     parser.add_argument("--only", default="", help="mutants whose description contains this")
     given = parser.parse_args()
-    mutants = SAMPLING + ROWS_AND_TRUST + WHOLE + PROTOCOL + BENCH
+    mutants = SAMPLING + ROWS_AND_TRUST + WHOLE + PROTOCOL + BENCH + ENGINE
     chosen = [mutant for mutant in mutants if given.only in mutant.what]
     if not chosen:
         parser.error(f"--only {given.only!r}: no mutant's description contains it; leave it out to see all of them")

@@ -20,6 +20,7 @@ from torch.nn.functional import embedding, rms_norm, silu
 
 from paceline.engine.projection import Projection, free
 from paceline.engine.step import Attends, Site
+from paceline.engine.transfer import upload
 
 _FAMILIES = frozenset({"LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM"})
 # Ropes whose angles depend on nothing but the position.
@@ -81,11 +82,16 @@ class LeanDecoder:
         return cls(model, sites, max_model_len)
 
     def forward(
-        self, token_ids: torch.Tensor, positions: Sequence[int], step: Attends, rows: torch.Tensor | None
+        self,
+        token_ids: torch.Tensor,
+        positions: Sequence[int] | torch.Tensor,
+        step: Attends,
+        rows: torch.Tensor | None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """token_ids: [N] -> logits [len(rows), vocab_size] and the hidden states that they come from.
 
-        Of all tokens if `rows` is None.
+        Of all tokens if `rows` is None. `positions` as a tensor make the pass depend on no integer of the host, as a
+        CUDA graph needs it.
         """
         hidden = embedding(token_ids, self._embedding)
         cos, sin = self._rotation(positions)
@@ -123,16 +129,19 @@ class LeanDecoder:
         mixed = step.attend(index, query, key, value, layer.site)
         return mixed.reshape(inputs.shape[0], -1)
 
-    def _rotation(self, positions: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
+    def _rotation(self, positions: Sequence[int] | torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Cosines and signed sines, [N, 1, D] each."""
+        if self._table is not None and not isinstance(positions, torch.Tensor):
+            cos, sin = self._table
+            first, count = positions[0], len(positions)
+            if positions[-1] == first + count - 1 and (count < 3 or list(positions) == [*range(first, first + count)]):
+                return cos[first : first + count], sin[first : first + count]
+        if not isinstance(positions, torch.Tensor):
+            positions = upload(positions, self._embedding.device)
         if self._table is None:
-            return self._angles(torch.tensor(positions, device=self._embedding.device))
+            return self._angles(positions)
         cos, sin = self._table
-        first, count = positions[0], len(positions)
-        if positions[-1] == first + count - 1 and (count < 3 or list(positions) == [*range(first, first + count)]):
-            return cos[first : first + count], sin[first : first + count]
-        index = torch.tensor(positions, device=self._embedding.device)
-        return cos.index_select(0, index), sin.index_select(0, index)
+        return cos.index_select(0, positions), sin.index_select(0, positions)
 
     def _angles(self, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         cos, sin = self._rotary(self._embedding[:1, None], position_ids=positions[None])

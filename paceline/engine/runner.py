@@ -12,13 +12,14 @@ from dataclasses import replace
 import torch
 
 from paceline.engine import weights
-from paceline.engine.executor import Executor, Options, Outputs, prepare
+from paceline.engine.executor import Executor, Options, prepare
 from paceline.engine.info import ModelInfo
 from paceline.engine.parallel import Leader
 from paceline.engine.plan import Chunk, build
 from paceline.engine.pool import BlockPool, Extension, PoolFull
 from paceline.engine.prefix import PrefixStats
 from paceline.engine.room import Claim, Sharing, share
+from paceline.engine.step import Outputs
 from paceline.errors import InvalidInput
 
 __all__ = ["Chunk", "Claim", "ModelInfo", "Outputs", "PoolFull", "PrefixStats", "Runner"]
@@ -48,17 +49,17 @@ class Runner:
         tensor_parallel_size: int = 1,
         tensor_parallel_timeout_s: float = 20.0,
         prefix_caching: bool = True,
+        enforce_eager: bool = False,
     ) -> Runner:
         """Loads and validates `model`, a folder or a Hugging Face name.
 
         The pool holds `max_num_tokens` tokens over all sequences, or what fits in `kv_cache_bytes` on each
-        rank; by default what is left of `gpu_memory_utilization`, or 1 GiB on a CPU. Sets torch to one thread for
-        this process: a second OpenMP thread makes a busy CPU ten times slower. Raises InvalidInput for bad options
-        or a bad model folder, Unsupported for a model this engine cannot serve.
+        rank; by default what is left of `gpu_memory_utilization`, or 1 GiB on a CPU. `max_model_len` must fit into it;
+        by default it is the model's, whatever the pool holds. `enforce_eager`: no CUDA graphs. Sets torch to one
+        thread for this process: a second OpenMP thread makes a busy CPU ten times slower. Raises InvalidInput for bad
+        options or a bad model folder, Unsupported for a model this engine cannot serve.
         """
         _check_options(dtype, device, max_num_tokens, kv_cache_bytes, block_size, tensor_parallel_size)
-        if not 0 < gpu_memory_utilization <= 1:
-            raise InvalidInput("gpu_memory_utilization", gpu_memory_utilization, "must be over 0 and at most 1")
         torch.set_num_threads(1)
         checkpoint = weights.inspect(model, revision=revision, max_model_len=max_model_len)
         options = Options(
@@ -71,12 +72,14 @@ class Runner:
             max_model_len=max_model_len,
             tensor_parallel_size=tensor_parallel_size,
             gpu_memory_utilization=gpu_memory_utilization,
+            enforce_eager=enforce_eager,
         )
         executor: Executor | Leader
         if tensor_parallel_size > 1:
             executor = Leader.start(checkpoint, options, timeout_s=tensor_parallel_timeout_s)
         else:
             executor = prepare(checkpoint, options)
+        _check_room(executor, options)
         model_hash, tokenizer_hash = checkpoint.hashes()
         info = ModelInfo(
             model_hash=model_hash,
@@ -112,6 +115,10 @@ class Runner:
         """Takes all blocks from a sequence, which stays open: its tokens must be forwarded, or adopted, anew."""
         self._pool.close(sequence)
         self._pool.open(sequence)
+
+    def forget(self, sequence: str) -> None:
+        """Frees all that a sequence has cached, for the prefix cache too. Raises UnknownRequest if it is not open."""
+        self._pool.cut(sequence, 0)
 
     def length(self, sequence: str) -> int:
         """Cached tokens of a sequence. Raises UnknownRequest if it is not open."""
@@ -168,6 +175,11 @@ class Runner:
             self._pool.record(chunk.sequence, chunk.start, chunk.token_ids)
         return rows
 
+    @property
+    def lost(self) -> str | None:
+        """Why no forward pass will ever succeed again, if so: a tensor parallel group has lost a rank."""
+        return self._executor.lost
+
     def shutdown(self) -> None:
         """Ends the other ranks of a tensor parallel group, if there are any. May be repeated."""
         self._executor.shutdown()
@@ -198,6 +210,14 @@ class Runner:
                 raise ValueError(f"{chunk.sequence!r} exceeds max_model_len={self.info.max_model_len}")
             if count and (min(chunk.token_ids) < 0 or max(chunk.token_ids) >= self.info.vocab_size):
                 raise ValueError(f"{chunk.sequence!r} has a token id outside 0..{self.info.vocab_size - 1}")
+
+
+def _check_room(executor: Executor | Leader, options: Options) -> None:
+    num_slots = executor.num_blocks * options.block_size
+    if options.max_model_len is not None and options.max_model_len > num_slots:
+        executor.shutdown()
+        fix = f"the KV cache holds only {num_slots} tokens; lower it, or give the cache more memory"
+        raise InvalidInput("max_model_len", options.max_model_len, fix)
 
 
 def _check_options(

@@ -20,7 +20,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from drafter.server import DRAFTER
 from drafter.server import serve as serve_drafter
 from paceline import codec, rpc, worker
-from paceline.errors import InvalidInput, PacelineError, Unsupported
+from paceline.errors import EngineLost, InvalidInput, PacelineError, Unsupported
 from paceline.types import (
     Blame,
     Close,
@@ -80,7 +80,7 @@ class Toy:
         ]
 
     def has_work(self) -> bool:
-        return bool(self.work)
+        return bool(self.work) or isinstance(self.step_error, EngineLost)
 
     def drop(self, peer: int) -> None:
         self.dropped.append(peer)
@@ -256,6 +256,22 @@ async def test_three_failed_steps_in_a_row_end_the_worker(toy: Any, capsys: pyte
         assert isinstance(await read(call), Fault)
     assert await asyncio.wait_for(asyncio.shield(server.ended), 5) == 1
     assert "RuntimeError: device" in capsys.readouterr().err
+    call.cancel()
+
+
+@pytest.mark.parametrize("is_idle", [True, False])
+async def test_a_lost_engine_ends_the_worker_without_another_try(
+    toy: Any, is_idle: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    engine, server, stub = toy
+    call = stub.Connect()
+    engine.step_error = EngineLost("rank 1 is gone")
+    if not is_idle:
+        await call.write(ask("r"))
+        assert await read(call) == Fault("r", "step failed")
+    assert await asyncio.wait_for(asyncio.shield(server.ended), 5) == 1
+    assert engine.num_steps == 1
+    assert "rank 1 is gone" in capsys.readouterr().err
     call.cancel()
 
 

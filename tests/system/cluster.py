@@ -40,8 +40,8 @@ def worker_info(role: Role, model: Path, runner: Runner, max_num_seqs: int = 16)
     )
 
 
-def load(model: Path) -> Runner:
-    return Runner.load(str(model), dtype="float32", max_num_tokens=8192)
+def load(model: Path, max_num_tokens: int = 8192) -> Runner:
+    return Runner.load(str(model), dtype="float32", max_num_tokens=max_num_tokens)
 
 
 @dataclass
@@ -58,10 +58,20 @@ class Cluster:
         return AsyncClient(self.address)
 
     async def add(
-        self, name: str, role: Role, model: Path, *, kind: type[DrafterEngine] = DrafterEngine, **options: Any
+        self,
+        name: str,
+        role: Role,
+        model: Path,
+        max_num_tokens: int = 8192,
+        *,
+        kind: type[DrafterEngine] = DrafterEngine,
+        **options: Any,
     ) -> None:
-        """Start a worker and wait until the coordinator uses it. `options` are a drafter engine's."""
-        runner = load(model)
+        """Start a worker with a pool of so many tokens, and wait until the coordinator uses it.
+
+        `options` are a drafter engine's.
+        """
+        runner = load(model, max_num_tokens)
         info = worker_info(role, model, runner)
         worker: WorkerServer[Any, Any]
         if role is Role.VERIFIER:

@@ -11,7 +11,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Any
 
-from drafter.engine import DrafterEngine, Replies
+from drafter.engine import DrafterEngine
+from drafter.requests import Replies
 from paceline.types import Draft, DrafterAsk, Rows
 
 _random = random.Random(1)

@@ -38,6 +38,10 @@ class Process:
                 return
         raise RuntimeError(f"paceline {role} ended with code {self._process.wait()} before it was ready")
 
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
     def kill(self) -> None:
         """As `kill -9` does."""
         self._process.send_signal(signal.SIGKILL)
