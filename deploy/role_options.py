@@ -46,8 +46,8 @@ def add_pacing(parser: Parser) -> None:
         default="auto",
         metavar="RULE",
         help="how drafts are judged: match (exact for any drafter), coupled (match, reproducible by seed), token and "
-        "block (rejection sampling, for trusted drafters), auto (match at temperature 0, coupled with a seed, else block "
-        "if a drafter is trusted and match if not); none of them changes the output's distribution",
+        "block (rejection sampling, for trusted drafters), auto (match at temperature 0, coupled with a seed, else "
+        "block if a drafter is trusted and match if not); none of them changes the output's distribution",
     )
     group.add(
         "--trust-drafters",

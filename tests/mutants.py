@@ -76,7 +76,7 @@ DRAWN = "return rows.sample_row(kept.ids[0], kept.counts[0], uniform)"
 FULL_ROW = "return law.sample_inverse(law.target_probs(row, ask.sampling)[0], uniform)"
 SENT = "        ids = torch.cat([kept.ids for kept in session.rows])\n"
 DROPPED = """        last = session.rows[-1]
-        if len(session.rows) > 1 and int(last.counts[0][last.ids[0] == session.tokens[-1]]) < int(last.counts.sum()) // 3:
+        if len(session.rows) > 1 and 3 * int(last.counts[0][last.ids[0] == session.tokens[-1]]) < last.counts.sum():
             session.tokens.pop()
             session.rows.pop()
             session.computed = len(session.tokens) - 1
@@ -225,7 +225,8 @@ ROWS_AND_TRUST = (
         "drafter/engine.py",
         DRAWN,
         "other = rows.truncate(law.target_probs(row, sampling), self._row_width, self._row_bits)\n"
-        "        session.rows[-1] = rows.truncate(law.target_probs(row, ask.sampling), self._row_width, self._row_bits)\n"
+        "        plain = law.target_probs(row, ask.sampling)\n"
+        "        session.rows[-1] = rows.truncate(plain, self._row_width, self._row_bits)\n"
         "        return rows.sample_row(other.ids[0], other.counts[0], uniform)",
         DRAFTER,
     ),

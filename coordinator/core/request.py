@@ -350,8 +350,8 @@ def choose_rule(spec: RequestSpec, *, is_distrusted: bool) -> Rule:
         return Rule.MATCH if is_distrusted else Rule.BLOCK
     if is_distrusted and believes_rows(spec.rule, spec.sampling):
         fix = (
-            "is exact only with drafters whose rows can be believed, and none of those registered is trusted; use auto, "
-            "match or coupled, or start the coordinator with --trust-drafters if all drafters are your own"
+            "is exact only with drafters whose rows can be believed, and none of those registered is trusted; use "
+            "auto, match or coupled, or start the coordinator with --trust-drafters if all drafters are your own"
         )
         raise InvalidInput("rule", spec.rule.value, fix)
     return spec.rule
