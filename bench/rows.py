@@ -3,8 +3,8 @@
     python -m bench.rows
 
 The target writes after the prompts at temperature 1; at each position it wrote, the drafter's row is truncated, rounded
-and packed by the shipped functions. *Bytes a position* is the whole protobuf message over the drafts' positions, tokens
-and all. *Acceptance* is 1 - TV between the target's row and the one that is sent, which is the probability that the rule
+and packed by the shipped functions. *Bytes a position* is the whole protobuf message over the drafts' positions,
+tokens and all. *Acceptance* is 1 - TV between the target's row and the one that is sent, which is the probability that the rule
 `token` keeps a drafted token; nothing is drawn. No choice here changes the output's law, only these two figures.
 """
 
@@ -112,8 +112,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     }
     console = Console(width=100)
     console.print(
-        f"{len(at.token_ids)} positions, vocabulary {at.target_probs.shape[-1]}, drafts of {given.draft_length}, request "
-        f"temperature 1, seed {given.seed}; full rows: acceptance {full:.4f}; commit {system.commit()}"
+        f"{len(at.token_ids)} positions, vocabulary {at.target_probs.shape[-1]}, drafts of {given.draft_length}, "
+        f"request temperature 1, seed {given.seed}; full rows: acceptance {full:.4f}; commit {system.commit()}"
     )
     console.print(_by_row(by_row))
     console.print(_by_temperature(by_temperature, given.width, given.bits))

@@ -266,9 +266,9 @@ ROWS_AND_TRUST = (
     ),
     Mutant(
         "rows: rounded by bits other than those they are sent with",
-        "drafter/engine.py",
-        "kept = rows.truncate(law.target_probs(row, sampling), self._row_width, self._row_bits)",
-        "kept = rows.truncate(law.target_probs(row, sampling), self._row_width, 8)",
+        "drafter/draws.py",
+        "kept = rows.truncate(probs, shape.width, shape.bits)",
+        "kept = rows.truncate(probs, shape.width, 8)",
         DRAFTER,
     ),
     Mutant(
@@ -290,20 +290,20 @@ ROWS_AND_TRUST = (
     Mutant(
         "trust: every drafter's own word is taken",
         "coordinator/core/placement.py",
-        "w.info.role is role and w.is_trusted >= trusted_only",
-        "w.info.role is role",
+        "worker.info.role is not self.role or worker.is_trusted < self.trusted_only",
+        "worker.info.role is not self.role",
         TRUST,
     ),
     Mutant(
         "trust: block whoever drafts",
-        "coordinator/core/request.py",
+        "coordinator/core/rules.py",
         "return Rule.MATCH if is_distrusted else Rule.BLOCK",
         "return Rule.BLOCK",
         TRUST,
     ),
     Mutant(
         "trust: a rule that cannot be exact is not refused",
-        "coordinator/core/request.py",
+        "coordinator/core/rules.py",
         "if is_distrusted and believes_rows(spec.rule, spec.sampling):",
         "if False:",
         TRUST,
@@ -342,9 +342,9 @@ WHOLE = (
     ),
     Mutant(
         "whole: noise used again after a rollback",
-        "drafter/engine.py",
-        "position, epoch=session.epoch)",
-        "position, epoch=0)",
+        "drafter/draws.py",
+        "epoch=session.epoch)",
+        "epoch=0)",
         EXACT,
     ),
     Mutant(
@@ -460,7 +460,7 @@ PROTOCOL = (
     Mutant(
         "a pass is not heeded",
         "coordinator/core/request.py",
-        'yield from self._self_decode("nothing to draft", now_s)',
+        'yield from self._self_decode("nothing to draft", now_s, 1 if self._pace.answers_fast else _RUN)',
         "yield from ()",
         CORE,
     ),

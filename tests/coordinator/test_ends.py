@@ -1,7 +1,8 @@
-"""Where output ends, through the shipped core, engines and rules: wherever the last token comes from, under every rule.
+"""Where output ends, through the shipped core, engines and rules, wherever the last token comes from.
 
-The target writes one fixed text with near certainty, so that sampling changes nothing; the drafter writes the same but for
-its mistakes. So the place at which the end is met, kept in a draft, recovered, bonus or self-decoded, is chosen by hand.
+The target writes one fixed text with near certainty, so that sampling changes nothing; the drafter writes the same but
+for its mistakes. So how the last token comes to be, kept in a draft, recovered, bonus or self-decoded, is chosen by
+hand.
 """
 
 from __future__ import annotations

@@ -46,8 +46,8 @@ def pipeline(**drafters: bool) -> Pipeline:
     """A verifier, and drafters by name, trusted or not, with one place each."""
     it = Pipeline()
     it.handle(WorkerUp("v", info(Role.VERIFIER)), 0.0)
-    for name, is_trusted in drafters.items():
-        it.handle(WorkerUp(name, info(Role.DRAFTER, 1), is_trusted), 0.0)
+    for name, believed in drafters.items():
+        it.handle(WorkerUp(name, info(Role.DRAFTER, 1), believed), 0.0)
     return it
 
 

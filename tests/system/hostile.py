@@ -1,7 +1,8 @@
 """A drafter that is real in every way but what it says: a shell around the shipped engine that twists its drafts.
 
 Which trick is played on a request is the first part of the request's id, up to a colon; requests without one of these
-names are drafted honestly. No trick may change one token under `match` or `coupled`, nor under any rule at temperature 0.
+names are drafted honestly. No trick may change one token under `match` or `coupled`, nor under any rule at
+temperature 0.
 """
 
 from __future__ import annotations

@@ -67,7 +67,7 @@ async def _complete_all(it: Cluster, **settings: object) -> list[tuple[int, ...]
 
 
 def policies() -> list[str]:
-    """Every length policy, and the fixed one at its extremes. Those that need a trained head need a drafter with one."""
+    """Every length policy that needs no trained head, and the fixed one at its extremes."""
     return [*(name for name in POLICIES if name != "specdecpp"), "fixed:length=1", "fixed:length=3", "fixed:length=24"]
 
 

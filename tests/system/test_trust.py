@@ -33,5 +33,5 @@ def test_which_rule_is_taken_depends_on_whom_the_coordinator_trusts(tmp_path: Pa
                     assert answer.metrics["rule"] == expected, mind
                     assert client.complete([1, 2, 3], seed=1, **given).metrics["rule"] == "coupled"  # type: ignore[arg-type]
                     if expected == "match":
-                        with pytest.raises(InvalidInput, match="rule='block'.*--trust-drafters"):
+                        with pytest.raises(InvalidInput, match=r"rule='block'.*--trust-drafters"):
                             client.complete([1, 2, 3], rule="block", **given)  # type: ignore[arg-type]
