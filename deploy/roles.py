@@ -18,7 +18,7 @@ from typing import Any
 
 from deploy import options
 from deploy.options import Parser
-from deploy.role_options import add_grpc_port, add_host, add_logging, add_pacing, add_row_width, add_worker
+from deploy.role_options import add_grpc_port, add_host, add_http, add_logging, add_pacing, add_row_width, add_worker
 from paceline.errors import InvalidInput
 from paceline.rpc import check_bind
 from paceline.types import Mode, Role, Rule, WorkerInfo
@@ -55,6 +55,7 @@ Workers announce themselves here, so start it first (they wait for it if you do 
     network = parser.group("network")
     add_host(network)
     add_grpc_port(network)
+    add_http(network)
     add_pacing(parser)
     add_logging(parser)
     values = parser.parse(argv, os.environ)
@@ -67,6 +68,9 @@ Workers announce themselves here, so start it first (they wait for it if you do 
         tokenizer=values.tokenizer,
         host=values.host,
         grpc_port=values.grpc_port,
+        port=values.port,
+        served_model_name=values.served_model_name,
+        chat_template=values.chat_template,
         insecure=values.insecure,
         mode=None if values.mode == "auto" else Mode(values.mode),
         rule=None if values.rule == "auto" else Rule(values.rule),

@@ -12,7 +12,7 @@ from deploy import options
 from deploy.checks import check_pair, check_port
 from deploy.local import Supervisor
 from deploy.options import Parser
-from deploy.role_options import add_engine, add_grpc_port, add_host, add_logging, add_pacing, add_row_width
+from deploy.role_options import add_engine, add_grpc_port, add_host, add_http, add_logging, add_pacing, add_row_width
 from paceline.rpc import check_bind, signals
 
 COORDINATOR_START_S = 60.0
@@ -28,6 +28,7 @@ class Plan:
     num_drafters: int = 1
     host: str = "127.0.0.1"
     grpc_port: int = 0
+    port: int | None = None  # of HTTP; None = no HTTP
     coordinator: tuple[str, ...] = ()
     verifier: tuple[str, ...] = ()
     drafters: tuple[str, ...] = ()
@@ -35,8 +36,9 @@ class Plan:
 
 
 async def start(supervisor: Supervisor, plan: Plan) -> str:
-    """Start all processes of `plan`; the coordinator's address, once every worker is registered there."""
-    where = ("--host", plan.host, "--grpc-port", str(plan.grpc_port))
+    """Start all processes of `plan`; the coordinator's gRPC address, once every worker is registered there."""
+    http = "off" if plan.port is None else str(plan.port)
+    where = ("--host", plan.host, "--grpc-port", str(plan.grpc_port), "--port", http)
     coordinator = supervisor.start(
         "coordinator", ("coordinator", "--tokenizer", plan.target, *where, *plan.coordinator)
     )
@@ -44,6 +46,8 @@ async def start(supervisor: Supervisor, plan: Plan) -> str:
     port = coordinator.address.rpartition(":")[2]
     # A restarted coordinator must be found where the first one was, by the workers and by clients.
     coordinator.arguments += ("--grpc-port", port)
+    if coordinator.http_address:
+        coordinator.arguments += ("--port", coordinator.http_address.rpartition(":")[2])
     server = f"{reachable(plan.host)}:{port}"
     supervisor.start("verifier", ("verifier", "--model", plan.target, "--coordinator", server, *plan.verifier))
     for i in range(plan.num_drafters):
@@ -65,7 +69,9 @@ def run(argv: Sequence[str]) -> int:
     if values.num_drafters and values.drafter is None:
         raise options.UsageError("--drafter: is required; give it, or --num-drafters 0 to serve without drafts")
     check_pair(values.target, values.drafter if values.num_drafters else None)
-    check_port(values.host, values.grpc_port)
+    check_port("--grpc-port", values.host, values.grpc_port)
+    if values.port is not None:
+        check_port("--port", values.host, values.port)
     return asyncio.run(_serve(_plan(values), values))
 
 
@@ -80,17 +86,25 @@ async def _serve(plan: Plan, values: argparse.Namespace) -> int:
                 return 0
             server = started.result()
             drafters = f"{plan.num_drafters} drafter{'' if plan.num_drafters == 1 else 's'}"
-            print(f"paceline ready: gRPC on {server}, 1 verifier, {drafters}, mode {values.mode}", flush=True)
+            http = "" if plan.port is None else f"HTTP on {_http_url(supervisor)}, "
+            print(f"paceline ready: gRPC on {server}, {http}1 verifier, {drafters}, mode {values.mode}", flush=True)
             await asyncio.wait((stopped, supervisor.failed), return_when=asyncio.FIRST_COMPLETED)
             if supervisor.failed.done():
                 supervisor.failed.result()
             return 0
 
 
+def _http_url(supervisor: Supervisor) -> str:
+    """Where this machine finds the coordinator's HTTP."""
+    host, _, port = supervisor.children[0].http_address.rpartition(":")
+    return f"http://{reachable(host)}:{port}"
+
+
 def _plan(values: argparse.Namespace) -> Plan:
     insecure = ("--insecure",) if values.insecure else ()
     log_level = ("--log-level", values.log_level)
     pacing = _given(values, "mode", "rule", "length_policy", "window", "max_draft_wait_ms", "max_waiting")
+    http = _given(values, "served_model_name", "chat_template")
     engine = _given(
         values,
         *("device", "max_num_seqs", "max_num_batched_tokens", "max_model_len", "block_size"),
@@ -107,7 +121,8 @@ def _plan(values: argparse.Namespace) -> Plan:
         num_drafters=values.num_drafters,
         host=values.host,
         grpc_port=values.grpc_port,
-        coordinator=(*pacing, *insecure, *log_level),
+        port=values.port,
+        coordinator=(*pacing, *http, *insecure, *log_level),
         verifier=(*engine, *dtype, *size, *log_level),
         drafters=(*engine, *drafter_dtype, *drafter_size, "--row-width", str(values.row_width), *log_level),
         start_timeout_s=values.start_timeout,
@@ -170,13 +185,7 @@ def _add_network(parser: Parser) -> None:
     network = parser.group("network")
     add_host(network)
     add_grpc_port(network)
-    network.add(
-        "--port",
-        kind=options.whole(0, 65535),
-        default=8000,
-        metavar="PORT",
-        help="HTTP port; accepted, but HTTP is not served yet: use gRPC",
-    )
+    add_http(network)
 
 
 def _add_engine(parser: Parser) -> None:

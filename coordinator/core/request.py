@@ -193,6 +193,7 @@ class Request:
             self.metrics.ttft_ms = 1e3 * (now_s - self.arrived_s)
         self.metrics.verified(verdict, now_s)
         self.metrics.sources.update(sources)
+        self.metrics.settled(len(self.committed), sources, self._window.drafts)
         asked_s = self._asked_s.get(verdict.start)
         if asked_s is not None and verdict.num_drafts:
             round_trip_ms = 1e3 * (now_s - asked_s)

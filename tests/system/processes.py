@@ -71,7 +71,7 @@ def running(*processes: Process) -> Iterator[None]:
 
 
 def coordinator(target: Path, *options: str) -> Process:
-    return Process("coordinator", "--tokenizer", str(target), "--grpc-port", "0", *options)
+    return Process("coordinator", "--tokenizer", str(target), "--grpc-port", "0", "--port", "off", *options)
 
 
 def worker(role: Role, model: Path, coordinator_address: str, *options: str) -> Process:
