@@ -17,6 +17,7 @@ _TYPES = {
     "playground.js": "text/javascript; charset=utf-8",
     "timeline.js": "text/javascript; charset=utf-8",
     "pools.js": "text/javascript; charset=utf-8",
+    "shared.js": "text/javascript; charset=utf-8",
     "icon.svg": "image/svg+xml",
 }
 _HEADERS = {

@@ -18,7 +18,7 @@ from coordinator.server import Span
 from coordinator.service import GenerationRequest
 from paceline import __version__
 from paceline.errors import InvalidInput
-from paceline.types import Role
+from paceline.types import Mode, Role, Rule
 
 router = APIRouter(prefix="/paceline")
 
@@ -77,6 +77,8 @@ async def pools(it: Annotated[Face, Depends(face)]) -> dict[str, Any]:
         "model": it.model,
         "max_model_len": it.service.max_model_len,
         "has_chat_template": it.template is not None,
+        "modes": list(Mode),
+        "rules": list(Rule),
         "defaults": {"mode": config.mode or "auto", "length_policy": str(config.policy), "window": config.window},
         "num_requests_running": pipeline.num_running,
         "num_requests_waiting": pipeline.num_waiting,
