@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from coordinator.core.commands import Command
-from coordinator.core.events import Drafted, Event, Verified, WorkerDown, WorkerUp
+from coordinator.core.events import Drafted, Event, Verified, WorkerDown
 from paceline.types import Source
 
 _WEIGHT = 0.1  # of the newest value: about the last twenty count
@@ -14,7 +14,7 @@ _WEIGHT = 0.1  # of the newest value: about the last twenty count
 
 @dataclass(slots=True)
 class WorkerStats:
-    """Of one worker, since it came."""
+    """Of one worker, since its first answer."""
 
     num_answers: int = 0  # drafts of a drafter, passes of a verifier
     num_tokens: int = 0  # drafted, or committed
@@ -37,22 +37,23 @@ class WorkerStats:
 
 @dataclass(slots=True)
 class PoolStats:
-    """Of all workers that are here, by name. An observer of the coordinator."""
+    """Of the workers that are here and have answered, by name. An observer of the coordinator."""
 
     workers: dict[str, WorkerStats] = field(default_factory=dict)
 
     def observe(self, event: Event, commands: Sequence[Command], now_s: float) -> None:
         match event:
-            case WorkerUp(worker):
-                self.workers[worker] = WorkerStats()
             case WorkerDown(worker):
                 self.workers.pop(worker, None)
-            case Drafted(worker, draft) if draft.draft_ms and worker in self.workers:
-                self.workers[worker].answered(draft.draft_ms, len(draft.token_ids))
-            case Verified(worker, verdict) if verdict.verify_ms and worker in self.workers:
-                stats = self.workers[worker]
+            case Drafted(worker, draft) if draft.draft_ms:
+                self._of(worker).answered(draft.draft_ms, len(draft.token_ids))
+            case Verified(worker, verdict) if verdict.verify_ms:
+                stats = self._of(worker)
                 stats.answered(verdict.verify_ms, len(verdict.token_ids))
                 stats.num_accepted += sum(source is Source.ACCEPTED for source in verdict.sources)
+
+    def _of(self, worker: str) -> WorkerStats:
+        return self.workers.setdefault(worker, WorkerStats())
 
 
 def _mean(old: float | None, new: float) -> float:

@@ -6,7 +6,7 @@ from fastapi import Depends, FastAPI, Request
 from fastapi.responses import Response
 
 from coordinator.http import chat, completions, pages, playground, probes, tokens
-from coordinator.http.errors import add_handlers
+from coordinator.http.errors import BodyLimit, add_handlers
 from coordinator.http.face import ClientLeft, Face, check_key
 from paceline import __version__
 from paceline.rpc import MAX_MESSAGE_BYTES
@@ -21,10 +21,10 @@ def create_app(face: Face) -> FastAPI:
         version=__version__,
         docs_url=None,  # these pages load scripts from elsewhere; the schema is at /openapi.json
         redoc_url=None,
-        max_body_size=MAX_MESSAGE_BYTES,  # as over gRPC
         strict_content_type=True,  # a form on a foreign page cannot send JSON without the browser's asking first
     )
     app.state.face = face
+    app.add_middleware(BodyLimit, max_bytes=MAX_MESSAGE_BYTES)  # as over gRPC
     add_handlers(app)
 
     @app.exception_handler(ClientLeft)

@@ -10,7 +10,9 @@ from typing import Any
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
+from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from coordinator.http.schema import KNOWN_FIELDS
 from paceline.errors import (
@@ -75,6 +77,35 @@ def response_to(error: BaseException) -> JSONResponse:
     if isinstance(error, Unauthorized):
         headers["www-authenticate"] = "Bearer"
     return JSONResponse(error_object(error), status_of(error), headers)
+
+
+class BodyLimit:
+    """Refuses a body of more than `max_bytes`: at once if it says how long it is, else as soon as it is too long."""
+
+    def __init__(self, app: ASGIApp, max_bytes: int) -> None:
+        self.app = app
+        self.max_bytes = max_bytes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        message = f"the body is too long: at most {self.max_bytes} bytes are taken"
+        declared = Headers(scope=scope).get("content-length", "0")
+        if declared.isdecimal() and int(declared) > self.max_bytes:
+            await JSONResponse(_object(413, message, None), 413)(scope, receive, send)
+            return
+        num_bytes = 0
+
+        async def counted() -> Message:
+            nonlocal num_bytes
+            part = await receive()
+            num_bytes += len(part.get("body", b""))
+            if num_bytes > self.max_bytes:
+                raise HTTPException(413, message)
+            return part
+
+        await self.app(scope, counted, send)
 
 
 def add_handlers(app: FastAPI) -> None:
