@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Histogram, disable_created_metrics, generate_latest
 from prometheus_client.metrics_core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
@@ -43,6 +43,7 @@ class MetricsExport:
     """See the top of the file. An observer of the coordinator."""
 
     def __init__(self, coordinator: Coordinator) -> None:
+        disable_created_metrics()  # else every counter is there twice, once as the time at which it began
         self.registry = CollectorRegistry()
         self._model = coordinator.config.model_name
         self._running: dict[str, _Running] = {}

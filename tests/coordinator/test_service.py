@@ -15,7 +15,7 @@ from coordinator.service import GenerationRequest, Reply, Service
 from paceline.errors import InvalidInput, Overloaded
 from paceline.length_policy import LengthPolicy
 from paceline.types import Draft, FinishReason, Mode, Role, SamplingParams
-from tests.coordinator.toy import CONTEXT, Toy, write_model
+from tests.coordinator.toy import CONTEXT, END, Toy, write_model
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +44,7 @@ async def test_what_is_left_open_is_the_servers_choice(model: Path) -> None:
     spec = await service.admit(GenerationRequest(prompt="ab"))
     assert (spec.mode, spec.policy, spec.window, spec.rule) == (Mode.SEQUENTIAL, policy, 7, None)
     assert spec.max_tokens == CONTEXT - 2
-    assert spec.stop_token_ids == (0,)
+    assert spec.stop_token_ids == (END,)
     spec = await service.admit(GenerationRequest(prompt="ab", mode=Mode.OFF, window=2, ignore_eos=True))
     assert (spec.mode, spec.window, spec.stop_token_ids) == (Mode.OFF, 2, ())
 

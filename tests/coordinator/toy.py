@@ -11,17 +11,19 @@ from coordinator.config import CoordinatorConfig
 from coordinator.core.events import Verified, WorkerUp
 from coordinator.server import Coordinator
 from paceline.types import Close, Decode, OpenVerify, Role, SamplingParams, Source, Tokens, Verdict, WorkerInfo
-from tests.tiny import write_tokenizer
+from tests.deploy.conftest import write_tokenizer
 
 CONTEXT = 128
 VERIFIER = "verifier-1"
 LOGPROB = -0.5
+END = 257  # the token
 
 
 def write_model(folder: Path) -> Path:
     """What a coordinator reads of a model: a byte-level tokenizer, and the length of the context."""
+    folder.mkdir(parents=True)
     write_tokenizer(folder)
-    (folder / "config.json").write_text(json.dumps({"max_position_embeddings": CONTEXT, "eos_token_id": 0}))
+    (folder / "config.json").write_text(json.dumps({"max_position_embeddings": CONTEXT, "eos_token_id": END}))
     return folder
 
 
@@ -46,7 +48,7 @@ class Toy(Coordinator):
             vocab_size=self.tokenizer.vocab_size,
             max_model_len=CONTEXT,
             max_num_seqs=4,
-            eos_token_ids=(0,),
+            eos_token_ids=(END,),
             dtype="float32",
             device="cpu",
         )
@@ -66,7 +68,7 @@ class Toy(Coordinator):
         """The first token, then the second, then all the others: three verdicts."""
         if self.is_silent:
             return
-        tokens = ((*self.tokenizer.encode(self.text), 0) * CONTEXT)[:CONTEXT]
+        tokens = ((*self.tokenizer.encode(self.text), END) * CONTEXT)[:CONTEXT]
         for start, end in ((0, 1), (1, 2), (2, CONTEXT)):
             piece = tokens[start:end]
             verdict = Verdict(

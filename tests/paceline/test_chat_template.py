@@ -13,6 +13,11 @@ from paceline.chat_template import ChatTemplate
 from paceline.errors import InvalidInput
 
 USER = [{"role": "user", "content": "hi"}]
+LINES = """{% for m in messages %}
+  {%- if m.role == 'user' %}
+    {{ bos_token + m.content | trim }}
+  {% endif %}
+{% endfor %}"""
 DEMO = Path(__file__).parents[2] / "models/demo-target"
 
 
@@ -24,7 +29,7 @@ def write_config(folder: Path, **config: Any) -> Path:
 @pytest.mark.parametrize(
     "source",
     [
-        "{% for m in messages %}\n  {%- if m.role == 'user' %}\n    {{ bos_token + m.content | trim }}\n  {% endif %}\n{% endfor %}",
+        LINES,
         "{% for m in messages %}{% generation %}{{ m.content }}{% endgeneration %}{% break %}{% endfor %}",
         "{{ messages | tojson }}{{ {'a': '<é>'} | tojson(indent=2) }}{% if add_generation_prompt %}>{% endif %}",
         "{% set ns = namespace(n=0) %}{% for m in messages %}{% set ns.n = ns.n + 1 %}{% endfor %}{{ ns.n }}{{ x }}",

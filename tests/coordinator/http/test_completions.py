@@ -8,7 +8,7 @@ import pytest
 
 from paceline.types import Mode, Rule
 from tests.coordinator.http.conftest import Called
-from tests.coordinator.toy import CONTEXT, LOGPROB
+from tests.coordinator.toy import CONTEXT, END, LOGPROB
 
 COMPLETIONS, CHAT = "/v1/completions", "/v1/chat/completions"
 USER = [{"role": "user", "content": "hi"}]
@@ -139,7 +139,7 @@ async def test_a_token_that_ends_the_output_has_no_text(called: Called) -> None:
     answer = await called.post(COMPLETIONS, prompt="a", max_tokens=20, skip_special_tokens=False)
     assert answer["choices"][0]["text"] == TEXT
     answer = await called.post(COMPLETIONS, prompt="a", max_tokens=8, skip_special_tokens=False, ignore_eos=True)
-    assert answer["choices"][0]["text"] == TEXT + "<|endoftext|>" + "h"
+    assert answer["choices"][0]["text"] == TEXT + "</s>" + "h"
 
 
 async def test_every_parameter_reaches_the_verifier(called: Called) -> None:
@@ -158,7 +158,7 @@ async def test_every_parameter_reaches_the_verifier(called: Called) -> None:
     sampling = called.toy.opened[0].sampling
     assert {name: getattr(sampling, name) for name in law} == law
     assert sampling.logit_bias == ((7, -1.5), (65, 2.0))
-    assert (sampling.seed, sampling.stop_token_ids) == (5, (0, 9))
+    assert (sampling.seed, sampling.stop_token_ids) == (5, (END, 9))
 
 
 async def test_defaults_are_openais_and_nulls_are_defaults(called: Called) -> None:
