@@ -125,8 +125,12 @@ class CoordinatorServer:
         if config.port is not None:
             from coordinator.http.server import HttpServer  # late: who serves gRPC alone need not wait for FastAPI
 
-            self.http = HttpServer(self.coordinator)
-            await self.http.start()
+            try:
+                self.http = HttpServer(self.coordinator)
+                await self.http.start()
+            except InvalidInput:
+                await self._server.stop()
+                raise
 
     async def stop(self) -> None:
         await self.coordinator.close()

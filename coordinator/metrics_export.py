@@ -43,7 +43,8 @@ class MetricsExport:
     """See the top of the file. An observer of the coordinator."""
 
     def __init__(self, coordinator: Coordinator) -> None:
-        disable_created_metrics()  # else every counter is there twice, once as the time at which it began
+        # Else every counter is there twice, once as the time at which it began.
+        disable_created_metrics()  # type: ignore[no-untyped-call]
         self.registry = CollectorRegistry()
         self._model = coordinator.config.model_name
         self._running: dict[str, _Running] = {}

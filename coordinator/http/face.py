@@ -27,7 +27,7 @@ T = TypeVar("T")
 class KeyCheck(Protocol):
     """Who may call."""
 
-    def check(self, header: str) -> str | None:
+    def check(self, header: str | None) -> str | None:
         """The name that belongs to an Authorization header; None if it may not call."""
 
 
@@ -101,7 +101,7 @@ def face(request: Request) -> Face:
 def check_key(request: Request) -> None:
     """The dependency of every route that does or tells anything. Raises Unauthorized."""
     keys = face(request).keys
-    if keys is not None and keys.check(request.headers.get("authorization", "")) is None:
+    if keys is not None and keys.check(request.headers.get("authorization")) is None:
         raise Unauthorized
 
 

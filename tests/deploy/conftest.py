@@ -94,6 +94,7 @@ class Served:
             reader.start()
         self.ready_line = ""
         self.address = ""
+        self.url = ""  # of HTTP
 
     def wait_until_ready(self) -> None:
         try:
@@ -102,6 +103,7 @@ class Served:
             self.ready_line = ""
         assert self.ready_line.startswith("paceline ready: gRPC on "), (self.ready_line, self.messages)
         self.address = self.ready_line.split("gRPC on ")[1].split(",")[0]
+        self.url = self.ready_line.split("HTTP on ")[1].split(",")[0]
 
     def end(self, number: int = signal.SIGTERM) -> int:
         self.process.send_signal(number)

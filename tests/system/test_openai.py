@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 import urllib.request
 from collections.abc import Iterator
@@ -12,9 +13,11 @@ from typing import Any
 
 import openai
 import pytest
+from google.protobuf import json_format
 
 from paceline.client import Client
 from paceline.types import Role
+from paceline.wire import coordinator_pb2
 from tests.system import processes
 
 ROOT = Path(__file__).parents[2]
@@ -124,6 +127,23 @@ def test_what_vllms_benchmark_reads_of_speculation_is_there(served: Served) -> N
     assert 0 < accepted <= drafted
     assert 0 < by_place <= accepted
     assert served.metric("paceline_worker_round_trip_seconds") > 0
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/api.md"])
+def test_the_examples_of_the_docs_work(page: str, served: Served, capsys: pytest.CaptureFixture[str]) -> None:
+    text = (ROOT / page).read_text().replace("http://127.0.0.1:8000", served.coordinator.url)
+    (program,) = re.findall(r"```python\n(from openai .*?)```", text, flags=re.DOTALL)
+    exec(program, {})
+    assert capsys.readouterr().out.strip()
+    calls = re.findall(r"^curl (?:-N )?(\S+) -H 'content-type: application/json' \\\n *-d '(.*?)'$", text, re.M | re.S)
+    assert calls
+    for url, body in calls:
+        headers = {"content-type": "application/json"}
+        with urllib.request.urlopen(urllib.request.Request(url, body.encode(), headers), timeout=30) as response:
+            assert b"choices" in response.read()
+    for body, method in re.findall(r"^grpcurl -plaintext -d '(.*?)' \\\n *\S+ (\S+)$", text, re.M | re.S):
+        assert method == "paceline.wire.Coordinator/Generate"
+        json_format.Parse(body, coordinator_pb2.GenerateRequest())  # which is what grpcurl does
 
 
 def test_without_a_drafter_all_goes_on_in_good_health(served: Served) -> None:

@@ -24,7 +24,7 @@ TEMPLATE = (
 class Keys:
     """Knows one key."""
 
-    def check(self, header: str) -> str | None:
+    def check(self, header: str | None) -> str | None:
         return "alice" if header == "Bearer sesame" else None
 
 
