@@ -13,7 +13,6 @@ from typing import Any
 
 import openai
 import pytest
-from google.protobuf import json_format
 
 from paceline.client import Client
 from paceline.types import Role
@@ -143,7 +142,7 @@ def test_the_examples_of_the_docs_work(page: str, served: Served, capsys: pytest
             assert b"choices" in response.read()
     for body, method in re.findall(r"^grpcurl -plaintext -d '(.*?)' \\\n *\S+ (\S+)$", text, re.M | re.S):
         assert method == "paceline.wire.Coordinator/Generate"
-        json_format.Parse(body, coordinator_pb2.GenerateRequest())  # which is what grpcurl does
+        assert set(json.loads(body)) <= set(coordinator_pb2.GenerateRequest.DESCRIPTOR.fields_by_name)
 
 
 def test_without_a_drafter_all_goes_on_in_good_health(served: Served) -> None:
