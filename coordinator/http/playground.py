@@ -79,7 +79,11 @@ async def pools(it: Annotated[Face, Depends(face)]) -> dict[str, Any]:
         "has_chat_template": it.template is not None,
         "modes": list(Mode),
         "rules": list(Rule),
-        "defaults": {"mode": config.mode or "auto", "length_policy": str(config.policy), "window": config.window},
+        "defaults": {
+            "mode": config.mode or "auto",
+            "length_policy": str(config.policy or "auto"),
+            "window": config.window,
+        },
         "num_requests_running": pipeline.num_running,
         "num_requests_waiting": pipeline.num_waiting,
         "workers": [_worker(it, worker) for worker in pipeline.pools],

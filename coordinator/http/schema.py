@@ -71,15 +71,16 @@ class Speculative(Body):
     max_length: int | None = None  # tokens in a draft at most
     window: int | None = None  # drafts unverified at a time
 
-    def policy(self, default: LengthPolicy) -> LengthPolicy:
+    def policy(self, default: LengthPolicy | None) -> LengthPolicy | None:
         """The policy asked for, with drafts of `max_length` at most. Raises InvalidInput."""
         policy = default if self.length_policy is None else LengthPolicy.parse(self.length_policy)
         if self.max_length is None:
             return policy
         if self.max_length < 1:
-            raise InvalidInput(
-                "speculative.max_length", self.max_length, 'must be at least 1; for no drafts: mode "off"'
-            )
+            fix = 'must be at least 1; for no drafts: mode "off"'
+            raise InvalidInput("speculative.max_length", self.max_length, fix)
+        if policy is None:
+            return LengthPolicy.of("fixed", {"length": self.max_length})
         caps = {key: min(value, self.max_length) for key, value in policy.parameters if key in _CAPS}
         return LengthPolicy.of(policy.name, {**dict(policy.parameters), **caps})
 
@@ -148,7 +149,7 @@ class SamplingBody(Body):
             raise InvalidInput("stream_options", "…", 'needs "stream": true')
         return bool(self.stream_options and self.stream_options.include_usage)
 
-    def request(self, prompt: str | Tokens, defaults: LengthPolicy, **more: Any) -> GenerationRequest:
+    def request(self, prompt: str | Tokens, default: LengthPolicy | None, **more: Any) -> GenerationRequest:
         """What is asked of the service for one prompt; `more` are further fields of it. Raises InvalidInput."""
         how = self.speculative or Speculative()
         stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
@@ -160,7 +161,7 @@ class SamplingBody(Body):
             "ignore_eos": self.ignore_eos,
             "mode": member(Mode, "speculative.mode", how.mode),
             "rule": member(Rule, "speculative.rule", how.rule),
-            "policy": how.policy(defaults),
+            "policy": how.policy(default),
             "window": how.window or 0,
             "request_id": self.request_id or "",
             "skip_special_tokens": self.skip_special_tokens,
