@@ -78,7 +78,7 @@ async def test_replies_add_up_and_only_the_last_has_an_end(model: Path) -> None:
 
 async def test_leaving_a_generation_ends_its_request(model: Path) -> None:
     toy, service = start(model)
-    toy.is_silent = True
+    toy.num_answers = 0
     request = GenerationRequest(prompt="a")
     with service.generation(request, await service.admit(request)) as generation:
         assert toy.pipeline.num_running == 1
@@ -88,7 +88,7 @@ async def test_leaving_a_generation_ends_its_request(model: Path) -> None:
 
 async def test_one_request_id_cannot_run_twice(model: Path) -> None:
     toy, service = start(model)
-    toy.is_silent = True
+    toy.num_answers = 0
     request = GenerationRequest(prompt="a", request_id="mine")
     spec = await service.admit(request)
     with (

@@ -28,12 +28,12 @@ def write_model(folder: Path) -> Path:
 
 
 class Toy(Coordinator):
-    """Recites `text` after any prompt, and ends; a token is a byte. While `is_silent` its verifier does not answer."""
+    """Recites `text` after any prompt, and ends; a token is a byte. Its verifier falls silent after `num_answers`."""
 
     def __init__(self, folder: Path, text: str = "héllo", **settings: Any) -> None:
         super().__init__(CoordinatorConfig(str(folder), **settings))
         self.text = text
-        self.is_silent = False
+        self.num_answers = 3  # to each request
         self.opened: list[OpenVerify] = []
         self.closed: list[str] = []
 
@@ -66,10 +66,8 @@ class Toy(Coordinator):
 
     def _recite(self, request_id: str, prompt: Tokens, sampling: SamplingParams) -> None:
         """The first token, then the second, then all the others: three verdicts."""
-        if self.is_silent:
-            return
         tokens = ((*self.tokenizer.encode(self.text), END) * CONTEXT)[:CONTEXT]
-        for start, end in ((0, 1), (1, 2), (2, CONTEXT)):
+        for start, end in ((0, 1), (1, 2), (2, CONTEXT))[: self.num_answers]:
             piece = tokens[start:end]
             verdict = Verdict(
                 request_id,

@@ -33,7 +33,7 @@ async def test_health_and_readiness_are_the_verifiers_not_the_drafters(called: C
 async def test_a_full_queue_is_not_ready_but_in_good_health(chat_model: Path) -> None:
     toy = Toy(chat_model, limits=Limits(max_waiting=1, queue_timeout_s=0.3))
     toy.add_verifier()
-    toy.is_silent = True
+    toy.num_answers = 0
     async with client(toy) as http:
         with (
             toy.generation(await _spec(toy, "a")),
@@ -63,6 +63,13 @@ async def test_models_and_version(called: Called) -> None:
     assert (await called.http.get("/v1/models/toy")).json() == model
     assert (await called.http.get("/v1/models/other/one")).status_code == 404
     assert (await called.http.get("/version")).json() == {"version": __version__}
+
+
+async def test_the_schema_is_there_for_tools_and_no_page_that_loads_scripts_from_elsewhere(called: Called) -> None:
+    schema = (await called.http.get("/openapi.json")).json()
+    assert {"/v1/completions", "/v1/chat/completions", "/metrics"} <= set(schema["paths"])
+    for path in ("/docs", "/redoc"):
+        assert (await called.http.get(path)).status_code == 404
 
 
 async def test_tokenize_and_detokenize_are_each_others_inverse(called: Called) -> None:
