@@ -22,7 +22,7 @@ def serve(target: str, drafter: str, *options: str) -> Iterator[str]:
     command = [sys.executable, "-m", "deploy.cli", "serve", "--target", target, "--drafter", drafter]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(
-        [*command, "--grpc-port", "0", *options], stdout=subprocess.PIPE, text=True, env=environment
+        [*command, "--grpc-port", "0", "--port", "off", *options], stdout=subprocess.PIPE, text=True, env=environment
     )
     try:
         yield _address(process)

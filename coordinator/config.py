@@ -15,6 +15,9 @@ class CoordinatorConfig:
     revision: str | None = None  # of a Hugging Face name: branch, tag or commit; None = its main branch
     host: str = "127.0.0.1"
     grpc_port: int = 50051  # 0 = a free one
+    port: int | None = None  # of HTTP; 0 = a free one, None = no HTTP
+    served_model_name: str | None = None  # what HTTP clients call the model; None = `tokenizer`
+    chat_template: str | None = None  # a Jinja file; None = the model's own, if it has one
     insecure: bool = False  # allow a host that is not loopback without TLS
     mode: Mode | None = None  # for requests that name none; None = auto
     rule: Rule | None = None
@@ -23,3 +26,8 @@ class CoordinatorConfig:
     window: int = 4  # drafts unverified at a time; two hide the drafting, more also ride out a slow pass or link
     lease_s: float = 10.0  # a worker that does not register again within it is dropped; ten missed turns of a busy CPU
     limits: Limits = field(default_factory=Limits)
+
+    @property
+    def model_name(self) -> str:
+        """What HTTP clients call the model."""
+        return self.served_model_name or self.tokenizer

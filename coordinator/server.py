@@ -15,11 +15,12 @@ import contextlib
 import itertools
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from coordinator.config import CoordinatorConfig
 from coordinator.core.commands import Ask, Command, Emit, Fail, Finish
@@ -38,7 +39,7 @@ from coordinator.core.events import (
 )
 from coordinator.core.pipeline import Pipeline
 from paceline import codec
-from paceline.errors import InvalidInput, PeerFault, Unavailable, Unsupported
+from paceline.errors import InvalidInput, Overloaded, PeerFault, Unavailable, Unsupported
 from paceline.rpc import connect
 from paceline.tokenizer import Tokenizer
 from paceline.types import Draft, DrafterReply, Fault, FinishReason, Pass, Role, Verdict, VerifierReply, WorkerInfo
@@ -50,7 +51,30 @@ MAX_CLIENT_QUEUE = 4096  # replies a client has not read; it stopped reading lon
 MAX_ASK_QUEUE = 8192  # asks a worker has not taken; 64 requests with a window of 64 each, and as much again
 CONNECT_TIMEOUT_S = 5.0
 
-ClientQueue = asyncio.Queue[Emit | Finish | Fail]
+PING_S = 2.0  # between two measurements of a worker's round trip
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """A stretch of work on a watched request, on the coordinator's clock.
+
+    Placed by the arrival of its result and the duration that the worker reports, so it stands late by one way of the
+    wire, and no two clocks are compared.
+    """
+
+    role: Role
+    start_s: float
+    end_s: float
+    num_tokens: int  # drafted, or committed by the pass
+
+
+ClientQueue = asyncio.Queue[Emit | Finish | Fail | Span]
+
+
+class Observer(Protocol):
+    """Whoever wants to know what the core was told, and what it said. It must not wait and must not raise."""
+
+    def observe(self, event: Event, commands: Sequence[Command], now_s: float) -> None: ...
 
 
 @dataclass(slots=True)
@@ -63,6 +87,7 @@ class Link:
     task: asyncio.Task[None] | None = None
     lease_until_s: float = 0.0
     is_trusted: bool = False  # of a drafter: its rows are believed
+    rtt_s: float | None = None  # of a call that needs no model, the last one measured
 
 
 class Coordinator:
@@ -74,20 +99,31 @@ class Coordinator:
         self.pipeline = Pipeline(config.limits)
         self.links: dict[str, Link] = {}
         self._clock = clock
+        self.observers: list[Observer] = []
         self._clients: dict[str, ClientQueue] = {}
+        self._watched: set[str] = set()  # requests whose clients are told of spans
         self._busy_ms: dict[str, float] = {}  # time spent here, by request
         self._numbers = itertools.count(1)
         self._timer: asyncio.TimerHandle | None = None
+
+    def now_s(self) -> float:
+        """The time on the clock that spans are on."""
+        return self._clock()
 
     # --- the one door to the core
 
     def feed(self, event: Event) -> None:
         """Let the core handle an event, and do what it says. Never waits."""
         started_s = self._clock()
-        for command in self.pipeline.handle(event, started_s):
-            self._carry_out(command)
-        self._set_timer()
         request_id = _request_id(event)
+        if request_id in self._watched and (span := _span(event, started_s)):
+            self._tell(request_id, span)
+        commands = self.pipeline.handle(event, started_s)
+        for command in commands:
+            self._carry_out(command)
+        for observer in self.observers:
+            observer.observe(event, commands, started_s)
+        self._set_timer()
         if request_id in self._busy_ms:
             self._busy_ms[request_id] += 1e3 * (self._clock() - started_s)
 
@@ -115,15 +151,16 @@ class Coordinator:
             if link.task:
                 link.task.cancel()
 
-    def _tell(self, request_id: str, reply: Emit | Finish | Fail) -> None:
+    def _tell(self, request_id: str, reply: Emit | Finish | Fail | Span) -> None:
         queue = self._clients.get(request_id)
         if queue is None:
             return  # the client has left
-        try:
+        if queue.qsize() < MAX_CLIENT_QUEUE:
             queue.put_nowait(reply)
-        except asyncio.QueueFull:
-            self._clients.pop(request_id)
-            asyncio.get_running_loop().call_soon(self.feed, Ended(request_id, FinishReason.CANCELLED))
+            return
+        del self._clients[request_id]
+        queue.put_nowait(Fail(request_id, Overloaded("replies that the client has not read", MAX_CLIENT_QUEUE, 1.0)))
+        asyncio.get_running_loop().call_soon(self.feed, Ended(request_id, FinishReason.CANCELLED))
 
     def _set_timer(self) -> None:
         deadline_s = self.pipeline.next_deadline_s()
@@ -137,16 +174,19 @@ class Coordinator:
     # --- clients
 
     @contextlib.contextmanager
-    def generation(self, spec: RequestSpec) -> Any:
+    def generation(self, spec: RequestSpec, *, watch: bool = False) -> Iterator[ClientQueue]:
         """Run a request: a queue of what the core says of it. Leaving the context early cancels it."""
         if spec.request_id in self._clients:
             raise InvalidInput("request_id", spec.request_id, "is running already; choose another, or none")
-        queue = self._clients[spec.request_id] = ClientQueue(MAX_CLIENT_QUEUE)
+        queue = self._clients[spec.request_id] = ClientQueue()  # bounded by `_tell`, which adds one last word
         self._busy_ms[spec.request_id] = 0.0
+        if watch:
+            self._watched.add(spec.request_id)
         try:
             self.feed(Arrived(spec))
             yield queue
         finally:
+            self._watched.discard(spec.request_id)
             if self._clients.pop(spec.request_id, None) and spec.request_id in self._busy_ms:
                 self.feed(Ended(spec.request_id, FinishReason.CANCELLED))
 
@@ -206,6 +246,7 @@ class Coordinator:
                     tasks.create_task(self._write(link, call))
                     tasks.create_task(self._read(link, call))
                     tasks.create_task(self._watch_lease(link))
+                    tasks.create_task(self._measure_rtt(link, channel))
         except* (grpc.RpcError, TimeoutError, Unavailable, PeerFault) as group:
             log.warning("%s down: %s", link.name, _reason(group.exceptions[0]))
         finally:
@@ -229,6 +270,16 @@ class Coordinator:
             await asyncio.sleep(left_s)
         raise Unavailable(f"no sign of life for {self.config.lease_s:g} s")
 
+    async def _measure_rtt(self, link: Link, channel: Any) -> None:
+        """Call the worker's health service now and then, which needs no model; a failure says nothing here."""
+        check = health_pb2_grpc.HealthStub(channel).Check
+        while True:
+            started_s = self._clock()
+            with contextlib.suppress(grpc.RpcError):
+                await check(health_pb2.HealthCheckRequest(), timeout=PING_S)
+                link.rtt_s = self._clock() - started_s
+            await asyncio.sleep(PING_S)
+
     async def close(self) -> None:
         """Cancel every request and end every link."""
         for request_id in list(self._clients):
@@ -251,6 +302,15 @@ def _event(worker: str, reply: DrafterReply | VerifierReply) -> Event:
             return Verified(worker, reply)
         case Fault():
             return Faulted(worker, reply.request_id, reply.message, reply.blame)
+
+
+def _span(event: Event, now_s: float) -> Span | None:
+    match event:
+        case Drafted(_, draft) if draft.draft_ms:
+            return Span(Role.DRAFTER, now_s - draft.draft_ms / 1e3, now_s, len(draft.token_ids))
+        case Verified(_, verdict) if verdict.verify_ms:
+            return Span(Role.VERIFIER, now_s - verdict.verify_ms / 1e3, now_s, len(verdict.token_ids))
+    return None
 
 
 def _request_id(event: Event) -> str | None:

@@ -6,7 +6,8 @@ import importlib
 import sys
 from collections.abc import Sequence
 
-from deploy.options import UsageError, did_you_mean
+from deploy.options import UsageError
+from paceline.errors import did_you_mean
 
 # Each is `bench.NAME`, with `main(argv) -> int`.
 BENCHMARKS = {

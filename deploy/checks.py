@@ -75,7 +75,7 @@ def _check_folder(option: str, given: str) -> None:
         check_tokenizer(folder, vocab_size, field=option)
 
 
-def check_port(host: str, port: int) -> None:
+def check_port(option: str, host: str, port: int) -> None:
     """Raises InvalidInput if nothing could listen there now; 0 is always free."""
     with contextlib.suppress(socket.gaierror), contextlib.ExitStack() as stack:  # gRPC says more of an unknown host
         for family, kind, protocol, _, where in socket.getaddrinfo(host.strip("[]"), port, type=socket.SOCK_STREAM):
@@ -85,7 +85,7 @@ def check_port(host: str, port: int) -> None:
                 tried.bind(where)
             except OSError as error:
                 fix = f"cannot be used on {host} ({error.strerror}); choose another, or 0 for a free one"
-                raise InvalidInput("--grpc-port", port, fix) from None
+                raise InvalidInput(option, port, fix) from None
 
 
 def num_parameters(folder: str | Path) -> int:

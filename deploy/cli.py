@@ -12,9 +12,9 @@ import os
 import sys
 from collections.abc import Sequence
 
-from deploy.options import UsageError, did_you_mean
+from deploy.options import UsageError
 from paceline import __version__
-from paceline.errors import InvalidInput, PacelineError
+from paceline.errors import InvalidInput, PacelineError, did_you_mean
 
 # Each module has `run(argv) -> int`, or `run_NAME` if it holds several commands.
 COMMANDS = {

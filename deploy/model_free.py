@@ -8,11 +8,11 @@ from dataclasses import replace
 from pathlib import Path
 
 from deploy import options
-from deploy.options import Group, did_you_mean
+from deploy.options import Group
 from drafter.lookup import PromptLookup
 from drafter.model_free import METHODS, ModelFreeEngine
 from drafter.suffix import SuffixDecoding
-from paceline.errors import InvalidInput
+from paceline.errors import InvalidInput, did_you_mean
 from paceline.types import Role, WorkerInfo
 
 DEFAULT_MAX_MODEL_LEN = 131_072  # about 80 MB of n-grams for a request of this length, none for a short one

@@ -24,6 +24,7 @@ from deploy.role_options import (
     add_draft_rows,
     add_grpc_port,
     add_host,
+    add_http,
     add_logging,
     add_pacing,
     add_revision,
@@ -66,6 +67,7 @@ Workers announce themselves here, so start it first (they wait for it if you do 
     network = parser.group("network")
     add_host(network)
     add_grpc_port(network)
+    add_http(network)
     add_pacing(parser)
     add_logging(parser)
     values = parser.parse(argv, os.environ)
@@ -79,6 +81,9 @@ Workers announce themselves here, so start it first (they wait for it if you do 
         revision=values.revision,
         host=values.host,
         grpc_port=values.grpc_port,
+        port=values.port,
+        served_model_name=values.served_model_name,
+        chat_template=values.chat_template,
         insecure=values.insecure,
         mode=None if values.mode == "auto" else Mode(values.mode),
         rule=None if values.rule == "auto" else Rule(values.rule),

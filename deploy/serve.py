@@ -18,6 +18,7 @@ from deploy.role_options import (
     add_engine,
     add_grpc_port,
     add_host,
+    add_http,
     add_logging,
     add_pacing,
     add_revision,
@@ -37,6 +38,7 @@ class Plan:
     num_drafters: int = 1
     host: str = "127.0.0.1"
     grpc_port: int = 0
+    port: int | None = None  # of HTTP; None = no HTTP
     coordinator: tuple[str, ...] = ()
     verifier: tuple[str, ...] = ()
     drafters: tuple[str, ...] = ()
@@ -44,8 +46,9 @@ class Plan:
 
 
 async def start(supervisor: Supervisor, plan: Plan) -> str:
-    """Start all processes of `plan`; the coordinator's address, once every worker is registered there."""
-    where = ("--host", plan.host, "--grpc-port", str(plan.grpc_port))
+    """Start all processes of `plan`; the coordinator's gRPC address, once every worker is registered there."""
+    http = "off" if plan.port is None else str(plan.port)
+    where = ("--host", plan.host, "--grpc-port", str(plan.grpc_port), "--port", http)
     coordinator = supervisor.start(
         "coordinator", ("coordinator", "--tokenizer", plan.target, *where, *plan.coordinator)
     )
@@ -53,6 +56,8 @@ async def start(supervisor: Supervisor, plan: Plan) -> str:
     port = coordinator.address.rpartition(":")[2]
     # A restarted coordinator must be found where the first one was, by the workers and by clients.
     coordinator.arguments += ("--grpc-port", port)
+    if coordinator.http_address:
+        coordinator.arguments += ("--port", coordinator.http_address.rpartition(":")[2])
     server = f"{reachable(plan.host)}:{port}"
     supervisor.start("verifier", ("verifier", "--model", plan.target, "--coordinator", server, *plan.verifier))
     for i in range(plan.num_drafters):
@@ -80,7 +85,9 @@ def run(argv: Sequence[str]) -> int:
         revision=values.revision,
         drafter_revision=values.drafter_revision,
     )
-    check_port(values.host, values.grpc_port)
+    check_port("--grpc-port", values.host, values.grpc_port)
+    if values.port is not None:
+        check_port("--port", values.host, values.port)
     return asyncio.run(_serve(_plan(values), values))
 
 
@@ -95,11 +102,18 @@ async def _serve(plan: Plan, values: argparse.Namespace) -> int:
                 return 0
             server = started.result()
             drafters = f"{plan.num_drafters} drafter{'' if plan.num_drafters == 1 else 's'}"
-            print(f"paceline ready: gRPC on {server}, 1 verifier, {drafters}, mode {values.mode}", flush=True)
+            http = "" if plan.port is None else f"HTTP on {_http_url(supervisor)}, "
+            print(f"paceline ready: gRPC on {server}, {http}1 verifier, {drafters}, mode {values.mode}", flush=True)
             await asyncio.wait((stopped, supervisor.failed), return_when=asyncio.FIRST_COMPLETED)
             if supervisor.failed.done():
                 supervisor.failed.result()
             return 0
+
+
+def _http_url(supervisor: Supervisor) -> str:
+    """Where this machine finds the coordinator's HTTP."""
+    host, _, port = supervisor.children[0].http_address.rpartition(":")
+    return f"http://{reachable(host)}:{port}"
 
 
 def _plan(values: argparse.Namespace) -> Plan:
@@ -107,6 +121,7 @@ def _plan(values: argparse.Namespace) -> Plan:
     trust = ("--trust-drafters",) if values.trust_drafters else ()
     log_level = ("--log-level", values.log_level)
     pacing = _given(values, "mode", "rule", "length_policy", "window", "max_draft_wait_ms", "max_waiting")
+    http = _given(values, "served_model_name", "chat_template")
     engine = _given(
         values,
         *("device", "max_num_seqs", "max_num_batched_tokens", "max_model_len", "block_size"),
@@ -130,7 +145,8 @@ def _plan(values: argparse.Namespace) -> Plan:
         num_drafters=values.num_drafters,
         host=values.host,
         grpc_port=values.grpc_port,
-        coordinator=(*pacing, *_given(values, "revision"), *insecure, *trust, *log_level),
+        port=values.port,
+        coordinator=(*pacing, *_given(values, "revision"), *http, *insecure, *trust, *log_level),
         verifier=(*engine, *target, *log_level),
         drafters=(*engine, *drafter, *log_level),
         start_timeout_s=values.start_timeout,
@@ -198,13 +214,7 @@ def _add_network(parser: Parser) -> None:
     network = parser.group("network")
     add_host(network)
     add_grpc_port(network)
-    network.add(
-        "--port",
-        kind=options.whole(0, 65535),
-        default=8000,
-        metavar="PORT",
-        help="HTTP port; accepted, but HTTP is not served yet: use gRPC",
-    )
+    add_http(network)
 
 
 def _add_engine(parser: Parser) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import enum
 import math
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 from paceline.errors import InvalidInput
 from paceline.length_policy import LengthPolicy
@@ -43,6 +44,19 @@ class Rule(enum.StrEnum):
     def needs_rows(self) -> bool:
         """Whether a draft comes with the laws its tokens were drawn from, and an open one ends in a retained row."""
         return self in (Rule.TOKEN, Rule.BLOCK)
+
+
+_Member = TypeVar("_Member", Mode, Rule)
+
+
+def member(kind: type[_Member], field: str, value: str | None) -> _Member | None:
+    """The one that a client names; None for "auto" and for what was not given. Raises `InvalidInput`."""
+    if value is None or value == "auto":
+        return None
+    try:
+        return kind(value)
+    except ValueError:
+        raise InvalidInput(field, value, f"must be auto, {', '.join(kind)}") from None
 
 
 class Source(enum.StrEnum):

@@ -37,6 +37,7 @@ DRAFTER = ("tests/drafter",)
 STOPPING = ("tests/drafter/test_stop_before.py",)
 OUTCOMES = ("tests/drafter/test_session.py",)
 CORE = ("tests/coordinator", "tests/verifier/test_session.py", "tests/drafter/test_session.py")
+HTTP = ("tests/coordinator/http",)
 PARAMETERS = ("tests/paceline/test_adjusted_logits.py",)
 TRUST = ("tests/coordinator/test_trust.py",)
 ROWS = ("tests/paceline/test_rows.py",)
@@ -563,6 +564,57 @@ ENGINE = (
         ("tests/engine/test_graphs.py",),
     ),
 )
+DOORS = (
+    Mutant(
+        "the drafter is told the verifier's seed",
+        "coordinator/service.py",
+        "draft_seed=secrets.randbits(63)",
+        "draft_seed=sampling.seed or secrets.randbits(63)",
+        ("tests/coordinator/test_service.py",),
+    ),
+    Mutant(
+        "a stop string that comes with the last token is no reason",
+        "coordinator/service.py",
+        "reason = FinishReason.STOP if self._is_stopped else reason",
+        "pass",
+        HTTP,
+    ),
+    Mutant(
+        "the outputs of one call share a seed",
+        "coordinator/http/face.py",
+        "seed=(seed + i) %",
+        "seed=(seed + 0) %",
+        HTTP,
+    ),
+    Mutant(
+        "what is not supported is ignored",
+        "coordinator/http/schema.py",
+        "if body[name] is not None and not any(",
+        "if False and not any(",
+        HTTP,
+    ),
+    Mutant(
+        "a client that leaves is not noticed",
+        "coordinator/http/face.py",
+        "await asyncio.wait((task, left), return_when=asyncio.FIRST_COMPLETED)",
+        "await asyncio.wait((task,))",
+        HTTP,
+    ),
+    Mutant(
+        "a route without the key",
+        "coordinator/http/app.py",
+        "for part in (completions, chat, tokens, probes, playground):",
+        "app.include_router(playground.router)\n    for part in (completions, chat, tokens, probes):",
+        HTTP,
+    ),
+    Mutant(
+        "places in drafts counted from the wrong end",
+        "coordinator/core/metrics.py",
+        "i = draft.start + at - start",
+        "i = at",
+        ("tests/coordinator/test_metrics.py",),
+    ),
+)
 
 
 def copy_tree(folder: Path) -> None:
@@ -616,7 +668,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.mutants", description="Break the code; see a test notice.")
     parser.add_argument("--only", default="", help="mutants whose description contains this")
     given = parser.parse_args()
-    mutants = SAMPLING + ROWS_AND_TRUST + WHOLE + PROTOCOL + BENCH + ENGINE
+    mutants = SAMPLING + ROWS_AND_TRUST + WHOLE + PROTOCOL + BENCH + ENGINE + DOORS
     chosen = [mutant for mutant in mutants if given.only in mutant.what]
     if not chosen:
         parser.error(f"--only {given.only!r}: no mutant's description contains it; leave it out to see all of them")

@@ -270,6 +270,7 @@ class Request:
         self.metrics.verified(verdict, now_s)
         self.metrics.sources.update(sources)
         self.metrics.tokens_by_mode[self.mode if self.drafter else Mode.OFF] += len(sources)
+        self.metrics.settled(len(self.committed), sources, self._window.drafts)
         asked_s = self._asked_s.get(verdict.start)
         if asked_s is not None and verdict.num_drafts:
             wire_ms = max(0.0, 1e3 * (now_s - asked_s) - verdict.verify_ms - verdict.queue_ms)

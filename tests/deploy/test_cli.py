@@ -74,6 +74,7 @@ def test_no_command_is_an_error_that_shows_the_help(capsys: pytest.CaptureFixtur
         (["serve", "--target", "./missing", "--drafter", "x"], ["--target='./missing'", "no such folder"]),
         (["serve", "--target", "x", "--drafter", "x", "--host", "0.0.0.0"], ["host='0.0.0.0'", "--insecure"]),
         (["serve", "--target", "x", "--drafter", "x", "--grpc-port", "70000"], ["--grpc-port='70000'", "65535"]),
+        (["serve", "--target", "x", "--drafter", "x", "--port", "of"], ["--port='of'", "65535, or off"]),
         (["verifier", "--model", "x", "--kv-cache-memory", "much"], ["--kv-cache-memory='much'", "1GiB"]),
         (["verifier", "--model", "x", "--host", "10.0.0.1"], ["host='10.0.0.1'", "--insecure"]),
         (["drafter", "--model", "x", "--host", "0.0.0.0", "--insecure"], ["--advertise", "--host"]),
@@ -153,7 +154,7 @@ def test_what_a_laptop_runs_does_not_import_torch() -> None:
     program = """
 import sys
 from deploy.cli import main
-import deploy.generate, deploy.serve, deploy.demo, coordinator.api
+import deploy.generate, deploy.serve, deploy.demo, coordinator.api, coordinator.http.server
 assert main(["--help"]) == main(["serve", "--help"]) == main(["coordinator", "--help"]) == 0
 assert main(["generate", "--server", "127.0.0.1:1", "--prompt", "x"]) == 1
 print({"torch", "transformers"} & set(sys.modules), file=sys.stderr)

@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import socket
+import urllib.request
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,10 @@ def prompt_file(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def test_serve_says_in_one_line_that_all_processes_are_ready(served: Served) -> None:
-    assert served.ready_line == f"paceline ready: gRPC on {served.address}, 1 verifier, 1 drafter, mode auto\n"
+    where = f"gRPC on {served.address}, HTTP on {served.url}"
+    assert served.ready_line == f"paceline ready: {where}, 1 verifier, 1 drafter, mode auto\n"
+    with urllib.request.urlopen(f"{served.url}/health", timeout=10) as response:
+        assert json.load(response)["num_drafters"] == 1
     assert set(served.child_pids()) == {"coordinator", "verifier", "drafter"}
     assert len(set(served.child_pids().values())) == 3
 
@@ -99,13 +103,16 @@ def test_one_bad_prompt_among_many_is_reported_in_its_place(served: Served, tmp_
     assert len(first["token_ids"]) == len(last["token_ids"]) == 4
 
 
-def test_a_port_in_use_is_refused(pair: tuple[Path, Path]) -> None:
+@pytest.mark.parametrize("option", ["--grpc-port", "--port"])
+def test_a_port_in_use_is_refused(option: str, pair: tuple[Path, Path]) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
-        line = fails("serve", "--target", str(pair[0]), "--drafter", str(pair[1]), "--grpc-port", str(port))
-    assert f"--grpc-port={port}" in line
+        line = fails(
+            "serve", "--target", str(pair[0]), "--drafter", str(pair[1]), "--grpc-port", "0", option, str(port)
+        )
+    assert f"{option}={port}" in line
     assert "choose another, or 0 for a free one" in line
 
 

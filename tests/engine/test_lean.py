@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
 
 from paceline.engine import lean
 from paceline.engine.executor import Executor
@@ -76,9 +78,9 @@ def test_a_model_with_other_biases_runs_on_its_own_code(tmp_path: Path, option: 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_hidden_states_are_what_the_output_embedding_reads(model_folder: Folders, architecture: str) -> None:
     """On the lean path and on transformers' own; of the rows that were asked for, in their order."""
-    runner = Runner.load(str(model_folder(architecture)), max_num_tokens=128)
-    assert isinstance(runner._executor, Executor)
-    model = runner._executor.model
+    folder = str(model_folder(architecture))
+    runner = Runner.load(folder, max_num_tokens=128)
+    model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     for sequence in "ab":
         runner.open(sequence)
     found = runner.forward_with_hidden([Chunk("a", 0, [5, 6, 7, 8], 2), Chunk("b", 0, [9], 1)])

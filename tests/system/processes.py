@@ -20,7 +20,7 @@ STOP_WITHIN_S = 20.0
 
 
 class Process:
-    """One role; `address` is where it serves."""
+    """One role; `address` is where it serves gRPC, `url` where HTTP, if it does."""
 
     def __init__(self, role: str, *options: str) -> None:
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -35,6 +35,8 @@ class Process:
         for line in self._process.stdout:
             if found := re.search(r"ready.*?(127\.0\.0\.1:\d+)", line):
                 self.address = found.group(1)
+                http = re.search(r"HTTP on (\S+)", line)
+                self.url = http.group(1) if http else ""
                 return
         raise RuntimeError(f"paceline {role} ended with code {self._process.wait()} before it was ready")
 
@@ -75,7 +77,7 @@ def running(*processes: Process) -> Iterator[None]:
 
 
 def coordinator(target: Path, *options: str) -> Process:
-    return Process("coordinator", "--tokenizer", str(target), "--grpc-port", "0", *options)
+    return Process("coordinator", "--tokenizer", str(target), "--grpc-port", "0", "--port", "off", *options)
 
 
 def worker(role: Role, model: Path, coordinator_address: str, *options: str) -> Process:
