@@ -18,7 +18,7 @@ from typing import Any
 
 from deploy import options
 from deploy.options import Parser
-from deploy.role_options import add_grpc_port, add_host, add_logging, add_pacing, add_row_width, add_worker
+from deploy.role_options import add_grpc_port, add_host, add_logging, add_pacing, add_row_width, add_trace, add_worker
 from paceline.errors import InvalidInput
 from paceline.rpc import check_bind
 from paceline.types import Mode, Role, Rule, WorkerInfo
@@ -56,6 +56,7 @@ Workers announce themselves here, so start it first (they wait for it if you do 
     add_host(network)
     add_grpc_port(network)
     add_pacing(parser)
+    add_trace(parser)
     add_logging(parser)
     values = parser.parse(argv, os.environ)
     _begin(values)
@@ -73,6 +74,8 @@ Workers announce themselves here, so start it first (they wait for it if you do 
         policy=values.length_policy,
         window=values.window,
         limits=Limits(max_waiting=values.max_waiting, max_draft_wait_s=values.max_draft_wait_ms / 1e3),
+        trace=values.trace,
+        max_trace_bytes=values.trace_max_size,
     )
     return asyncio.run(serve_coordinator(config))
 

@@ -12,7 +12,7 @@ from deploy import options
 from deploy.checks import check_pair, check_port
 from deploy.local import Supervisor
 from deploy.options import Parser
-from deploy.role_options import add_engine, add_grpc_port, add_host, add_logging, add_pacing, add_row_width
+from deploy.role_options import add_engine, add_grpc_port, add_host, add_logging, add_pacing, add_row_width, add_trace
 from paceline.rpc import check_bind, signals
 
 COORDINATOR_START_S = 60.0
@@ -91,6 +91,7 @@ def _plan(values: argparse.Namespace) -> Plan:
     insecure = ("--insecure",) if values.insecure else ()
     log_level = ("--log-level", values.log_level)
     pacing = _given(values, "mode", "rule", "length_policy", "window", "max_draft_wait_ms", "max_waiting")
+    trace = _given(values, "trace", "trace_max_size")
     engine = _given(
         values,
         *("device", "max_num_seqs", "max_num_batched_tokens", "max_model_len", "block_size"),
@@ -107,7 +108,7 @@ def _plan(values: argparse.Namespace) -> Plan:
         num_drafters=values.num_drafters,
         host=values.host,
         grpc_port=values.grpc_port,
-        coordinator=(*pacing, *insecure, *log_level),
+        coordinator=(*pacing, *trace, *insecure, *log_level),
         verifier=(*engine, *dtype, *size, *log_level),
         drafters=(*engine, *drafter_dtype, *drafter_size, "--row-width", str(values.row_width), *log_level),
         start_timeout_s=values.start_timeout,
@@ -138,6 +139,7 @@ To put the roles on several machines, start each by its own sub-command (coordin
     _add_models(parser)
     _add_network(parser)
     add_pacing(parser)
+    add_trace(parser)
     _add_engine(parser)
     return parser
 

@@ -160,6 +160,11 @@ def join(host: str, port: int) -> str:
     return f"[{host}]:{port}" if ":" in host and not host.startswith("[") else f"{host}:{port}"
 
 
+def with_port(address: str, port: int) -> str:
+    """`address` if it names a port already (HOST:PORT, [IPV6]:PORT), else HOST:PORT with `port`."""
+    return address if re.fullmatch(r"(\[[^\]]+\]|[^:\[\]]+):\d{1,5}", address) else join(address, port)
+
+
 def check_bind(host: str, *, insecure: bool = False) -> None:
     """Raises `InvalidInput` unless `host` is this machine only, or `insecure` says that the network is trusted."""
     try:

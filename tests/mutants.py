@@ -23,7 +23,7 @@ from rich.console import Console
 from rich.table import Table
 
 ROOT = Path(__file__).parents[1]
-COPIED = ("coordinator", "drafter", "paceline", "proto", "tests", "verifier", "pyproject.toml")
+COPIED = ("bench", "coordinator", "drafter", "paceline", "proto", "tests", "verifier", "pyproject.toml")
 TIMEOUT_S = 600.0
 
 ONE_DRAFT = "test_one_draft_then_the_target_is_exact[2-World(seed=6, vocab_size=4, width=3)]"
