@@ -123,7 +123,7 @@ class Simulation:
         if scenario.load.rate_per_s:
             self._arrive()
         else:
-            for _ in range(min(scenario.load.concurrency, scenario.load.num_requests)):
+            for _ in range(scenario.load.concurrency):
                 self._ask()
         world.run(lambda: self.outcome.num_ended == scenario.load.num_requests)
         self.outcome.seconds = world.now_s
@@ -160,13 +160,15 @@ class Simulation:
     def _arrive(self) -> None:
         """The next burst of an open load, and when the one after it comes."""
         load = self.scenario.load
-        for _ in range(min(load.burst, load.num_requests - self._num_asked)):
+        for _ in range(load.burst):
             self._ask()
         if self._num_asked < load.num_requests:
             self.world.at(self._chance.expovariate(load.rate_per_s / load.burst), self._arrive)
 
     def _ask(self) -> None:
         scenario, index = self.scenario, self._num_asked
+        if index == scenario.load.num_requests:
+            return
         self._num_asked += 1
         num_prompt_tokens, max_tokens = scenario.load.sizes(index)
         spec = RequestSpec(
@@ -199,8 +201,7 @@ class Simulation:
         self._patterns.pop(client.spec.request_id, None)
         if self._advance:
             self._advance(client)
-        load = self.scenario.load
-        if not load.rate_per_s and self._num_asked < load.num_requests:
+        if not self.scenario.load.rate_per_s:
             self.world.at(0.0, self._ask)
 
 

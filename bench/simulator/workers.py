@@ -8,7 +8,8 @@ absent: the KV pool's blocks (room is counted in requests) and whatever else sha
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Generic, Protocol, TypeVar
 
 import drafter.session
@@ -34,6 +35,7 @@ from verifier.session import Need, Work
 
 Ask = TypeVar("Ask")
 Session = verifier.session.Session[bool]
+DraftSession = drafter.session.Session[None]
 
 
 class Shell(Protocol):
@@ -47,22 +49,40 @@ class Shell(Protocol):
     def send(self, worker: str, reply: Draft | Verdict) -> None: ...
 
 
+@dataclass(slots=True)
+class Run:
+    """Passes of the same shape, one after the other; `done` is told at the end of the last."""
+
+    start_s: float
+    pass_s: float
+    num_passes: int
+    done: Callable[[Run], None]
+
+    @property
+    def end_s(self) -> float:
+        return self.start_s + self.num_passes * self.pass_s
+
+
 class Worker(Generic[Ask]):
     """What both kinds share: an inbox, and one pass at a time."""
 
     def __init__(self, shell: Shell, name: str, cost: StepCost) -> None:
         self.shell, self.name, self.cost = shell, name, cost
         self.inbox: list[Ask] = []
-        self.is_busy = self.is_dead = self.hung = False
+        self.is_dead = self.hung = False
         self.num_passes = 0
         self.busy_s = 0.0
+        self._run: Run | None = None  # what is computed now
 
     def receive(self, ask: Ask) -> None:
         self.inbox.append(ask)
-        self._go()
+        if self._run:
+            self._cut(self._run)
+        else:
+            self._go()
 
     def _go(self) -> None:
-        if self.is_busy or self.is_dead or self.hung:
+        if self.is_dead or self.hung:
             return
         for ask in self.inbox:
             for reply in self._handle(ask):
@@ -70,21 +90,31 @@ class Worker(Generic[Ask]):
         self.inbox.clear()
         self._begin()
 
-    def _pass(self, shapes: Sequence[tuple[int, int]], done: Callable[..., object], *arguments: Any) -> None:
-        """A pass over `shapes`: (tokens, cached tokens) of each request; `done(took_s, …)` follows at its end."""
+    def _forward(self, shapes: Sequence[tuple[int, int]], done: Callable[[Run], None], num_passes: int = 1) -> None:
+        """Passes over `shapes`, the (tokens, cached tokens) of each request; `done` follows at their end."""
         num_seqs = len(shapes)
-        num_tokens = sum(tokens for tokens, _ in shapes)
-        took_s = 1e-3 * self.cost.ms(num_tokens, num_seqs, sum(cached for _, cached in shapes) / num_seqs)
-        self.is_busy = True
-        self.num_passes += 1
-        self.busy_s += took_s
-        self.shell.at(took_s, self._end, done, took_s, *arguments)
+        num_tokens, context = sum(tokens for tokens, _ in shapes), sum(cached for _, cached in shapes) / num_seqs
+        pass_s = 1e-3 * self.cost.ms(num_tokens, num_seqs, context)
+        self._run = Run(self.shell.now_s, pass_s, num_passes if pass_s else 1, done)
+        self.shell.at(self._run.end_s - self.shell.now_s, self._end, self._run, self._run.num_passes)
 
-    def _end(self, done: Callable[..., object], *arguments: Any) -> None:
-        self.is_busy = False
-        if not self.is_dead:
-            done(*arguments)
-            self._go()
+    def _cut(self, run: Run) -> None:
+        """Asks are taken between passes: end the run with the pass that is under way."""
+        if run.num_passes == 1:
+            return
+        num_passes = 1 + int((self.shell.now_s - run.start_s) / run.pass_s)
+        if num_passes < run.num_passes:
+            run.num_passes = num_passes
+            self.shell.at(max(0.0, run.end_s - self.shell.now_s), self._end, run, num_passes)
+
+    def _end(self, run: Run, num_passes: int) -> None:
+        if run is not self._run or num_passes != run.num_passes or self.is_dead:
+            return
+        self._run = None
+        self.num_passes += num_passes
+        self.busy_s += num_passes * run.pass_s
+        run.done(run)
+        self._go()
 
     def _handle(self, ask: Ask) -> Sequence[Draft | Verdict]:
         raise NotImplementedError
@@ -130,7 +160,7 @@ class Verifier(Worker[VerifierAsk]):
             return
         shares = plan([_ready(self.sessions[name], work) for name, work in works.items()], self.budget)
         shapes = [(share, works[name].start) for name, share in shares.items()]
-        self._pass(shapes, self._forwarded, self.shell.now_s, works, shares)
+        self._forward(shapes, partial(self._forwarded, works, shares))
 
     def _wanted(self, name: str) -> Work | None:
         """What the session wants forwarded, once all is done for which a retained row suffices (as in the engine)."""
@@ -147,7 +177,7 @@ class Verifier(Worker[VerifierAsk]):
         del self._active[name]
         return None
 
-    def _forwarded(self, took_s: float, started_s: float, works: dict[str, Work], shares: dict[str, int]) -> None:
+    def _forwarded(self, works: dict[str, Work], shares: dict[str, int], run: Run) -> None:
         num_tokens = sum(shares.values())
         for name, share in shares.items():
             session, work = self.sessions[name], works[name]
@@ -156,9 +186,9 @@ class Verifier(Worker[VerifierAsk]):
             elif work.need is Need.PREFILL:
                 session.prefilled(share, True)
             else:
-                queue_ms = max(0.0, 1e3 * (started_s - session.since_s))
+                queue_ms = max(0.0, 1e3 * (run.start_s - session.since_s))
                 verdict = replace(
-                    judge(session, work), verify_ms=1e3 * took_s, queue_ms=queue_ms, batch_tokens=num_tokens
+                    judge(session, work), verify_ms=1e3 * run.pass_s, queue_ms=queue_ms, batch_tokens=num_tokens
                 )
                 session.since_s = self.shell.now_s
                 self.shell.send(self.name, verdict)
@@ -200,7 +230,7 @@ class Drafter(Worker[DrafterAsk]):
     ) -> None:
         super().__init__(shell, name, cost)
         self.agreement = agreement
-        self.sessions: dict[str, drafter.session.Session[None]] = {}
+        self.sessions: dict[str, DraftSession] = {}
         self._max_num_batched_tokens = max_num_batched_tokens
         self._active: dict[str, None] = {}
 
@@ -231,23 +261,40 @@ class Drafter(Worker[DrafterAsk]):
             if not num_tokens:
                 break
             shapes.append((num_tokens, session.computed))
-            session.computed += num_tokens
             going.append(session)
             room -= num_tokens
         if going:
-            self._pass(shapes, self._forwarded, going)
+            num_tokens = [tokens for tokens, _ in shapes]
+            self._forward(shapes, partial(self._forwarded, going, num_tokens), self._num_alike(going, num_tokens))
 
-    def _forwarded(self, took_s: float, going: Sequence[drafter.session.Session[None]]) -> None:
-        for session in going:
-            session.draft_ms += 1e3 * took_s
-            if session.computed < len(session.tokens):
-                continue  # a part of a prompt
+    def _num_alike(self, going: Sequence[DraftSession], num_tokens: Sequence[int]) -> int:
+        """How many passes, this one included, differ in nothing, and end no draft before the last of them.
+
+        They are simulated as one event, which an ask that comes meanwhile cuts short.
+        """
+        if len(going) < len(self._active) or max(num_tokens) > 1 or any(s.ask.stop_token_ids for s in going):
+            return 1
+        return min(min(_length(s) - s.draft_length, s.ask.end - len(s.tokens)) for s in going)
+
+    def _forwarded(self, going: Sequence[DraftSession], shares: Sequence[int], run: Run) -> None:
+        pass_ms = 1e3 * run.pass_s
+        for session, num_tokens in zip(going, shares, strict=True):
             ask = session.ask
-            stop = session.draft_length + 1 >= ask.policy["length"]
-            if session.push(draft_token(self.agreement, ask.request_id, session.tokens), stop=stop):
-                self.shell.send(self.name, session.send(None))
+            for _ in range(run.num_passes):
+                session.draft_ms += pass_ms
+                session.computed += num_tokens
+                if session.computed < len(session.tokens):
+                    continue  # a part of a prompt
+                stop = session.draft_length + 1 >= _length(session)
+                if session.push(draft_token(self.agreement, ask.request_id, session.tokens), stop=stop):
+                    self.shell.send(self.name, session.send(None))
 
 
-def _num_pending(session: drafter.session.Session[None]) -> int:
+def _length(session: DraftSession) -> int:
+    """Tokens of a draft: the toy drafters have no rows, so only the policy `fixed` means anything to them."""
+    return int(session.ask.policy["length"])
+
+
+def _num_pending(session: DraftSession) -> int:
     return len(session.tokens) - session.computed
 
