@@ -22,6 +22,7 @@ COMMANDS = {
     "serve": ("deploy.serve", "run", "coordinator, drafters and verifier on this machine, as separate processes"),
     "generate": ("deploy.generate", "run", "send prompts to a running coordinator"),
     "check-lossless": ("deploy.check_lossless", "run", "does a running server write what its target alone would?"),
+    "simulate": ("deploy.simulate", "run", "how fast would it be? a deployment in virtual time, before you build it"),
     "coordinator": ("deploy.roles", "run_coordinator", "one role alone: takes requests, plans drafting and verifying"),
     "verifier": ("deploy.roles", "run_verifier", "one role alone: holds the target model and judges drafts"),
     "drafter": ("deploy.roles", "run_drafter", "one role alone: holds the draft model and drafts ahead"),

@@ -39,7 +39,7 @@ def to_plain(value: object, *, without: tuple[type, ...] = ()) -> Any:
     if isinstance(value, Exception):
         return {IS: type(value).__name__, "message": str(value)}
     if dataclasses.is_dataclass(value):
-        fields = {name: to_plain(getattr(value, name), without=without) for name in _public(type(value))}
+        fields = {name: to_plain(getattr(value, name), without=without) for name in _public(cast(type, type(value)))}
         return {IS: type(value).__name__, **fields}
     raise TypeError(f"{type(value).__name__} has no plain form")
 

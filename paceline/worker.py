@@ -268,7 +268,7 @@ class WorkerServer(Generic[Ask, Reply]):
         insecure: bool = False,
         advertise: str | None = None,
     ) -> None:
-        """Serve on `host`, and keep registered with each coordinator as `advertise` (HOST or HOST:PORT; else `host`)."""
+        """Serve on `host`, and keep registered with each coordinator as `advertise` (HOST[:PORT]; else `host`)."""
         if advertise is None and host.strip("[]") in ("0.0.0.0", "::"):
             fix = "give the host name by which coordinators reach this machine"
             raise InvalidInput("advertise", advertise, fix)

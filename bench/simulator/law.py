@@ -7,7 +7,7 @@ does, and it lets all modes be compared on the same luck.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -59,7 +59,9 @@ class Recorded:
     """
 
     rest: Agreement
-    patterns: dict[str, tuple[int, Sequence[bool | None]]] = field(default_factory=dict)  # by request: (prompt, kept)
+    patterns: Mapping[str, tuple[int, Sequence[bool | None]]] = field(
+        default_factory=dict
+    )  # by request: (prompt, kept)
 
     def agrees(self, request_id: str, prefix: Sequence[int]) -> bool:
         num_prompt_tokens, kept = self.patterns.get(request_id, (0, ()))

@@ -35,6 +35,11 @@ class Path:
         self._network, self._random = network, chance
         self._last_s = 0.0
 
+    @property
+    def loses(self) -> bool:
+        """Whether a message may never arrive."""
+        return self._network.loss > 0
+
     def delays_s(self, now_s: float) -> list[float]:
         """When a message that is sent now arrives, for each time that it does."""
         network, chance = self._network, self._random.random

@@ -107,6 +107,7 @@ class Simulation:
         self._advance = advance
         self._patterns: dict[str, tuple[int, tuple[bool | None, ...]]] = {}
         self._chance = random.Random(f"{scenario.seed} load")  # apart from the world's: the same load in every mode
+        self._deaths = random.Random(f"{scenario.seed} deaths")  # likewise the same deaths
         self._num_asked = 0
         self._names = {"v": 0, "d": 0}
         self.world = World(
@@ -143,7 +144,7 @@ class Simulation:
         else:
             self.world.add_drafter(name, pool.cost, self._agreement(), places=pool.places, network=pool.network)
         if pool.mean_life_s:
-            self.world.at(self.world.random.expovariate(1 / pool.mean_life_s), self._die, name, kind, pool)
+            self.world.at(self._deaths.expovariate(1 / pool.mean_life_s), self._die, name, kind, pool)
 
     def _die(self, name: str, kind: str, pool: Pool) -> None:
         self.outcome.busy_s[kind] += self.world.workers[name].busy_s

@@ -264,15 +264,15 @@ class Drafter(Worker[DrafterAsk]):
             going.append(session)
             room -= num_tokens
         if going:
-            num_tokens = [tokens for tokens, _ in shapes]
-            self._forward(shapes, partial(self._forwarded, going, num_tokens), self._num_alike(going, num_tokens))
+            shares = [tokens for tokens, _ in shapes]
+            self._forward(shapes, partial(self._forwarded, going, shares), self._num_alike(going, shares))
 
-    def _num_alike(self, going: Sequence[DraftSession], num_tokens: Sequence[int]) -> int:
+    def _num_alike(self, going: Sequence[DraftSession], shares: Sequence[int]) -> int:
         """How many passes, this one included, differ in nothing, and end no draft before the last of them.
 
         They are simulated as one event, which an ask that comes meanwhile cuts short.
         """
-        if len(going) < len(self._active) or max(num_tokens) > 1 or any(s.ask.stop_token_ids for s in going):
+        if len(going) < len(self._active) or max(shares) > 1 or any(s.ask.stop_token_ids for s in going):
             return 1
         return min(min(_length(s) - s.draft_length, s.ask.end - len(s.tokens)) for s in going)
 
@@ -297,4 +297,3 @@ def _length(session: DraftSession) -> int:
 
 def _num_pending(session: DraftSession) -> int:
     return len(session.tokens) - session.computed
-

@@ -250,7 +250,7 @@ class World:
     def check_nothing_leaked(self) -> None:
         """No request is left, with the coordinator or with a worker. To be called when all have ended. Raises Broken.
 
-        Lets the messages arrive that are still on their way; a network that loses some for good may leave sessions.
+        Lets the messages arrive that are still on their way. A network that loses some for good may leave sessions.
         """
         last_s = self.now_s + 60.0  # what is on its way arrives within a minute; later is churn, which never ends
         while self.now_s < last_s and self._holders():
@@ -260,11 +260,13 @@ class World:
         left = pipeline.num_running + pipeline.num_waiting + sum(len(worker.requests) for worker in pipeline.pools)
         if left:
             raise Broken(f"seed {self.seed}: the core still holds {left} requests or places")
-        if not self.network.loss and (holders := self._holders()):
+        if holders := self._holders():
             raise Broken(f"seed {self.seed}: {', '.join(holders)} still hold requests")
 
     def _holders(self) -> list[str]:
-        return [name for name, link in self._links.items() if link.worker.sessions and not link.worker.hung]
+        """Workers that hold a request and have been told to forget it."""
+        links = (link for link in self._links.values() if not (link.there.loses or link.worker.hung))
+        return [link.worker.name for link in links if link.worker.sessions]
 
 
 def is_refusal(client: Client) -> bool:

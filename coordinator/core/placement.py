@@ -1,7 +1,8 @@
 """Which worker a request goes to: of those with room, the one with the smallest share of its places taken.
 
-Pure: membership and load in, a worker's id out. Ties go to the worker that came first, so a run can be repeated. A place
-is found in logarithmic time: the core looks for one after every event while requests wait, whatever the pools' sizes.
+Pure: membership and load in, a worker's id out. Ties go to the worker that came first, so a run can be repeated. A
+place is found in logarithmic time: the core looks for one after every event while requests wait, however many workers
+there are.
 """
 
 from __future__ import annotations
