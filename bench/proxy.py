@@ -17,6 +17,8 @@ import asyncio
 import contextlib
 import random
 import selectors
+import socket
+import struct
 import sys
 import threading
 from collections import deque
@@ -176,15 +178,24 @@ class Proxy:
             async with asyncio.timeout(self._life_s()), asyncio.TaskGroup() as tasks:
                 tasks.create_task(Pipe(self, reader, back).run())
                 tasks.create_task(Pipe(self, there, writer).run())
-        except* (OSError, TimeoutError, asyncio.CancelledError):
-            pass  # cut off, by either side, by us or by `cut`: both sides are told by the loss of their connection
+            for one in writers:
+                one.close()
+        except* (OSError, TimeoutError, asyncio.CancelledError):  # cut by either side, by chance or by `cut`
+            for one in writers:
+                _reset(one)
         finally:
             self._connections.discard(task)
-            for one in writers:
-                one.transport.abort()
 
     def _life_s(self) -> float | None:
         return self._random.expovariate(1 / self.shape.cut_every_s) if self.shape.cut_every_s else None
+
+
+def _reset(writer: asyncio.StreamWriter) -> None:
+    """Close at once, and let the other side see a reset instead of an orderly end."""
+    connection = writer.get_extra_info("socket")
+    with contextlib.suppress(OSError):  # it is closed already
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    writer.transport.abort()
 
 
 def new_event_loop() -> asyncio.AbstractEventLoop:

@@ -82,7 +82,8 @@ def _say(profile: Profile) -> str:
     return (
         f"from the trace: {len(profile.requests)} requests, {profile.acceptance:.2f} of tested tokens kept; a pass "
         f"takes {verify.base_ms:.1f} ms + {verify.per_token_ms:.2f} a token, a drafted token {draft.ms(1, 1, 0):.2f} "
-        f"ms; one way takes {1e3 * profile.verifier_hop_s:.2f} ms to a verifier, {1e3 * profile.drafter_hop_s:.2f} to a drafter"
+        f"ms; one way takes {1e3 * profile.verifier_hop_s:.2f} ms to a verifier, "
+        f"{1e3 * profile.drafter_hop_s:.2f} to a drafter"
     )
 
 

@@ -27,7 +27,11 @@ class Clock:
 
     def at(self, delay_s: float, action: Callable[..., object], *arguments: Any) -> None:
         """Call `action(*arguments)` after `delay_s`, which is not negative."""
-        heapq.heappush(self._heap, (self.now_s + delay_s, next(self._order), action, arguments))
+        self.at_time(self.now_s + delay_s, action, *arguments)
+
+    def at_time(self, time_s: float, action: Callable[..., object], *arguments: Any) -> None:
+        """Call `action(*arguments)` at `time_s`, which has not passed."""
+        heapq.heappush(self._heap, (time_s, next(self._order), action, arguments))
 
     def advance(self) -> bool:
         """Run the next action; False if there is none. Raises BudgetSpent."""

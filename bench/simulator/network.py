@@ -40,11 +40,11 @@ class Path:
         """Whether a message may never arrive."""
         return self._network.loss > 0
 
-    def delays_s(self, now_s: float) -> list[float]:
+    def arrivals_s(self, now_s: float) -> list[float]:
         """When a message that is sent now arrives, for each time that it does."""
         network, chance = self._network, self._random.random
         num_copies = 1 + (network.duplication > 0 and chance() < network.duplication)
-        delays_s = []
+        arrivals_s = []
         for _ in range(num_copies):
             if network.loss and chance() < network.loss:
                 continue
@@ -53,8 +53,8 @@ class Path:
                 delay_s += chance() * network.jitter_s
             if network.stall and chance() < network.stall:
                 delay_s += max(LEAST_RETRANSMISSION_S, 2 * network.delay_s)
+            arrival_s = now_s + delay_s
             if network.is_ordered:
-                self._last_s = max(self._last_s, now_s + delay_s)
-                delay_s = self._last_s - now_s
-            delays_s.append(delay_s)
-        return delays_s
+                arrival_s = self._last_s = max(self._last_s, arrival_s)
+            arrivals_s.append(arrival_s)
+        return arrivals_s

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import statistics
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -21,6 +21,8 @@ from paceline.errors import InvalidInput
 from paceline.plain import from_plain
 from paceline.trace import Opened, Record, Step
 from paceline.types import Source, StepCost
+
+IsWanted = Callable[[Mapping[str, Any]], bool]  # by the plain form of a RequestSpec
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +59,6 @@ class _Request:
     """One request while its trace is read."""
 
     num_prompt_tokens: int
-    mode: str | None
     kept: list[bool | None] = field(default_factory=list)
     is_done: bool = False
     asked_s: dict[int, float] = field(default_factory=dict)  # by the start of a draft sent to the verifier
@@ -77,8 +78,8 @@ class _Samples:
     num_workers: dict[str, int] = field(default_factory=lambda: defaultdict(int))
 
 
-def measure(records: Iterable[Record], is_wanted: Callable[[str | None], bool] = lambda mode: True) -> Profile:
-    """The profile of a trace, or of its requests whose mode `is_wanted`. Raises InvalidInput if it shows too little."""
+def measure(records: Iterable[Record], is_wanted: IsWanted = lambda spec: True) -> Profile:
+    """The profile of a trace, or of its requests that are wanted. Raises InvalidInput if it shows too little."""
     requests: dict[str, _Request] = {}
     everything: list[_Request] = []
     seen = _Samples()
@@ -111,13 +112,13 @@ def _event(
     requests: dict[str, _Request],
     everything: list[_Request],
     seen: _Samples,
-    is_wanted: Callable[[str | None], bool],
+    is_wanted: IsWanted,
 ) -> None:
     event = step.event
     match event["is"]:
-        case "Arrived" if is_wanted(event["spec"]["mode"]):
+        case "Arrived" if is_wanted(event["spec"]):
             spec = event["spec"]
-            request = requests[spec["request_id"]] = _Request(len(spec["token_ids"]), spec["mode"])
+            request = requests[spec["request_id"]] = _Request(len(spec["token_ids"]))
             everything.append(request)
         case "WorkerUp":
             info = event["info"]

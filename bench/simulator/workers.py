@@ -96,7 +96,7 @@ class Worker(Generic[Ask]):
         num_tokens, context = sum(tokens for tokens, _ in shapes), sum(cached for _, cached in shapes) / num_seqs
         pass_s = 1e-3 * self.cost.ms(num_tokens, num_seqs, context)
         self._run = Run(self.shell.now_s, pass_s, num_passes if pass_s else 1, done)
-        self.shell.at(self._run.end_s - self.shell.now_s, self._end, self._run, self._run.num_passes)
+        self.shell.at(self._run.num_passes * pass_s, self._end, self._run, self._run.num_passes)
 
     def _cut(self, run: Run) -> None:
         """Asks are taken between passes: end the run with the pass that is under way."""

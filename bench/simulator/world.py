@@ -102,8 +102,8 @@ class World:
         event = Drafted(worker, reply) if isinstance(reply, Draft) else Verified(worker, reply)
         link = self._links.get(worker)
         if link:
-            for delay_s in link.back.delays_s(self.now_s):
-                self.at(delay_s, self._arrive, event)
+            for arrival_s in link.back.arrivals_s(self.now_s):
+                self._clock.at_time(arrival_s, self._arrive, event)
 
     # --- building
 
@@ -155,7 +155,7 @@ class World:
             self.feed(event)
             return
         self._free_s = max(self._free_s, self.now_s) + self._coordinator_s
-        self.at(self._free_s - self.now_s, self.feed, event)
+        self._clock.at_time(self._free_s, self.feed, event)
 
     def feed(self, event: Event) -> None:
         """Let the core handle an event, and do what it says."""
@@ -171,15 +171,13 @@ class World:
         deadline_s = self.pipeline.next_deadline_s()
         if deadline_s < self._tick_s:
             self._tick_s = deadline_s
-            self.at(max(0.0, deadline_s - self.now_s), self._tick, deadline_s)
+            self._clock.at_time(max(self.now_s, deadline_s), self._tick, deadline_s)
 
     def _tick(self, planned_s: float) -> None:
         if planned_s != self._tick_s:
             return  # an earlier one was planned since, and has seen to the next
         self._tick_s = math.inf
-        # Adding a delay to the present may round down; the core must see its deadline as passed, or it would spin.
-        if self.pipeline.next_deadline_s() <= max(self.now_s, planned_s):
-            self._clock.now_s = max(self.now_s, planned_s)
+        if self.pipeline.next_deadline_s() <= self.now_s:
             self.feed(Tick())
         else:
             self._plan_tick()
@@ -189,8 +187,8 @@ class World:
             case Ask(name, ask):
                 link = self._links.get(name)
                 if link:
-                    for delay_s in link.there.delays_s(self.now_s):
-                        self.at(delay_s, self._deliver, name, ask)
+                    for arrival_s in link.there.arrivals_s(self.now_s):
+                        self._clock.at_time(arrival_s, self._deliver, name, ask)
             case Emit(request_id, token_ids, sources):
                 client = self.clients[request_id]
                 if client.is_done:
