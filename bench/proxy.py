@@ -25,7 +25,6 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 
-from deploy import options
 from paceline.errors import InvalidInput
 
 CHUNK_BYTES = 64 * 2**10
@@ -205,8 +204,8 @@ def new_event_loop() -> asyncio.AbstractEventLoop:
 
 async def serve(given: argparse.Namespace) -> int:
     """Run until standard input ends (with --control) or for ever."""
-    proxy = Proxy(_host_and_port(given.to), given.shape, given.seed)
-    host, port = _host_and_port(given.listen)
+    proxy = Proxy(given.to, given.shape, given.seed)
+    host, port = given.listen
     bound = await proxy.start(host, port)
     print(f"proxy ready on {host}:{bound}", flush=True)
     ended = asyncio.Event()
@@ -238,8 +237,10 @@ def control(proxy: Proxy, line: str) -> None:
     print(f"done: {line}", flush=True)
 
 
-def _host_and_port(address: str) -> tuple[str, int]:
-    host, _, port = address.rpartition(":")
+def _address(text: str) -> tuple[str, int]:
+    host, _, port = text.rpartition(":")
+    if not host or not port.isdecimal() or int(port) > 65535:
+        raise argparse.ArgumentTypeError(f"{text}: must be HOST:PORT, such as 127.0.0.1:50051")
     return host.strip("[]"), int(port)
 
 
@@ -247,8 +248,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="bench.proxy", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("--listen", default="127.0.0.1:0", metavar="HOST:PORT", help="port 0 = a free one")
-    parser.add_argument("--to", required=True, type=options.address, metavar="HOST:PORT")
+    place = {"type": _address, "metavar": "HOST:PORT"}
+    parser.add_argument("--listen", default=("127.0.0.1", 0), help="port 0 = a free one (the default)", **place)
+    parser.add_argument("--to", required=True, help="where what comes is passed on to", **place)
     for field in fields(Shape):
         parser.add_argument(f"--{field.name.replace('_', '-')}", type=float, default=field.default, metavar="N")
     parser.add_argument("--seed", type=int, default=0, help="of jitter, stalls and cuts")

@@ -32,6 +32,7 @@ TOKEN = (f"tests/verifier/test_enumeration.py::{ONE_DRAFT}",)
 VERIFIER = ("tests/verifier/test_session.py", "tests/verifier/test_engine.py")
 DRAFTER = ("tests/drafter",)
 CORE = ("tests/coordinator", "tests/verifier/test_session.py", "tests/drafter/test_session.py")
+SIMULATOR = ("tests/bench/test_simulator.py",)
 PARAMETERS = ("tests/paceline/test_adjusted_logits.py",)
 
 
@@ -194,6 +195,34 @@ SAMPLING = (
 )
 
 PROTOCOL = (
+    Mutant(
+        "a place is given by a load that was",
+        "coordinator/core/placement.py",
+        "(worker.load, worker.number) == (load, number)",
+        "worker.number == number",
+        ("tests/coordinator/test_placement.py",),
+    ),
+    Mutant(
+        "a simulated drafter hears nothing before its draft is complete",
+        "bench/simulator/workers.py",
+        "        if run.num_passes == 1:\n",
+        "        if run.num_passes:\n",
+        SIMULATOR,
+    ),
+    Mutant(
+        "a message overtakes another on a simulated stream",
+        "bench/simulator/network.py",
+        "arrival_s = self._last_s = max(self._last_s, arrival_s)",
+        "self._last_s = arrival_s",
+        SIMULATOR,
+    ),
+    Mutant(
+        "a trace goes on behind half a record",
+        "paceline/trace.py",
+        "            os.truncate(self._file, self._num_bytes)\n",
+        "",
+        ("tests/paceline/test_trace.py",),
+    ),
     Mutant("a contradicted draft is admitted", "coordinator/core/window.py", CONTRADICTED, "", CORE),
     Mutant(
         "what is committed is not cut off a draft",

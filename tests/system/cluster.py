@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 from coordinator.api import CoordinatorServer
 from coordinator.config import CoordinatorConfig
@@ -16,7 +16,7 @@ from drafter.server import DRAFTER
 from paceline.client import AsyncClient
 from paceline.engine.runner import Runner
 from paceline.types import Role, WorkerInfo
-from paceline.worker import WorkerServer
+from paceline.worker import Place, WorkerServer
 from verifier.engine import VerifierEngine
 from verifier.server import VERIFIER
 
@@ -56,7 +56,7 @@ class Cluster:
     def client(self) -> AsyncClient:
         return AsyncClient(self.address)
 
-    async def add(self, name: str, role: Role, model: Path) -> None:
+    async def add(self, name: str, role: Role, model: Path, **place: Unpack[Place]) -> None:
         """Start a worker and wait until the coordinator uses it."""
         runner = load(model)
         info = worker_info(role, model, runner)
@@ -68,7 +68,7 @@ class Cluster:
             drafter = self.engines[name] = DrafterEngine(runner, info, row_width=16)
             worker = WorkerServer(drafter, DRAFTER)
         self.workers[name] = worker
-        await worker.start(coordinators=[self.address])
+        await worker.start(coordinators=[self.address], **place)
         address = worker.info.address
         pools = self.server.coordinator.pipeline.pools
         await until(lambda: any(member.info.address == address for member in pools))
