@@ -248,9 +248,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="bench.proxy", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    place = {"type": _address, "metavar": "HOST:PORT"}
-    parser.add_argument("--listen", default=("127.0.0.1", 0), help="port 0 = a free one (the default)", **place)
-    parser.add_argument("--to", required=True, help="where what comes is passed on to", **place)
+    parser.add_argument(
+        "--listen", default="127.0.0.1:0", type=_address, metavar="HOST:PORT", help="port 0 = a free one"
+    )
+    parser.add_argument("--to", required=True, type=_address, metavar="HOST:PORT", help="where it is passed on to")
     for field in fields(Shape):
         parser.add_argument(f"--{field.name.replace('_', '-')}", type=float, default=field.default, metavar="N")
     parser.add_argument("--seed", type=int, default=0, help="of jitter, stalls and cuts")

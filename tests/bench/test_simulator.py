@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 from dataclasses import replace
 
@@ -13,10 +12,10 @@ from bench.simulator.law import VOCABULARY, Iid, Recorded, greedy
 from bench.simulator.network import Network, Path
 from bench.simulator.scenario import Load, Pool, RecordedRequest, Scenario, Simulation, oracle_s, run
 from bench.simulator.sweep import Grid, sweep
-from bench.simulator.workers import Drafter
 from bench.simulator.world import Broken
 from coordinator.core.limits import Limits
-from paceline.types import Mode, Source, StepCost
+from paceline.length_policy import LengthPolicy
+from paceline.types import Commit, Mode, OpenDraft, Rule, SamplingParams, Source, StepCost
 from tests.world import World
 
 MODES = (None, Mode.OFF, Mode.SEQUENTIAL, Mode.PEARL)
@@ -101,18 +100,19 @@ def test_off_takes_a_pass_a_token_and_the_time_that_a_pass_costs() -> None:
     assert outcome.seconds == pytest.approx(passes_ms / 1e3)
 
 
-def test_passes_that_are_alike_are_one_event_unless_an_ask_cuts_them_short() -> None:
-    """Without the cut the drafter would hear of a rejection only when its draft is complete."""
-    world = World(1, network=Network(delay_s=0.0001))
-    world.verifier(pass_s=0.005)
-    drafter = world.drafter(token_s=0.01, agreement=0.0)
-    world.request(length=50, max_tokens=40)
-    world.run().check_lossless()
-    assert isinstance(drafter, Drafter)
-    at_s = world.clients["r0"].at_s
-    longest_s = max(later - sooner for sooner, later in itertools.pairwise(at_s))
-    assert longest_s < 0.5, "a wrong draft of 50 tokens was drafted to its end"
-    assert drafter.num_passes > 10
+def test_an_ask_is_taken_at_the_end_of_the_pass_that_is_under_way() -> None:
+    """Passes that are alike are simulated as one event; 50 of 10 ms here, which a commit after 35 ms cuts to four."""
+    world = World(1)
+    drafter = world.drafter(token_s=0.01)
+    ask = OpenDraft("r", 0, (1, 2, 3), SamplingParams(), Rule.MATCH, 1, LengthPolicy.of("fixed", {"length": 50}), 4, 99)
+    drafter.receive(ask)
+    world.at(0.035, drafter.receive, Commit("r", 1, 3, (VOCABULARY,)))
+    world.at(0.0401, lambda: None)
+    world.run(lambda: world.now_s > 0.04)
+    assert drafter.num_passes == 4
+    session = drafter.sessions["r"]
+    assert (session.epoch, session.tokens[:4]) == (1, [1, 2, 3, VOCABULARY])
+    assert session.computed == 3
 
 
 def test_a_world_that_spends_its_budget_is_broken_and_says_its_seed() -> None:

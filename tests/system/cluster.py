@@ -68,7 +68,7 @@ class Cluster:
             drafter = self.engines[name] = DrafterEngine(runner, info, row_width=16)
             worker = WorkerServer(drafter, DRAFTER)
         self.workers[name] = worker
-        await worker.start(coordinators=[self.address], **place)
+        await worker.start(**(place | Place(coordinators=[self.address])))
         address = worker.info.address
         pools = self.server.coordinator.pipeline.pools
         await until(lambda: any(member.info.address == address for member in pools))
