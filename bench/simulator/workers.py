@@ -279,13 +279,13 @@ class Drafter(Worker[DrafterAsk]):
     def _forwarded(self, going: Sequence[DraftSession], shares: Sequence[int], run: Run) -> None:
         pass_ms = 1e3 * run.pass_s
         for session, num_tokens in zip(going, shares, strict=True):
-            ask = session.ask
+            ask, length = session.ask, _length(session)
             for _ in range(run.num_passes):
                 session.draft_ms += pass_ms
                 session.computed += num_tokens
                 if session.computed < len(session.tokens):
                     continue  # a part of a prompt
-                stop = session.draft_length + 1 >= _length(session)
+                stop = session.draft_length + 1 >= length
                 if session.push(draft_token(self.agreement, ask.request_id, session.tokens), stop=stop):
                     self.shell.send(self.name, session.send(None))
 
