@@ -27,14 +27,14 @@ from paceline.trace import read
 from paceline.types import Mode, Rule, StepCost
 
 _WIDTH = 128  # of the table; narrower terminals wrap it
-_NUM_REQUESTS = 32
+_NUM_REQUESTS, _LENGTH, _WINDOW = 32, 6, 4
 
 
 def run(argv: Sequence[str]) -> int:
     values = _parser().parse(argv, os.environ)
     if values.plot:
         check_plot(values.plot)
-    if values.length_policy.name != "fixed":
+    if values.length_policy and values.length_policy.name != "fixed":
         fix = "the toy drafters have no entropies to stop at: use fixed:length=N"
         raise UsageError(f"--length-policy={values.length_policy}: {fix}")
     grid = _grid(values)
@@ -72,8 +72,12 @@ def _grid(values: argparse.Namespace) -> Grid:
         print(_say(profile), file=sys.stderr)
         scenario = _with_costs(profile.apply(scenario), values)
         num_drafters = values.num_drafters or (scenario.drafters.num_workers,)
-        if values.num_requests is None:
-            scenario = replace(scenario, load=replace(scenario.load, num_requests=len(profile.requests)))
+        num_requests = values.num_requests or len(profile.requests)
+        scenario = replace(scenario, load=replace(scenario.load, num_requests=num_requests))
+        if values.length_policy is None and profile.draft_length:
+            scenario = replace(scenario, length=profile.draft_length)
+        if values.window is None:
+            scenario = replace(scenario, window=profile.window)
     return Grid(scenario, values.modes, values.rtt_ms, num_drafters)
 
 
@@ -117,8 +121,8 @@ def _scenario(values: argparse.Namespace) -> Scenario:
     scenario = Scenario(
         seed=values.seed,
         rule=None if values.rule == "auto" else Rule(values.rule),
-        length=int(values.length_policy["length"]),
-        window=values.window,
+        length=int(values.length_policy["length"]) if values.length_policy else _LENGTH,
+        window=values.window or _WINDOW,
         acceptance=values.acceptance,
         verifiers=pools[0],
         drafters=pools[1],
@@ -237,11 +241,12 @@ What it leaves out: processes that share cores, memory for the KV cache, prompts
     group.add(
         "--length-policy",
         kind=options.policy,
-        default=options.policy("fixed:length=6"),
+        shown="fixed:length=6, or as usual in the trace",
         metavar="fixed:length=N",
         help="tokens of a draft",
     )
-    group.add("--window", kind=options.whole(1, 64), default=4, metavar="N", help="drafts in flight in pearl")
+    shown = "4, or as usual in the trace"
+    group.add("--window", kind=options.whole(1, 64), shown=shown, metavar="N", help="drafts in flight in pearl")
     add_report(parser)
     return parser
 

@@ -37,9 +37,14 @@ class Profile:
     drafter_hop_s: float
     num_verifiers: int
     num_drafters: int
+    draft_length: int  # the usual one; 0 if nothing was drafted
+    window: int  # likewise the usual one
 
     def apply(self, scenario: Scenario) -> Scenario:
-        """`scenario` with the workers, the network and the requests of the trace."""
+        """`scenario` with the workers, the network and the requests of the trace.
+
+        The network of `scenario` comes on top of the hops that were measured.
+        """
 
         def pool(given: Pool, num_workers: int, cost: StepCost, hop_s: float) -> Pool:
             network = replace(given.network, delay_s=given.network.delay_s + hop_s)
@@ -75,7 +80,9 @@ class _Samples:
     verifier_wire: list[float] = field(default_factory=list)  # round trips less what the worker did
     drafter_wire: list[float] = field(default_factory=list)
     costs: dict[str, list[StepCost]] = field(default_factory=lambda: defaultdict(list))  # by role, as registered
-    num_workers: dict[str, int] = field(default_factory=lambda: defaultdict(int))
+    workers: dict[str, str] = field(default_factory=dict)  # those that are there now: the role by the name
+    most_workers: dict[str, int] = field(default_factory=lambda: defaultdict(int))  # at a time, by role
+    windows: list[int] = field(default_factory=list)
 
 
 def measure(records: Iterable[Record], is_wanted: IsWanted = lambda spec: True) -> Profile:
@@ -86,7 +93,7 @@ def measure(records: Iterable[Record], is_wanted: IsWanted = lambda spec: True) 
     for record in records:
         if isinstance(record, Opened):
             requests.clear()
-            seen.num_workers.clear()
+            seen.workers.clear()
         elif isinstance(record, Step):
             _event(record, requests, everything, seen, is_wanted)
             for command in record.commands:
@@ -102,8 +109,10 @@ def measure(records: Iterable[Record], is_wanted: IsWanted = lambda spec: True) 
         draft=_draft_cost(seen),
         verifier_hop_s=_hop_s(seen.verifier_wire),
         drafter_hop_s=_hop_s(seen.drafter_wire),
-        num_verifiers=seen.num_workers["verifier"],
-        num_drafters=seen.num_workers["drafter"],
+        num_verifiers=seen.most_workers["verifier"],
+        num_drafters=seen.most_workers["drafter"],
+        draft_length=int(statistics.median(tokens for tokens, _ in seen.drafted)) if seen.drafted else 0,
+        window=statistics.mode(seen.windows),
     )
 
 
@@ -120,15 +129,22 @@ def _event(
             spec = event["spec"]
             request = requests[spec["request_id"]] = _Request(len(spec["token_ids"]))
             everything.append(request)
+            seen.windows.append(spec["window"])
         case "WorkerUp":
-            info = event["info"]
-            seen.num_workers[info["role"]] += 1
-            if info["cost"]:
-                seen.costs[info["role"]].append(from_plain(StepCost, info["cost"]))
+            _worker_up(event["worker"], event["info"], seen)
+        case "WorkerDown":
+            seen.workers.pop(event["worker"], None)
         case "Verified" if event["verdict"]["request_id"] in requests:
             _verdict(step.at_s, event["verdict"], requests[event["verdict"]["request_id"]], seen)
         case "Drafted" if event["draft"]["request_id"] in requests:
             _draft(step.at_s, event["draft"], requests[event["draft"]["request_id"]], seen)
+
+
+def _worker_up(name: str, info: dict[str, Any], seen: _Samples) -> None:
+    role = seen.workers[name] = info["role"]
+    seen.most_workers[role] = max(seen.most_workers[role], list(seen.workers.values()).count(role))
+    if info["cost"]:
+        seen.costs[role].append(from_plain(StepCost, info["cost"]))
 
 
 def _verdict(at_s: float, verdict: dict[str, Any], request: _Request, seen: _Samples) -> None:

@@ -68,6 +68,15 @@ def test_a_profile_finds_what_the_world_was_made_of(trace: Path) -> None:
     assert profile.drafter_hop_s == pytest.approx(0.01, abs=1e-4)
     assert profile.acceptance == pytest.approx(0.7, abs=0.1)
     assert (profile.num_verifiers, profile.num_drafters) == (1, 1)
+    assert (profile.draft_length, profile.window) == (TRUTH.length, TRUTH.window)
+
+
+def test_workers_that_came_back_are_counted_once(tmp_path: Path) -> None:
+    path = tmp_path / "churn.trace"
+    dying = replace(TRUTH, drafters=replace(TRUTH.drafters, num_workers=2, mean_life_s=1.0, restart_s=0.1))
+    assert traced(dying, path).outcome.num_deaths > 2
+    profile = measure(read(str(path)))
+    assert (profile.num_verifiers, profile.num_drafters) == (1, 2)
 
 
 def test_a_simulated_trace_takes_as_long_as_the_run_it_was_taken_from(trace: Path, tmp_path: Path) -> None:

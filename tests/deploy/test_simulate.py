@@ -56,8 +56,7 @@ def test_a_trace_says_what_to_simulate(capsys: pytest.CaptureFixture[str], tmp_p
     path = tmp_path / "run.trace"
     traced(TRUTH, path)
     capsys.readouterr()
-    how = ("--modes", "sequential", "--length-policy", "fixed:length=5", "--json")
-    assert main(["simulate", "--trace", str(path), *how]) == 0
+    assert main(["simulate", "--trace", str(path), "--modes", "sequential", "--json"]) == 0
     captured = capsys.readouterr()
     (row,) = json.loads(captured.out)["rows"]
     assert (row["num_requests"], row["num_tokens"]) == (12, 720)
