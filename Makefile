@@ -42,6 +42,8 @@ bench: $(STAMP)  ## the figures of docs/benchmarks.md (long: run it on a quiet m
 	$(RUN) -m bench.equality
 	$(RUN) -m bench.overhead
 	$(RUN) -m bench.engine
+	$(RUN) -m bench.core
+	$(RUN) -m bench.distance
 
 clean:  ## remove what setup and the demo made
 	rm -rf $(VENV) .demo build *.egg-info
