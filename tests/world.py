@@ -11,12 +11,13 @@ from bench.simulator.law import Iid
 from bench.simulator.network import Network
 from bench.simulator.workers import Drafter as ToyDrafter
 from bench.simulator.workers import Verifier as ToyVerifier
+from bench.simulator.world import Client
 from coordinator.core.events import RequestSpec
 from coordinator.core.limits import Limits
 from paceline.length_policy import LengthPolicy
 from paceline.types import Mode, Rule, SamplingParams, StepCost, Tokens
 
-__all__ = ["Network", "ToyDrafter", "ToyVerifier", "World"]
+__all__ = ["Client", "Network", "ToyDrafter", "ToyVerifier", "World"]
 
 
 class World(world.World):
@@ -46,7 +47,7 @@ class World(world.World):
         length: int = 4,
         window: int = 2,
         stop_token_ids: Tokens = (),
-    ) -> world.Client:
+    ) -> Client:
         return self.submit(
             RequestSpec(
                 request_id,

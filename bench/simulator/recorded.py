@@ -64,11 +64,16 @@ class _Request:
     """One request while its trace is read."""
 
     num_prompt_tokens: int
+    is_wanted: bool
     kept: list[bool | None] = field(default_factory=list)
     is_done: bool = False
-    asked_s: dict[int, float] = field(default_factory=dict)  # by the start of a draft sent to the verifier
+    # When a draft was sent to the verifier that did not have to wait there for a pass of its own request, by its start.
+    # Such a wait is in nobody's figures, so it would pass for the network's. The network is the same for all modes.
+    asked_s: dict[int, float] = field(default_factory=dict)
+    owed: int = 0  # position up to which the verifier has something to answer
     told_s: dict[int, float] = field(default_factory=dict)  # by the epoch of a commit sent to the drafter
     num_drafts: int = 0
+    end: int = 0  # of the last verdict's tokens
 
 
 @dataclass(slots=True)
@@ -125,11 +130,12 @@ def _event(
 ) -> None:
     event = step.event
     match event["is"]:
-        case "Arrived" if is_wanted(event["spec"]):
+        case "Arrived":
             spec = event["spec"]
-            request = requests[spec["request_id"]] = _Request(len(spec["token_ids"]))
-            everything.append(request)
-            seen.windows.append(spec["window"])
+            request = requests[spec["request_id"]] = _Request(len(spec["token_ids"]), is_wanted(spec))
+            if request.is_wanted:
+                everything.append(request)
+                seen.windows.append(spec["window"])
         case "WorkerUp":
             _worker_up(event["worker"], event["info"], seen)
         case "WorkerDown":
@@ -148,14 +154,23 @@ def _worker_up(name: str, info: dict[str, Any], seen: _Samples) -> None:
 
 
 def _verdict(at_s: float, verdict: dict[str, Any], request: _Request, seen: _Samples) -> None:
-    if verdict["verify_ms"] and verdict["batch_tokens"]:
-        seen.passes.append((verdict["batch_tokens"], verdict["verify_ms"]))
-    asked_s = request.asked_s.pop(verdict["start"], None)
+    if request.is_wanted and verdict["verify_ms"] and verdict["batch_tokens"]:
+        # A token decoded behind another did not wait for an ask: what it waited for is the worker between two passes.
+        is_behind = not verdict["num_drafts"] and verdict["start"] == request.end
+        pass_ms = verdict["verify_ms"] + is_behind * verdict["queue_ms"]
+        seen.passes.append((verdict["batch_tokens"], pass_ms))
+    request.end = verdict["start"] + len(verdict["token_ids"])
+    asked_s = request.asked_s.get(verdict["start"])
     if asked_s is not None and verdict["num_drafts"]:
         seen.verifier_wire.append(1e3 * (at_s - asked_s) - verdict["verify_ms"] - verdict["queue_ms"])
+    request.asked_s.clear()
+    if verdict["num_drafts"]:
+        request.owed = min(request.owed, request.end)  # a draft ends a decoding run
 
 
 def _draft(at_s: float, draft: dict[str, Any], request: _Request, seen: _Samples) -> None:
+    if not request.is_wanted:
+        return
     request.num_drafts += 1
     if request.num_drafts > 1:  # the first one took the prompt, too
         seen.drafted.append((len(draft["token_ids"]), draft["draft_ms"]))
@@ -166,11 +181,7 @@ def _draft(at_s: float, draft: dict[str, Any], request: _Request, seen: _Samples
 
 def _command(at_s: float, command: Any, requests: dict[str, _Request]) -> None:
     if command["is"] == "Ask":
-        ask = command["ask"]
-        if ask["is"] == "Verify" and (request := requests.get(ask["draft"]["request_id"])):
-            request.asked_s.setdefault(ask["draft"]["start"], at_s)
-        elif ask["is"] == "Commit" and (request := requests.get(ask["request_id"])):
-            request.told_s.setdefault(ask["epoch"], at_s)
+        _ask(at_s, command["ask"], requests)
     elif request := requests.get(command["request_id"]):
         if command["is"] == "Emit":
             request.kept += [_KEPT.get(source) for source in command["sources"]]
@@ -178,18 +189,40 @@ def _command(at_s: float, command: Any, requests: dict[str, _Request]) -> None:
             request.is_done = True
 
 
+def _ask(at_s: float, ask: Any, requests: dict[str, _Request]) -> None:
+    request = requests.get(ask["draft"]["request_id"] if ask["is"] == "Verify" else ask["request_id"])
+    if request is None:
+        return
+    match ask["is"]:
+        case "Verify":
+            start = ask["draft"]["start"]
+            if request.end >= request.owed and not ask["preverify"]:
+                request.asked_s[start] = at_s
+            request.owed = start + 1
+        case "OpenVerify":
+            request.owed = len(ask["token_ids"]) + ask["num_decode"]
+        case "Decode":
+            request.owed = ask["start"] + ask["num_tokens"]
+        case "Commit":
+            request.told_s.setdefault(ask["epoch"], at_s)
+
+
 _KEPT = {Source.ACCEPTED.value: True, Source.RECOVERED.value: False}
 
 
 def _line(samples: list[tuple[int, float]]) -> StepCost:
-    """`base + per token` through `samples`, by least squares on relative errors, as workers estimate themselves."""
+    """`base + per token` through `samples`: the shape by least squares on relative errors, as workers estimate it.
+
+    Then scaled, so that all passes together take as long as they did: on a busy machine the slow ones count, too.
+    """
     tokens, ms = (np.array(column, dtype=float) for column in zip(*samples, strict=True))
     if len(set(tokens)) == 1:
         return StepCost(float(ms.mean()), 0.0, 0.0, 0.0)
     per_token, base = np.polyfit(tokens, ms, 1, w=1 / ms)
     if base < 0 or per_token < 0:
         return StepCost(float(ms.mean()), 0.0, 0.0, 0.0)
-    return StepCost(float(base), float(per_token), 0.0, 0.0)
+    scale = float(ms.sum() / (base + per_token * tokens).sum())
+    return StepCost(scale * float(base), scale * float(per_token), 0.0, 0.0)
 
 
 def _draft_cost(seen: _Samples) -> StepCost:
