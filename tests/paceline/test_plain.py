@@ -13,6 +13,7 @@ from paceline.errors import InvalidInput, Unavailable
 from paceline.length_policy import LengthPolicy
 from paceline.plain import from_plain, to_plain
 from paceline.types import (
+    Close,
     Commit,
     Draft,
     FinishReason,
@@ -60,11 +61,8 @@ def test_a_type_that_is_left_out_comes_back_as_none() -> None:
 
 
 def test_commands_are_maps_with_their_class_and_errors_their_text() -> None:
-    assert to_plain(Ask("d", Commit("r", 1, 2, (3,)))) == {
-        "is": "Ask",
-        "worker": "d",
-        "ask": {"is": "Commit", "request_id": "r", "epoch": 1, "start": 2, "token_ids": [3]},
-    }
+    plain = {"is": "Ask", "worker": "d", "ask": {"is": "Close", "request_id": "r"}}
+    assert to_plain(Ask("d", Close("r"))) == plain
     assert to_plain(Unavailable("gone")) == {"is": "Unavailable", "message": "gone"}
     assert to_plain(Emit("r", (1,), (Source.BONUS,)))["sources"] == ["bonus"]
 
