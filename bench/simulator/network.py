@@ -36,9 +36,11 @@ class Path:
         self._last_s = 0.0
 
     @property
-    def loses(self) -> bool:
-        """Whether a message may never arrive."""
-        return self._network.loss > 0
+    def is_faithful(self) -> bool:
+        """Whether every message arrives once, and in order: a late open behind its close would open anew."""
+        network = self._network
+        may_overtake = not network.is_ordered and network.jitter_s + network.stall > 0
+        return not (network.loss or network.duplication or may_overtake)
 
     def arrivals_s(self, now_s: float) -> list[float]:
         """When a message that is sent now arrives, for each time that it does."""
