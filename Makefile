@@ -42,6 +42,8 @@ bench: $(STAMP)  ## the figures of docs/benchmarks.md (long: run it on a quiet m
 	$(RUN) -m deploy.cli bench equality
 	$(RUN) -m deploy.cli bench overhead
 	$(RUN) -m deploy.cli bench engine
+	$(RUN) -m deploy.cli bench core
+	$(RUN) -m deploy.cli bench distance
 	$(RUN) -m deploy.cli bench policies --ratio 6,12,25 --plot build/entropy.png
 	$(RUN) -m deploy.cli bench policies --rules token,block
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from coordinator.core.limits import Limits
 from paceline.length_policy import LengthPolicy
+from paceline.trace import DEFAULT_MAX_BYTES
 from paceline.types import Mode, Rule
 
 
@@ -26,6 +27,8 @@ class CoordinatorConfig:
     window: int = 4  # drafts unverified at a time; two hide the drafting, more also ride out a slow pass or link
     lease_s: float = 10.0  # a worker that does not register again within it is dropped; ten missed turns of a busy CPU
     limits: Limits = field(default_factory=Limits)
+    trace: str | None = None  # file to which every event of the core is appended; None = none
+    max_trace_bytes: int = DEFAULT_MAX_BYTES
 
     @property
     def model_name(self) -> str:

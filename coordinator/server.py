@@ -38,8 +38,9 @@ from coordinator.core.events import (
     WorkerUp,
 )
 from coordinator.core.pipeline import Pipeline
-from paceline import codec
+from paceline import codec, trace
 from paceline.errors import InvalidInput, Overloaded, PeerFault, Unavailable, Unsupported
+from paceline.plain import to_plain
 from paceline.rpc import connect
 from paceline.tokenizer import Tokenizer
 from paceline.types import Draft, DrafterReply, Fault, FinishReason, Pass, Role, Verdict, VerifierReply, WorkerInfo
@@ -105,6 +106,7 @@ class Coordinator:
         self._busy_ms: dict[str, float] = {}  # time spent here, by request
         self._numbers = itertools.count(1)
         self._timer: asyncio.TimerHandle | None = None
+        self._trace = _open_trace(config, clock())
 
     def now_s(self) -> float:
         """The time on the clock that spans are on."""
@@ -119,6 +121,8 @@ class Coordinator:
         if request_id in self._watched and (span := _span(event, started_s)):
             self._tell(request_id, span)
         commands = self.pipeline.handle(event, started_s)
+        if self._trace:
+            self._trace.add(started_s, event, commands)
         for command in commands:
             self._carry_out(command)
         for observer in self.observers:
@@ -290,6 +294,18 @@ class Coordinator:
         await asyncio.gather(*tasks, return_exceptions=True)
         if self._timer:
             self._timer.cancel()
+        if self._trace:
+            self._trace.close()
+
+
+def _open_trace(config: CoordinatorConfig, clock_s: float) -> trace.Writer | None:
+    """Raises InvalidInput if the file that was named cannot hold a trace."""
+    if config.trace is None:
+        return None
+    settings = to_plain(config)
+    return trace.Writer(
+        config.trace, unix_s=time.time(), clock_s=clock_s, settings=settings, max_bytes=config.max_trace_bytes
+    )
 
 
 def _event(worker: str, reply: DrafterReply | VerifierReply) -> Event:

@@ -23,6 +23,7 @@ COMMANDS = {
     "generate": ("deploy.generate", "run", "send prompts to a running coordinator"),
     "check-lossless": ("deploy.check_lossless", "run", "does a running server write what its target alone would?"),
     "bench": ("deploy.bench", "run", "measure this machine and pair: length policies, modes, overhead, equality"),
+    "simulate": ("deploy.simulate", "run", "how fast would it be? a deployment in virtual time, before you build it"),
     "coordinator": ("deploy.roles", "run_coordinator", "one role alone: takes requests, plans drafting and verifying"),
     "verifier": ("deploy.roles", "run_verifier", "one role alone: holds the target model and judges drafts"),
     "drafter": ("deploy.roles", "run_drafter", "one role alone: holds the draft model and drafts ahead"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from deploy import options
 from deploy.options import Group, Parser
+from paceline.trace import DEFAULT_MAX_BYTES
 
 
 def add_host(group: Group) -> None:
@@ -196,6 +197,24 @@ def add_engine(parser: Parser) -> Group:
     return group
 
 
+def add_trace(parser: Parser) -> None:
+    group = parser.group("trace")
+    group.add(
+        "--trace",
+        kind=options.text,
+        metavar="FILE",
+        help="append every event of the coordinator's core to FILE, for `paceline simulate`; it holds token ids",
+    )
+    group.add(
+        "--trace-max-size",
+        kind=options.size,
+        default=DEFAULT_MAX_BYTES,
+        shown="256MiB",
+        metavar="BYTES",
+        help="the trace ends at this size; the server runs on",
+    )
+
+
 def add_logging(parser: Parser) -> None:
     parser.group("messages").add(
         "--log-level",
@@ -232,8 +251,8 @@ def add_worker(parser: Parser, what: str, *, tensor_parallel: str) -> Group:
         "--advertise",
         kind=options.text,
         shown="--host",
-        metavar="HOST",
-        help="host name by which coordinators reach this worker; needed with --host 0.0.0.0",
+        metavar="HOST[:PORT]",
+        help="name by which coordinators reach this worker; needed with --host 0.0.0.0, with a port behind a forwarder",
     )
     engine = add_engine(parser)
     engine.add(

@@ -28,6 +28,7 @@ from deploy.role_options import (
     add_logging,
     add_pacing,
     add_revision,
+    add_trace,
     add_worker,
 )
 from paceline.errors import InvalidInput
@@ -69,6 +70,7 @@ Workers announce themselves here, so start it first (they wait for it if you do 
     add_grpc_port(network)
     add_http(network)
     add_pacing(parser)
+    add_trace(parser)
     add_logging(parser)
     values = parser.parse(argv, os.environ)
     _begin(values)
@@ -91,6 +93,8 @@ Workers announce themselves here, so start it first (they wait for it if you do 
         policy=values.length_policy,
         window=values.window,
         limits=Limits(max_waiting=values.max_waiting, max_draft_wait_s=values.max_draft_wait_ms / 1e3),
+        trace=values.trace,
+        max_trace_bytes=values.trace_max_size,
     )
     return asyncio.run(serve_coordinator(config))
 

@@ -22,6 +22,7 @@ from deploy.role_options import (
     add_logging,
     add_pacing,
     add_revision,
+    add_trace,
 )
 from paceline.rpc import check_bind, signals
 
@@ -122,6 +123,7 @@ def _plan(values: argparse.Namespace) -> Plan:
     log_level = ("--log-level", values.log_level)
     pacing = _given(values, "mode", "rule", "length_policy", "window", "max_draft_wait_ms", "max_waiting")
     http = _given(values, "served_model_name", "chat_template")
+    trace = _given(values, "trace", "trace_max_size")
     engine = _given(
         values,
         *("device", "max_num_seqs", "max_num_batched_tokens", "max_model_len", "block_size"),
@@ -146,7 +148,7 @@ def _plan(values: argparse.Namespace) -> Plan:
         host=values.host,
         grpc_port=values.grpc_port,
         port=values.port,
-        coordinator=(*pacing, *_given(values, "revision"), *http, *insecure, *trust, *log_level),
+        coordinator=(*pacing, *_given(values, "revision"), *http, *trace, *insecure, *trust, *log_level),
         verifier=(*engine, *target, *log_level),
         drafters=(*engine, *drafter, *log_level),
         start_timeout_s=values.start_timeout,
@@ -178,6 +180,7 @@ To put the roles on several machines, start each by its own sub-command (coordin
     _add_models(parser)
     _add_network(parser)
     add_pacing(parser)
+    add_trace(parser)
     _add_engine(parser)
     add_model_free(parser.group("drafters without a model"))
     return parser

@@ -168,6 +168,11 @@ def is_loopback(host: str) -> bool:
         return False
 
 
+def with_port(address: str, port: int) -> str:
+    """`address` if it names a port already (HOST:PORT, [IPV6]:PORT), else HOST:PORT with `port`."""
+    return address if re.fullmatch(r"(\[[^\]]+\]|[^:\[\]]+):\d{1,5}", address) else join(address, port)
+
+
 def check_bind(host: str, *, insecure: bool = False) -> None:
     """Raises `InvalidInput` unless `host` is this machine only, or `insecure` says that the network is trusted."""
     if not (is_loopback(host) or insecure):

@@ -215,6 +215,8 @@ class Draft:
 
     def drop(self, num_tokens: int) -> Draft:
         """The same draft without its first `num_tokens` tokens."""
+        if not num_tokens:
+            return self
         rows = self.rows.drop(num_tokens) if self.rows else None
         return replace(self, start=self.start + num_tokens, token_ids=self.token_ids[num_tokens:], rows=rows)
 

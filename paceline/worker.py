@@ -29,7 +29,7 @@ from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
 from paceline.codec import request_id_of, worker_info_from_wire, worker_info_to_wire
 from paceline.errors import EngineLost, InvalidInput, Overloaded, PacelineError, Unavailable
-from paceline.rpc import Server, answering, join, keep_registered, run_until_signalled, start_server
+from paceline.rpc import Server, answering, keep_registered, run_until_signalled, start_server, with_port
 from paceline.types import Blame, Close, Fault, WorkerInfo
 
 log = logging.getLogger(__name__)
@@ -275,7 +275,7 @@ class WorkerServer(Generic[Ask, Reply]):
         insecure: bool = False,
         advertise: str | None = None,
     ) -> None:
-        """Serve on `host`, and keep registered with each coordinator as `advertise` (a host; else `host`)."""
+        """Serve on `host`, and keep registered with each coordinator as `advertise` (HOST[:PORT]; else `host`)."""
         if advertise is None and host.strip("[]") in ("0.0.0.0", "::"):
             fix = "give the host name by which coordinators reach this machine"
             raise InvalidInput("advertise", advertise, fix)
@@ -284,7 +284,7 @@ class WorkerServer(Generic[Ask, Reply]):
             self._kind.add(self._serve_stream, server)
 
         self._server, bound = await start_server(((self._kind.service, add),), host, port, insecure=insecure)
-        address = join(advertise or host, bound)
+        address = with_port(advertise or host, bound)
         info = replace(self.info, address=address, incarnation=secrets.randbits(64))
         try:
             self.info = worker_info_from_wire(worker_info_to_wire(info))

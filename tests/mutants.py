@@ -38,6 +38,7 @@ STOPPING = ("tests/drafter/test_stop_before.py",)
 OUTCOMES = ("tests/drafter/test_session.py",)
 CORE = ("tests/coordinator", "tests/verifier/test_session.py", "tests/drafter/test_session.py")
 HTTP = ("tests/coordinator/http",)
+SIMULATOR = ("tests/bench/test_simulator.py",)
 PARAMETERS = ("tests/paceline/test_adjusted_logits.py",)
 TRUST = ("tests/coordinator/test_trust.py",)
 ROWS = ("tests/paceline/test_rows.py",)
@@ -379,6 +380,34 @@ WHOLE = (
 )
 
 PROTOCOL = (
+    Mutant(
+        "a place is given by a load that was",
+        "coordinator/core/placement.py",
+        "(worker.load, worker.number) == (load, number)",
+        "worker.number == number",
+        ("tests/coordinator/test_placement.py",),
+    ),
+    Mutant(
+        "a simulated drafter hears nothing before its draft is complete",
+        "bench/simulator/workers.py",
+        "        if run.num_passes == 1:\n",
+        "        if run.num_passes:\n",
+        SIMULATOR,
+    ),
+    Mutant(
+        "a message overtakes another on a simulated stream",
+        "bench/simulator/network.py",
+        "arrival_s = self._last_s = max(self._last_s, arrival_s)",
+        "self._last_s = arrival_s",
+        SIMULATOR,
+    ),
+    Mutant(
+        "a trace goes on behind half a record",
+        "paceline/trace.py",
+        "            os.truncate(self._file, self._num_bytes)\n",
+        "",
+        ("tests/paceline/test_trace.py",),
+    ),
     Mutant("a contradicted draft is admitted", "coordinator/core/window.py", CONTRADICTED, "", CORE),
     Mutant(
         "what is committed is not cut off a draft",

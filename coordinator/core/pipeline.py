@@ -207,7 +207,7 @@ class Pipeline:
     # --- time
 
     def _tick(self, now_s: float) -> Iterator[Command]:
-        while self.next_deadline_s() <= now_s:
+        while self.next_deadline_s() <= now_s and self._deadlines:
             _, request_id = heapq.heappop(self._deadlines)
             request = self._requests[request_id]
             yield from self._run(request, request.tick(now_s))

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from bench.simulator.law import Iid
 from coordinator.core.choice import OFF, Choice
 from coordinator.core.commands import Ask
 from coordinator.core.controller import PROBE_EVERY, Conditions
@@ -101,7 +102,7 @@ def test_a_resting_drafter_is_spared_commits_and_tried_again_in_time() -> None:
     world.verifier(pass_s=PASS_S)
     drafter = world.drafter(token_s=0.0003, agreement=0.0)
     client = world.request(max_tokens=4 * PROBE_EVERY, mode=None, length=None)
-    world.at(2.0, lambda: setattr(drafter, "agreement", 1.0))
+    world.at(2.0, lambda: setattr(drafter, "agreement", Iid(1.0)))
     world.run().check_lossless()
     assert client.metrics is not None
     by_mode = client.metrics.tokens_by_mode

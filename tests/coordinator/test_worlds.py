@@ -75,7 +75,9 @@ def _add_deaths(world: World, rng: random.Random) -> None:
 @pytest.mark.parametrize("block", range(10))
 def test_random_worlds_are_lossless(block: int) -> None:
     for seed in range(block * NUM_WORLDS // 10, (block + 1) * NUM_WORLDS // 10):
-        random_world(seed).run().check_lossless()
+        world = random_world(seed).run()
+        world.check_lossless()
+        world.check_nothing_leaked()
 
 
 def test_same_seed_gives_the_same_world() -> None:

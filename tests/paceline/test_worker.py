@@ -17,6 +17,7 @@ import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from bench.processes import free_port
 from drafter.server import DRAFTER
 from drafter.server import serve as serve_drafter
 from paceline import codec, rpc, worker
@@ -406,6 +407,27 @@ async def test_sigterm_ends_a_worker_with_code_0(capsys: pytest.CaptureFixture[s
     assert output.endswith(" (model toy)\n")
     os.kill(os.getpid(), signal.SIGTERM)
     assert await asyncio.wait_for(serving, 5) == 0
+
+
+@pytest.mark.parametrize(
+    ("advertise", "registered"),
+    [
+        ("example.org", "example.org:PORT"),
+        ("example.org:99", "example.org:99"),
+        ("::1", "[::1]:PORT"),
+        ("[::1]:99", "[::1]:99"),
+        (None, "127.0.0.1:PORT"),
+    ],
+)
+async def test_a_worker_is_registered_by_the_name_and_the_port_it_is_told(
+    advertise: str | None, registered: str
+) -> None:
+    """Behind a forwarder it is reached by another port than the one it listens on."""
+    server = WorkerServer(Toy(), VERIFIER)
+    port = free_port()
+    await server.start(advertise=advertise, port=port)
+    assert server.info.address == registered.replace("PORT", str(port))
+    assert await server.stop(2)
 
 
 async def test_a_worker_on_all_hosts_must_say_how_it_is_reached() -> None:

@@ -17,7 +17,7 @@ from paceline import acceptance_head
 from paceline.client import AsyncClient
 from paceline.engine.runner import Runner
 from paceline.types import Role, WorkerInfo
-from paceline.worker import WorkerServer
+from paceline.worker import Place, WorkerServer
 from verifier.engine import VerifierEngine
 from verifier.server import VERIFIER
 
@@ -65,6 +65,7 @@ class Cluster:
         max_num_tokens: int = 8192,
         *,
         kind: type[DrafterEngine] = DrafterEngine,
+        place: Place | None = None,
         **options: Any,
     ) -> None:
         """Start a worker with a pool of so many tokens, and wait until the coordinator uses it.
@@ -82,7 +83,7 @@ class Cluster:
             drafter = self.engines[name] = kind(runner, info, **{"row_width": 16, "head": head, **options})
             worker = WorkerServer(drafter, DRAFTER)
         self.workers[name] = worker
-        await worker.start(coordinators=[self.address])
+        await worker.start(**((place or Place()) | Place(coordinators=[self.address])))
         address = worker.info.address
         pools = self.server.coordinator.pipeline.pools
         await until(lambda: any(member.info.address == address for member in pools))
