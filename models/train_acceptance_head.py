@@ -256,12 +256,12 @@ def _show(figures: dict[str, Any], console: Console) -> None:
     console.print(table)
     if not figures["rates"]:
         return
-    title = "expected tokens in the time of a draft step, drafting and verifying in turn"
-    table = Table("cost ratio", "best fixed length", "tokens", "head's threshold", "mean length", "tokens", title=title)
+    title = "expected tokens in the time of a draft step, drafting and verifying in turn (parameter, mean length)"
+    names = [name for name in figures["rates"][0] if name != "cost_ratio"]
+    table = Table("cost ratio", *names, title=title)
     for entry in figures["rates"]:
-        fixed = (f"{entry['fixed_length']}", f"{entry['fixed']:.4f}")
-        by_head = (f"{entry['threshold']:.4f}", f"{entry['head_mean_length']:.2f}", f"{entry['head']:.4f}")
-        table.add_row(f"{entry['cost_ratio']:g}", *fixed, *by_head)
+        cells = [f"{of['tokens']:.4f} ({of['parameter']:.5g}, {of['mean_length']:.2f})" for of in map(entry.get, names)]
+        table.add_row(f"{entry['cost_ratio']:g}", *cells)
     console.print(table)
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,13 +13,13 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from drafter.policies import Seen
-from drafter.policies.specdecpp import SpecDecPlusPlus
+from drafter.policies import Seen, make
 from models import calibrate, fit, train_acceptance_head
 from models.acceptance import Drafted, Pair, branches, chain, check_branches, hidden_of
 from models.corpus import Encoded
 from paceline import acceptance_head
 from paceline.engine import weights
+from paceline.length_policy import LengthPolicy
 from tests.tiny import write_model, write_pair
 
 PROMPTS = ["ab", "cde", "f", "gh ij", "k"]
@@ -120,38 +122,67 @@ def column(*values: float) -> Drafted:
     return Drafted(torch.zeros(len(values), 1), accept, accept, accept, accept)
 
 
-def test_calibration_ends_drafts_where_the_shipped_policy_ends_them() -> None:
+SHIPPED: dict[str, tuple[str, Callable[[calibrate.Chains, float], calibrate.Drafts], tuple[float, ...]]] = {
+    "specdecpp": ("threshold={},max_length=20", calibrate.Chains.by_head, (0.05, 0.3, 0.7, 0.99)),
+    "svip": ("threshold_nats={},max_length=20", calibrate.Chains.by_entropy_after, (0.1, 0.5, 0.9, 3)),
+    "confidence": ("threshold={},max_length=20", calibrate.Chains.by_token_prob, (0.1, 0.5, 0.9)),
+    "adaedl": ("entropy_factor=1,threshold={},max_length=20", calibrate.Chains.by_entropy_before, (0.1, 0.5, 0.9)),
+    "fixed": ("length={}", calibrate.Chains.by_length, (1, 5, 20)),
+}
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_drafts_are_said_to_end_where_the_shipped_policies_end_them(name: str) -> None:
+    text, by, parameters = SHIPPED[name]
     generator = torch.Generator().manual_seed(4)
-    predicted = [torch.rand(length, generator=generator).sqrt() for length in (1, 2, 7, 20, 20, 20)]
-    chains = calibrate.Chains.of([column(*values.tolist()) for values in predicted], predicted)
-    for threshold in (0.05, 0.3, 0.7, 0.99):
-        expected = [drafted_length(values.tolist(), threshold) for values in predicted]
-        assert chains.stop_by_head(threshold).tolist() == expected
+    given = [
+        Drafted(torch.zeros(length, 1), *torch.rand(4, length, generator=generator).sqrt().unbind())
+        for length in (1, 2, 7, 20, 20, 20)
+    ]
+    predicted = [torch.rand(len(each), generator=generator).sqrt() for each in given]
+    chains = calibrate.Chains.of(given, predicted)
+    for parameter in parameters:
+        policy = LengthPolicy.parse(f"{name}:{text.format(parameter)}")
+        expected = [drafted_length(policy, *pair) for pair in zip(given, predicted, strict=True)]
+        at = (1 - parameter) ** 2 if name == "adaedl" else parameter
+        assert by(chains, at).lengths.tolist() == expected, parameter
 
 
-def drafted_length(predicted: list[float], threshold: float) -> int:
-    policy = SpecDecPlusPlus(threshold=threshold, max_length=20)
-    for length in range(1, len(predicted) + 1):
-        before = predicted[length - 2] if length > 1 else 1.0
-        if policy.stops_after(Seen(length, accept_prob=before)):
+def drafted_length(given: LengthPolicy, drafted: Drafted, predicted: Tensor) -> int:
+    policy = make(given, {1.0: 0.5})
+    for length in range(len(drafted)):
+        before = float(predicted[length - 1]) if length else 1.0
+        row = Seen(length, float(drafted.entropy[length]), accept_prob=before)
+        if length and policy.stops_before(row):
             return length
-    return len(predicted)
+        after = replace(row, draft_length=length + 1, token_prob=float(drafted.token_prob[length]))
+        if policy.stops_after(after):
+            return length + 1
+    return len(drafted)
 
 
 def test_the_rate_counts_expected_tokens_per_draft_step() -> None:
     """Drafts of two from (0.5, 0.5) and (1): 0.5 + 0.25 + 1 kept, 2 of the target's own; 3 steps and 2 passes."""
     given = [column(0.5, 0.5, 1.0), column(1.0)]
-    chains = calibrate.Chains.of(given, [drafted.accept for drafted in given])
-    lengths = chains.stop_at(2)
-    assert lengths.tolist() == [2, 1]
-    assert chains.rate(lengths, cost_ratio=6.0) == pytest.approx(3.75 / (3 + 12))
+    drafts = calibrate.Chains.of(given, [drafted.accept for drafted in given]).by_length(2)
+    assert drafts.lengths.tolist() == [2, 1]
+    assert drafts.rate(cost_ratio=6.0) == pytest.approx(3.75 / (3 + 12))
+
+
+def test_a_row_that_ended_a_draft_before_its_token_is_paid_for() -> None:
+    """Entropies are 0, 9, 0 and 0: one draft ends after a token and two rows, the other with its chain."""
+    zeros, entropy = torch.zeros(3), torch.tensor([0.0, 9.0, 0.0])
+    given = [Drafted(torch.zeros(3, 1), zeros, entropy, zeros, zeros), column(0.0)]
+    drafts = calibrate.Chains.of(given, [zeros, zeros[:1]]).by_entropy_before(1.0)
+    assert drafts.lengths.tolist() == [1, 1]
+    assert drafts.num_rows.tolist() == [2, 1]
 
 
 def test_a_dearer_pass_is_met_with_longer_drafts() -> None:
     given = [column(*[0.9] * 20), column(*[0.6] * 20)]
     chains = calibrate.Chains.of(given, [drafted.accept for drafted in given])
     found = calibrate.calibrated(chains)
-    lengths = [float(chains.stop_by_head(at).double().mean()) for _, at in sorted(found.items())]
+    lengths = [chains.by_head(at).mean_length for _, at in sorted(found.items())]
     assert lengths == sorted(lengths)
     assert lengths[-1] > lengths[0]
 
@@ -214,6 +245,7 @@ def test_a_head_says_what_it_was_trained_for_and_the_report_measures_it(
     assert train_acceptance_head.main(["report", *common, *more]) == 0
     figures = json.loads((tmp_path / "report.json").read_text())
     assert set(figures["auc"]) == {"entropy", "top-2 margin", "token's own probability", "acceptance head"}
+    assert all(entry["specdecpp"]["parameter"] in calibrate.THRESHOLDS for entry in figures["rates"])
     assert sum(entry["share"] for entry in figures["buckets"]) == pytest.approx(1)
     assert "acceptance by entropy of the draft" in capsys.readouterr().out
 
