@@ -97,3 +97,13 @@ class Bare:
         seconds = time.perf_counter() - started_s
         self._cache.crop(-1)
         return 1e3 * seconds
+
+
+def exact_logits(target: str, texts: Sequence[Tokens]) -> list[torch.Tensor]:
+    """Rows of every position of each text by transformers in float64: what rounding is measured against."""
+    import transformers
+
+    factory: Any = transformers.AutoModelForCausalLM
+    model = factory.from_pretrained(target, dtype=torch.float64, attn_implementation="eager").eval()
+    with torch.inference_mode():
+        return [model(torch.tensor([text]), use_cache=False).logits[0] for text in texts]
