@@ -86,7 +86,7 @@ class Coordinator:
         started_s = self._clock()
         commands = self.pipeline.handle(event, started_s)
         if self._trace:
-            self._trace.add(started_s, event, commands)
+            self._trace.observe(event, commands, started_s)
         for command in commands:
             self._carry_out(command)
         self._set_timer()
