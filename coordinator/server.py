@@ -122,7 +122,7 @@ class Coordinator:
             self._tell(request_id, span)
         commands = self.pipeline.handle(event, started_s)
         if self._trace:
-            self._trace.add(started_s, event, commands)
+            self._trace.observe(event, commands, started_s)
         for command in commands:
             self._carry_out(command)
         for observer in self.observers:

@@ -95,10 +95,10 @@ class Writer:
         opened = {"unix_s": unix_s, "clock_s": clock_s, "version": __version__, "settings": to_plain(settings)}
         self._write([FORMAT, VERSION, opened])
 
-    def add(self, at_s: float, event: object, commands: Sequence[object]) -> None:
-        """Note one event of the core, which it handled at `at_s`, and what it answered."""
+    def observe(self, event: object, commands: Sequence[object], now_s: float) -> None:
+        """Note one event of the core, which it handled at `now_s`, and what it answered."""
         if self._file is not None:
-            step = [at_s, to_plain(event, without=(Rows,)), to_plain(commands, without=(Rows,))]
+            step = [now_s, to_plain(event, without=(Rows,)), to_plain(commands, without=(Rows,))]
             self._write(step)
 
     def close(self, reason: str = STOPPED) -> None:

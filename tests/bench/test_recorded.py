@@ -41,7 +41,7 @@ def traced(scenario: Scenario, path: Path) -> Simulation:
 
     def note(event: Event, now_s: float) -> list[Command]:
         commands = handle(event, now_s)
-        writer.add(now_s, event, commands)
+        writer.observe(event, commands, now_s)
         return commands
 
     simulation.world.pipeline.handle = note  # type: ignore[method-assign]

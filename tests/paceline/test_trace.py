@@ -28,7 +28,7 @@ COMMANDS = [Emit("r", (1, 2), (Source.ACCEPTED, Source.BONUS))]
 def test_what_is_written_is_read(tmp_path: Path) -> None:
     path = tmp_path / "a.trace"
     trace = writer(path)
-    trace.add(6.0, EVENT, COMMANDS)
+    trace.observe(EVENT, COMMANDS, 6.0)
     trace.close()
     opened, step, closed = read(str(path))
     assert opened == Opened(1e9, 5.0, __version__, {"window": 4})
@@ -45,14 +45,14 @@ def test_a_step_is_in_the_file_as_soon_as_it_is_added(tmp_path: Path) -> None:
     trace = writer(path)
     for num_steps in range(3):
         assert len(list(read(str(path)))) == 1 + num_steps
-        trace.add(6.0 + num_steps, Tick(), [])
+        trace.observe(Tick(), [], 6.0 + num_steps)
 
 
 def test_a_full_trace_says_so_and_takes_no_more(tmp_path: Path) -> None:
     path = tmp_path / "a.trace"
     trace = writer(path, max_bytes=1000)
     for i in range(1000):
-        trace.add(float(i), EVENT, COMMANDS)
+        trace.observe(EVENT, COMMANDS, float(i))
     trace.close()
     records = list(read(str(path)))
     assert records[-1] == Closed("full")
@@ -63,12 +63,12 @@ def test_a_full_trace_says_so_and_takes_no_more(tmp_path: Path) -> None:
 def test_a_restarted_coordinator_goes_on_behind_what_a_crash_cut_off(tmp_path: Path) -> None:
     path = tmp_path / "a.trace"
     trace = writer(path)
-    trace.add(6.0, EVENT, COMMANDS)
-    trace.add(7.0, EVENT, COMMANDS)
+    trace.observe(EVENT, COMMANDS, 6.0)
+    trace.observe(EVENT, COMMANDS, 7.0)
     with open(path, "r+b") as file:
         file.truncate(path.stat().st_size - 5)
     again = writer(path)
-    again.add(1.0, Tick(), [])
+    again.observe(Tick(), [], 1.0)
     kinds = [type(record) for record in read(str(path))]
     assert kinds == [Opened, Step, Opened, Step]
 
@@ -111,7 +111,7 @@ def test_a_disk_that_fails_ends_the_trace_and_nothing_else(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "write", fail)
-    trace.add(6.0, WorkerDown("v"), [])
-    trace.add(7.0, WorkerDown("v"), [])
+    trace.observe(WorkerDown("v"), [], 6.0)
+    trace.observe(WorkerDown("v"), [], 7.0)
     trace.close()
     assert caplog.text.count("No space left on device") == 1
