@@ -156,8 +156,6 @@ class Run:
                 runner, info, row_width=self.world.width, clock=lambda: self.now_s, **more
             )
         self._feed(WorkerUp(self.names[worker], info, is_trusted=True))
-        for member in self.core.pools:
-            member.pace.is_silent = False  # heard of in an earlier request: it is waited for
 
     def _feed(self, event: Event) -> None:
         for command in self.core.handle(event, self.now_s):

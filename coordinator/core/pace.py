@@ -31,7 +31,7 @@ class Pace:
     wire_s: float = 0.0  # a verification's round trip beside its pass
     acceptance: float = 0.7  # accepted / tested
     choice: Choice = FIRST  # of the request that chose last; the next one begins with it
-    is_silent: bool = True  # it has not been heard of since it came, or since it was late
+    is_silent: bool = False  # it was late, and has not been heard of since
     _num_tests: int = 0
     _corrections: dict[Mode, float] = field(default_factory=dict)
     _num_plain_tokens: int = 0  # decoded without it since it was last tried, while it was not worth having

@@ -67,8 +67,6 @@ class Served:
             runner: Any = ToyRunner(worker, law)
             self.engines[name] = kind(runner, worker, clock=lambda: self.now_s)
             self._feed(WorkerUp(name, worker, is_trusted=True))
-        for member in self.core.pools:
-            member.pace.is_silent = False  # heard of in an earlier request: it is waited for
         self._feed(Arrived(spec))
         for _ in range(num_late):
             self._decode()

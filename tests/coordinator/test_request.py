@@ -50,16 +50,11 @@ def info(role: Role, places: int = 4, address: str = "", policies: tuple[str, ..
     return WorkerInfo(role, address, 1, "toy", "", "", 50, 4096, places, (), "float32", "cpu", policies=policies)
 
 
-def pipeline(
-    *, drafter: bool = True, places: int = 4, limits: Limits | None = None, is_heard: bool = False
-) -> Pipeline:
-    """`is_heard`: the drafter has answered an earlier request, so that it is waited for."""
+def pipeline(*, drafter: bool = True, places: int = 4, limits: Limits | None = None) -> Pipeline:
     it = Pipeline(limits)
     it.handle(WorkerUp("v", info(Role.VERIFIER, places)), 0.0)
     if drafter:
         it.handle(WorkerUp("d", info(Role.DRAFTER, places), is_trusted=True), 0.0)
-    for worker in it.pools:
-        worker.pace.is_silent = not is_heard
     return it
 
 
@@ -80,7 +75,14 @@ def test_both_workers_start_prefilling_at_once() -> None:
     first, second = asks(pipeline().handle(Arrived(spec()), 0.0))
     assert isinstance(first, OpenDraft)
     assert isinstance(second, OpenVerify)
-    assert second.num_decode == 20, "no token waits for a drafter that has not been heard of yet"
+    assert second.num_decode == 1, "the first token is plain target output and does not wait for a draft"
+
+
+def test_in_mode_auto_nobody_waits_for_a_drafter_that_is_not_known_yet() -> None:
+    drafted, verified = asks(pipeline().handle(Arrived(spec(mode=None)), 0.0))
+    assert isinstance(drafted, OpenDraft)
+    assert isinstance(verified, OpenVerify)
+    assert verified.num_decode == 20
 
 
 def test_without_a_drafter_the_verifier_decodes_on_without_being_asked_again() -> None:
@@ -170,7 +172,7 @@ def passed(start: int, epoch: int = 2) -> Passed:
 
 
 def test_a_drafter_that_passes_is_not_waited_for() -> None:
-    it = pipeline(is_heard=True)
+    it = pipeline()
     it.handle(Arrived(spec()), 0.0)
     it.handle(verdict(3, 7), 0.1)
     assert asks(it.handle(passed(4), 0.101)) == [Decode("r", 2, 4, 1)]
@@ -179,7 +181,7 @@ def test_a_drafter_that_passes_is_not_waited_for() -> None:
 
 
 def test_a_pass_that_is_repeated_late_or_early_changes_nothing() -> None:
-    it = pipeline(is_heard=True)
+    it = pipeline()
     it.handle(Arrived(spec()), 0.0)
     assert asks(it.handle(passed(3, 1), 0.05)) == [], "the first token is on its way already"
     it.handle(verdict(3, 7), 0.1)
@@ -206,7 +208,7 @@ def test_a_pass_of_another_drafter_is_not_heard() -> None:
 
 def test_the_verifier_decodes_on_while_a_slow_drafter_has_nothing() -> None:
     """Each answer takes twice as long as a pass, so waiting for one after every token would treble the time."""
-    it = pipeline(is_heard=True)
+    it = pipeline()
     it.handle(Arrived(spec(max_tokens=90)), 0.0)
     now_s, lengths = 0.0, []
     for start in range(3, 9):

@@ -111,7 +111,7 @@ def test_a_hung_drafter_costs_little_more_than_plain_decoding() -> None:
     hung.drafter().hung = True
     hung.request(max_tokens=200)
     hung.run().check_lossless()
-    assert hung.now_s <= plain.now_s, "nobody waits for a drafter that was never heard of"
+    assert hung.now_s < plain.now_s + 0.06, "one wait, and then nobody waits for it again"
 
 
 def test_a_drafter_that_stops_answering_costs_one_wait() -> None:
