@@ -38,10 +38,14 @@ proto: $(STAMP)  ## generate paceline/wire from proto/
 	$(RUN) -m grpc_tools.protoc -Iproto --python_out=. --pyi_out=. --grpc_python_out=. proto/paceline/wire/*.proto
 
 bench: $(STAMP)  ## the figures of docs/benchmarks.md (long: run it on a quiet machine)
-	$(RUN) -m bench.modes
-	$(RUN) -m bench.equality
-	$(RUN) -m bench.overhead
-	$(RUN) -m bench.engine
+	$(RUN) -m deploy.cli bench modes
+	$(RUN) -m deploy.cli bench equality
+	$(RUN) -m deploy.cli bench overhead
+	$(RUN) -m deploy.cli bench engine
+	$(RUN) -m deploy.cli bench core
+	$(RUN) -m deploy.cli bench distance
+	$(RUN) -m deploy.cli bench policies --ratio 6,12,25 --plot build/entropy.png
+	$(RUN) -m deploy.cli bench policies --rules token,block
 
 clean:  ## remove what setup and the demo made
 	rm -rf $(VENV) .demo build *.egg-info

@@ -1,8 +1,8 @@
 """The verifier's engine alone, in this process: many requests at once, plain greedy decoding, one thread.
 
-    python -m bench.engine --target models/demo-target --parameters 90M
+    paceline bench engine --target models/demo-target --parameters 90M
 
-Three parts:
+Four parts:
 
 1. Tokens/s at several concurrencies, against transformers' continuous batching (what `generate_batch` does, with a
    cache of explicit size; the start of its manager is not counted) and against `generate` request by request. The
@@ -11,6 +11,8 @@ Three parts:
 2. What a step costs beyond the model's bare forward pass over the same tokens.
 3. Requests of mixed lengths, all at once in a pool so small that they are preempted, with prompts that share a
    prefix: each must yield the tokens that it yields alone.
+4. The target over two processes: its logits and tokens against those of one, and tokens/s of both. On a CPU that is a
+   test of correctness: two ranks of one machine have no more to compute with than one.
 """
 
 from __future__ import annotations
@@ -25,27 +27,22 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from rich.console import Console
 from rich.table import Table
 
 from bench import system
-from paceline.engine.runner import Runner
+from bench.baselines import PAGE_SIZE, Bare, Measured, Transformers, exact_logits
+from paceline.engine.runner import Chunk, Runner
 from paceline.types import Close, OpenVerify, Role, Rule, SamplingParams, Tokens, Verdict, WorkerInfo
 from verifier.batcher import Budget
 from verifier.engine import VerifierEngine
 
 SHORT_BLOCK_SIZE = 4  # so that many blocks are shared, taken away and written anew
-PAGE_SIZE = 32  # of transformers' cache
+MAX_ERROR_RATIO = 2.0  # two ranks may be this much farther from float64 than one process, which rounds too
 PEER = 1
-
-
-class Measured(NamedTuple):
-    num_tokens: int
-    seconds: float
-    outputs: list[Tokens]
 
 
 def engine(runner: Runner, max_num_batched_tokens: int, max_num_seqs: int) -> VerifierEngine:
@@ -88,65 +85,6 @@ def ours(it: VerifierEngine, prompts: Sequence[Tokens], num_tokens: Sequence[int
                 num_open -= 1
     seconds = time.perf_counter() - started_s
     return Measured(sum(map(len, outputs)), seconds, [tuple(output) for output in outputs])
-
-
-class Transformers:
-    """The baselines, on a model of their own with the same weights."""
-
-    def __init__(self, target: str, dtype: str, num_blocks: int, max_batch_tokens: int) -> None:
-        import transformers
-
-        self._transformers: Any = transformers
-        self._transformers.utils.logging.set_verbosity_error()
-        factory: Any = transformers.AutoModelForCausalLM
-        self.model = factory.from_pretrained(target, dtype=getattr(torch, dtype), attn_implementation="sdpa").eval()
-        # An end-of-sequence token would end a request early, and the three would do different work.
-        self.model.generation_config.eos_token_id = None
-        self._num_blocks, self._max_batch_tokens = num_blocks, max_batch_tokens
-
-    def one_by_one(self, prompts: Sequence[Tokens], num_tokens: int) -> Measured:
-        outputs: list[Tokens] = []
-        started_s = time.perf_counter()
-        with torch.inference_mode():
-            for prompt in prompts:
-                ids = torch.tensor([prompt])
-                found = self.model.generate(
-                    ids,
-                    attention_mask=torch.ones_like(ids),
-                    max_new_tokens=num_tokens,
-                    do_sample=False,
-                    pad_token_id=0,
-                )
-                outputs.append(tuple(found[0, len(prompt) :].tolist()))
-        return Measured(sum(map(len, outputs)), time.perf_counter() - started_s, outputs)
-
-    def batched(self, prompts: Sequence[Tokens], num_tokens: int) -> Measured:
-        """What `generate_batch` does, without the start and the end of its manager, which take half a second."""
-        config: Any = self._transformers.GenerationConfig
-        settings = config(max_new_tokens=num_tokens, do_sample=False, eos_token_id=-1, pad_token_id=0)
-        limits = self._transformers.ContinuousBatchingConfig(
-            page_size=PAGE_SIZE, num_blocks=self._num_blocks, max_batch_tokens=self._max_batch_tokens
-        )
-        with self.model.continuous_batching_context_manager(
-            generation_config=settings, continuous_batching_config=limits, block=True, timeout=5
-        ) as manager:
-            self._collect(manager, [list(prompts[0])], 2)  # its first request waits for its memory
-            started_s = time.perf_counter()
-            outputs = self._collect(manager, [list(prompt) for prompt in prompts], num_tokens)
-            seconds = time.perf_counter() - started_s
-        return Measured(sum(map(len, outputs)), seconds, outputs)
-
-    @staticmethod
-    def _collect(manager: Any, inputs: list[list[int]], num_tokens: int) -> list[Tokens]:
-        found: dict[str, Tokens] = {}
-        names = manager.add_requests(inputs=inputs, max_new_tokens=num_tokens)
-        while len(found) < len(inputs):
-            result = manager.get_result(timeout=1)
-            if result is not None and result.is_finished():
-                found[result.request_id] = tuple(result.generated_tokens)
-            elif result is None and not manager.is_running():
-                raise RuntimeError("transformers' generation thread has ended")
-        return [found[name] for name in names]
 
 
 def make_prompts(lengths: Sequence[int], vocab_size: int, seed: int, shared: int = 0) -> list[Tokens]:
@@ -246,27 +184,6 @@ def _timed(call: Any, into: list[float]) -> Any:
     return timed
 
 
-class Bare:
-    """transformers' forward pass over one token of each of several sequences, with its own cache."""
-
-    def __init__(self, target: str, dtype: str, prompts: Sequence[Tokens]) -> None:
-        import transformers
-
-        factory: Any = transformers.AutoModelForCausalLM
-        self._model = factory.from_pretrained(target, dtype=getattr(torch, dtype), attn_implementation="sdpa").eval()
-        with torch.inference_mode():
-            self._cache = self._model(torch.tensor(prompts), use_cache=True, logits_to_keep=1).past_key_values
-        self._ids = torch.tensor([[prompt[-1]] for prompt in prompts])
-
-    def step_ms(self) -> float:
-        started_s = time.perf_counter()
-        with torch.inference_mode():
-            self._model(self._ids, past_key_values=self._cache, use_cache=True, logits_to_keep=1)
-        seconds = time.perf_counter() - started_s
-        self._cache.crop(-1)
-        return 1e3 * seconds
-
-
 # --- 3. equality
 
 
@@ -312,6 +229,64 @@ def _alone(it: VerifierEngine, index: int, prompt: Tokens, num_tokens: int, rule
     return tuple(output)
 
 
+# --- 4. tensor parallel
+
+
+def parallel(target: str, given: argparse.Namespace) -> list[dict[str, Any]]:
+    """fp32: two ranks against one, the same requests at once; logits after a shared history, teacher-forced."""
+    num_slots = given.num_parallel * (given.prompt_tokens + given.max_tokens + 32)
+    one = Runner.load(target, max_num_tokens=num_slots, prefix_caching=False)
+    two = Runner.load(target, max_num_tokens=num_slots, prefix_caching=False, tensor_parallel_size=2)
+    prompts = make_prompts([given.prompt_tokens] * given.num_parallel, one.info.vocab_size, seed=4)
+    numbers = [given.max_tokens] * given.num_parallel
+    rates: dict[int, list[float]] = {1: [], 2: []}
+    outputs: dict[int, list[Tokens]] = {}
+    try:
+        for number in range(given.rounds + 1):  # the first one warms up and is not counted
+            for size, runner in ((1, one), (2, two))[:: 1 if number % 2 else -1]:
+                it = engine(runner, given.max_num_batched_tokens, given.num_parallel)
+                found = ours(it, prompts, numbers)
+                outputs[size] = found.outputs
+                if number:
+                    rates[size].append(found.num_tokens / found.seconds)
+        texts = [prompt + output for prompt, output in zip(prompts, outputs[1], strict=True)]
+        pairs = [(_logits(one, text), _logits(two, text)) for text in texts]
+        two.check_integrity()
+    finally:
+        two.shutdown()
+    same = zip(outputs[1], outputs[2], strict=True)
+    largest = max(float(mine.abs().max()) for mine, _ in pairs)
+    exact = exact_logits(target, texts)
+    errors = [_largest_difference(found, exact) for found in zip(*pairs, strict=True)]
+    difference = _largest_difference(*zip(*pairs, strict=True))
+    return [
+        {
+            "requests": given.num_parallel,
+            "equal": sum(mine == theirs for mine, theirs in same),
+            "rows_compared": sum(map(len, texts)),
+            "max_logit": largest,
+            "max_difference": difference,
+            "relative_difference": difference / max(1.0, largest),
+            "one_process_error": errors[0],  # against float64, likewise the largest of all entries
+            "two_ranks_error": errors[1],
+            "one_process_tokens_per_s": statistics.median(rates[1]),
+            "two_ranks_tokens_per_s": statistics.median(rates[2]),
+        }
+    ]
+
+
+def _largest_difference(mine: Sequence[torch.Tensor], theirs: Sequence[torch.Tensor]) -> float:
+    return max(float((one - other).abs().max()) for one, other in zip(mine, theirs, strict=True))
+
+
+def _logits(runner: Runner, text: Tokens) -> torch.Tensor:
+    """Rows of every position of `text`: [len(text), vocab_size]."""
+    runner.open("text")
+    rows = runner.forward([Chunk("text", 0, text, len(text))])
+    runner.close("text")
+    return rows
+
+
 def show(title: str, rows: Sequence[dict[str, Any]], console: Console) -> None:
     table = Table(title=title)
     for column in rows[0]:
@@ -323,7 +298,7 @@ def show(title: str, rows: Sequence[dict[str, Any]], console: Console) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
-        prog="bench.engine", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+        prog="paceline bench engine", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("--target", default="models/demo-target", help="unexpanded target")
     parser.add_argument("--parameters", default="90M", help="expand the target to about this; 0 = leave it")
@@ -335,7 +310,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=40, help="decode steps of the overhead part")
     parser.add_argument("--dtype", default="float32")
-    parser.add_argument("--only", choices=("throughput", "overhead", "equality"))
+    parser.add_argument("--num-parallel", type=int, default=16, help="requests of the parallel part")
+    parser.add_argument("--only", choices=("throughput", "overhead", "equality", "parallel"))
     parser.add_argument("--json", metavar="FILE", help="write all figures there")
     given = parser.parse_args(arguments)
     torch.set_num_threads(1)
@@ -344,14 +320,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
         target = given.target if given.parameters == "0" else _expand(given, Path(folder) / "target")
         report: dict[str, Any] = {"commit": system.commit(), "machine": system.machine(), "arguments": vars(given)}
         console.print(f"commit {report['commit']}; {report['machine']}; one thread; target of {given.parameters}")
-        for part in (throughput, overhead, equality):
+        for part in (throughput, overhead, equality, parallel):
             if given.only in (None, part.__name__):
                 rows = report[part.__name__] = list(part(target, given))
                 show(part.__name__, rows, console)
     if given.json:
         Path(given.json).write_text(json.dumps(report, indent=1))
-    mixed = report.get("equality", [])
-    return 0 if all(row["equal"] == row["requests"] and row["preemptions"] for row in mixed) else 1
+    return 0 if _is_exact(report) else 1
+
+
+def _is_exact(report: dict[str, Any]) -> bool:
+    """Whether every token was equal, under preemption indeed, and the ranks' logits as exact as one process's."""
+    mixed, split = report.get("equality", []), report.get("parallel", [])
+    are_close = all(row["two_ranks_error"] <= MAX_ERROR_RATIO * row["one_process_error"] for row in split)
+    are_equal = all(row["equal"] == row["requests"] for row in [*mixed, *split])
+    return are_equal and are_close and all(row["preemptions"] for row in mixed)
 
 
 def _expand(given: argparse.Namespace, output: Path) -> str:

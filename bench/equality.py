@@ -1,6 +1,6 @@
 """Every prompt, every mode, with a good drafter, a random one and none: is greedy output transformers' own?
 
-    python -m bench.equality --prompts gsm8k_dev.jsonl
+    paceline bench equality --prompts gsm8k_dev.jsonl
 
 In float32 and with the target as it is, through the served system's real processes. The tests do the same with a
 dozen prompts; this does it with all of them.
@@ -80,7 +80,7 @@ def compare(
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
-        prog="bench.equality", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+        prog="paceline bench equality", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("--target", default="models/demo-target")
     parser.add_argument("--drafter", default="models/demo-drafter")

@@ -1,7 +1,7 @@
 """The modes side by side: the served system in every mode and draft length, against plain decoding and against
 transformers' assisted generation, prompt by prompt in turn, so that a noisy minute falls on all of them alike.
 
-    python -m bench.modes --target models/demo-target --prompts FILE.jsonl
+    paceline bench modes --target models/demo-target --prompts FILE.jsonl
 
 Every row is the same work on the same two cores: the target is expanded to `--parameters` first (extra weights that
 contribute nothing, models/expand.py), so that verifying costs what it costs with real pairs.
@@ -11,11 +11,10 @@ from __future__ import annotations
 
 import argparse
 import json
-import statistics
 import sys
 import tempfile
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,61 +22,38 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from bench import system
+from bench import options, row, system
 from bench.assisted import SETTINGS, Assisted, Knobs
+from bench.row import Row, Sample, quartiles, ratios, take_turns
+from bench.target import expanded
 from paceline.client import Client
 from paceline.prompts import read_prompts
 from paceline.tokenizer import Tokenizer
+from paceline.types import Tokens
 
 FIXED = (4, 6, 8, 12)
 SVIP = (0.6, 1.2)
 
 
-@dataclass(frozen=True)
-class Setting:
+@dataclass(frozen=True, slots=True)
+class Setting(row.Setting):
     """One row: a mode of ours with its policy, or transformers with its knobs."""
 
-    name: str
-    mode: str = ""
-    policy: str = ""
-    window: int = 0
     knobs: Knobs | None = None
 
 
-@dataclass
-class Row:
-    setting: Setting
-    num_tokens: int = 0
-    seconds: float = 0.0
-    ratios: list[float] = field(default_factory=list)  # tokens/s over those of `off` on the same prompt
-    metrics: list[dict[str, Any]] = field(default_factory=list)
-
-    @property
-    def tokens_per_s(self) -> float:
-        return self.num_tokens / self.seconds
-
-    def total(self, name: str) -> float:
-        return float(sum(metrics[name] for metrics in self.metrics))
-
-    def summary(self) -> dict[str, Any]:
-        """The row's figures; the speed-up is the median of paired ratios, with the quartiles beside it."""
-        quartiles = statistics.quantiles(self.ratios, n=4) if len(self.ratios) > 1 else [self.ratios[0]] * 3
-        out: dict[str, Any] = {
-            "setting": asdict(self.setting),
-            "tokens_per_s": self.tokens_per_s,
-            "speed_up": statistics.median(self.ratios),
-            "speed_up_quartiles": [quartiles[0], quartiles[2]],
-        }
-        if self.metrics and self.total("num_tested_tokens"):
-            out |= {
-                "accepted_per_tested": self.total("num_accepted_tokens") / self.total("num_tested_tokens"),
-                "passes_per_token": self.total("num_target_passes") / self.total("num_generated_tokens"),
-                "wasted_per_drafted": self.total("num_wasted_tokens") / self.total("num_draft_tokens"),
-                "overlap_share": statistics.mean(m["overlap_share"] for m in self.metrics),
-                "verify_ms_per_pass": self.total("verify_ms") / self.total("num_target_passes"),
-                "draft_ms_per_token": self.total("draft_ms") / self.total("num_draft_tokens"),
-            }
-        return out
+def summary(of: Row[Setting], off: Row[Setting]) -> dict[str, Any]:
+    """The row's figures; the speed-up over `off` is the median of paired ratios, with the quartiles beside it."""
+    first, median, third = quartiles(ratios(of, off))
+    out: dict[str, Any] = {
+        "setting": asdict(of.setting),
+        "tokens_per_s": of.tokens_per_s,
+        "speed_up": median,
+        "speed_up_quartiles": [first, third],
+    }
+    if of.completions() and of.total("num_tested_tokens"):
+        out |= of.figures()
+    return out
 
 
 def settings(given: argparse.Namespace) -> list[Setting]:
@@ -96,7 +72,7 @@ def settings(given: argparse.Namespace) -> list[Setting]:
     return rows
 
 
-def run(given: argparse.Namespace, target: str, temperature: float) -> list[Row]:
+def run(given: argparse.Namespace, target: str, temperature: float) -> list[Row[Setting]]:
     """Every setting on every prompt, in an order that moves on with each prompt."""
     rows = [Row(setting) for setting in settings(given)]
     token_ids = [Tokenizer.load(target).encode(text) for text in read_prompts(given.prompts)[: given.num_prompts]]
@@ -108,44 +84,19 @@ def run(given: argparse.Namespace, target: str, temperature: float) -> list[Row]
         Progress(console=Console(stderr=True)) as progress,
     ):
         task = progress.add_task(f"T={temperature:g}", total=(len(token_ids) + 1) * len(rows))
-        for number, prompt in enumerate([token_ids[0], *token_ids]):  # the first one warms up and is not counted
-            rates: dict[str, float] = {}
-            for row in rows[number % len(rows) :] + rows[: number % len(rows)]:
-                num_tokens, seconds, metrics = measure(row.setting, prompt, given, temperature, client, assisted)
-                rates[row.setting.name] = num_tokens / seconds
-                progress.advance(task)
-                if number:
-                    row.num_tokens += num_tokens
-                    row.seconds += seconds
-                    row.metrics += metrics
-            for row in rows if number else ():
-                row.ratios.append(rates[row.setting.name] / rates["off"])
+
+        def sample(setting: Setting, prompt: Tokens) -> Sample:
+            progress.advance(task)
+            if not setting.mode:
+                return Sample(*assisted.generate(prompt, given.max_tokens, temperature, setting.knobs))
+            return row.complete(client, setting, prompt, max_tokens=given.max_tokens, temperature=temperature)
+
+        for number, prompt in enumerate([token_ids[0], *token_ids]):
+            take_turns(rows, prompt, number, sample, keep=number > 0)
     return rows
 
 
-def measure(
-    setting: Setting,
-    prompt: tuple[int, ...],
-    given: argparse.Namespace,
-    temperature: float,
-    client: Client,
-    assisted: Assisted,
-) -> tuple[int, float, list[dict[str, Any]]]:
-    """Tokens, seconds and metrics of one prompt under one setting."""
-    if not setting.mode:
-        return (*assisted.generate(prompt, given.max_tokens, temperature, setting.knobs), [])
-    answer = client.complete(
-        prompt,
-        max_tokens=given.max_tokens,
-        temperature=temperature,
-        mode=setting.mode,
-        length_policy=setting.policy or None,
-        window=setting.window,
-    )
-    return len(answer.token_ids), answer.metrics["e2e_ms"] / 1e3, [answer.metrics]
-
-
-def show(rows: Sequence[Row], temperature: float, console: Console) -> None:
+def show(rows: Sequence[Row[Setting]], temperature: float, console: Console) -> None:
     table = Table(
         title=f"temperature {temperature:g}: speed-up is the median of paired ratios over off, with quartiles"
     )
@@ -160,19 +111,19 @@ def show(rows: Sequence[Row], temperature: float, console: Console) -> None:
         "draft ms",
     ):
         table.add_column(column, justify="left" if column == "setting" else "right", no_wrap=True)
-    for row in rows:
-        figures = row.summary()
+    for of in rows:
+        figures = summary(of, rows[0])
         low, high = figures["speed_up_quartiles"]
         names = ("accepted_per_tested", "passes_per_token", "overlap_share", "verify_ms_per_pass", "draft_ms_per_token")
         cells = [f"{figures[name]:.2f}" if name in figures else "" for name in names]
         speed_up = f"{figures['speed_up']:.2f} ({low:.2f}–{high:.2f})"
-        table.add_row(row.setting.name, f"{row.tokens_per_s:.1f}", speed_up, *cells)
+        table.add_row(of.setting.name, f"{of.tokens_per_s:.1f}", speed_up, *cells)
     console.print(table)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
-        prog="bench.modes", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+        prog="paceline bench modes", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("--target", default="models/demo-target", help="unexpanded target")
     parser.add_argument("--drafter", default="models/demo-drafter")
@@ -180,10 +131,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--prompts", default="tests/data/gsm8k_dev_12.jsonl")
     parser.add_argument("--num-prompts", type=int, default=12)
     parser.add_argument("--max-tokens", type=int, default=96)
-    parser.add_argument("--temperatures", type=_numbers, default=(0.0, 1.0), help="comma separated (0,1)")
-    parser.add_argument("--lengths", type=_integers, default=FIXED, help="fixed draft lengths (4,6,8,12)")
-    parser.add_argument("--svip", type=_numbers, default=SVIP, help="svip thresholds in nats (0.6,1.2)")
-    parser.add_argument("--windows", type=_integers, default=(2,), help="pearl windows in drafts (2)")
+    parser.add_argument("--temperatures", type=options.numbers, default=(0.0, 1.0), help="comma separated (0,1)")
+    parser.add_argument("--lengths", type=options.integers, default=FIXED, help="fixed draft lengths (4,6,8,12)")
+    parser.add_argument("--svip", type=options.numbers, default=SVIP, help="svip thresholds in nats (0.6,1.2)")
+    parser.add_argument("--windows", type=options.integers, default=(2,), help="pearl windows in drafts (2)")
     parser.add_argument("--dtype", default="bfloat16", help="of the target")
     parser.add_argument("--drafter-dtype", default="float32", help="float32 is the faster one for 1 M parameters")
     parser.add_argument("--no-assisted", action="store_true", help="leave transformers out")
@@ -191,31 +142,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     console = Console(width=170)
     with tempfile.TemporaryDirectory() as folder:
-        target = given.target if given.parameters == "0" else _expand(given, Path(folder) / "target")
+        target = expanded(given.target, given.parameters, Path(folder) / "target")
         report: dict[str, Any] = {"commit": system.commit(), "machine": system.machine(), "arguments": vars(given)}
         console.print(f"commit {report['commit']}; {report['machine']}; target expanded to {given.parameters}")
         for temperature in given.temperatures:
             rows = run(given, target, temperature)
             show(rows, temperature, console)
-            report[f"T={temperature:g}"] = [row.summary() for row in rows]
+            report[f"T={temperature:g}"] = [summary(of, rows[0]) for of in rows]
     if given.json:
         Path(given.json).write_text(json.dumps(report, indent=1))
     return 0
-
-
-def _expand(given: argparse.Namespace, output: Path) -> str:
-    from models import expand
-
-    expand.main([given.target, str(output), "--parameters", given.parameters])
-    return str(output)
-
-
-def _numbers(text: str) -> tuple[float, ...]:
-    return tuple(float(item) for item in filter(None, text.split(",")))
-
-
-def _integers(text: str) -> tuple[int, ...]:
-    return tuple(int(item) for item in filter(None, text.split(",")))
 
 
 if __name__ == "__main__":

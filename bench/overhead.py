@@ -1,6 +1,6 @@
 """What the coordinator and the wire add to a round: everything that is neither drafting nor verifying.
 
-    python -m bench.overhead
+    paceline bench overhead
 
 In mode `sequential` nothing overlaps, so a request's time after its first token is the sum of its rounds, and a round
 is drafting, verifying, and four hops with the coordinator between them. The pair is served unexpanded: a hop does not
@@ -33,7 +33,7 @@ def added_ms(metrics: dict[str, float]) -> float:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
-        prog="bench.overhead", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+        prog="paceline bench overhead", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("--target", default="models/demo-target")
     parser.add_argument("--drafter", default="models/demo-drafter")

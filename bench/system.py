@@ -10,6 +10,8 @@ import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 
+from paceline.errors import Unavailable
+
 READY_WITHIN_S = 120.0
 STOP_WITHIN_S = 20.0
 
@@ -20,7 +22,7 @@ def serve(target: str, drafter: str, *options: str) -> Iterator[str]:
     command = [sys.executable, "-m", "deploy.cli", "serve", "--target", target, "--drafter", drafter]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(
-        [*command, "--grpc-port", "0", *options], stdout=subprocess.PIPE, text=True, env=environment
+        [*command, "--grpc-port", "0", "--port", "off", *options], stdout=subprocess.PIPE, text=True, env=environment
     )
     try:
         yield _address(process)
@@ -39,7 +41,7 @@ def _address(process: subprocess.Popen[str]) -> str:
         found = re.search(r"ready.*?(127\.0\.0\.1:\d+)", line)
         if found:
             return found.group(1)
-    raise RuntimeError(f"paceline serve ended with code {process.wait()} before it was ready")
+    raise Unavailable(f"paceline serve ended with code {process.wait()} before it was ready; its message says why")
 
 
 def machine() -> str:

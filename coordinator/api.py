@@ -1,33 +1,26 @@
-"""The gRPC door: checks what clients ask for, turns it into a request of the core, and streams what comes of it."""
+"""The gRPC door: reads what clients ask for into `coordinator.service`, and writes what comes of it to them."""
 
 from __future__ import annotations
 
 import asyncio
-import secrets
-import uuid
-from collections.abc import AsyncIterator
-from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from coordinator.config import CoordinatorConfig
-from coordinator.core.commands import Emit, Fail, Finish
-from coordinator.core.events import Ended, RequestSpec
-from coordinator.core.metrics import RequestMetrics
 from coordinator.server import Coordinator
+from coordinator.service import GenerationRequest, Reply, Service
+from coordinator.trust import is_trusted
 from paceline import __version__, codec
 from paceline.door import Door
 from paceline.errors import InvalidInput, Overloaded, UnknownRequest
 from paceline.rpc import Server, answering, run_until_signalled, start_server
 from paceline.security import PeerRole, check_peer
-from paceline.text import TextStream
-from paceline.types import FinishReason, Role, SamplingParams, Source, Tokens
+from paceline.types import SamplingParams
 from paceline.wire import coordinator_pb2 as pb
 from paceline.wire import coordinator_pb2_grpc
 
-MAX_STOP_STRINGS, MAX_STOP_LENGTH = 16, 256
-MAX_WINDOW = 64
-MAX_REQUEST_ID = 128
-MAX_CHARACTERS_A_TOKEN = 64  # of a prompt; tokenizing a text that can never fit would hold up everybody else
+if TYPE_CHECKING:
+    from coordinator.http.server import HttpServer
+
 SHUTDOWN_S = 5.0
 
 _CLIENT, _WORKER = (PeerRole.CLIENT,), (PeerRole.DRAFTER, PeerRole.VERIFIER)
@@ -45,144 +38,25 @@ class CoordinatorServicer:
 
     def __init__(self, coordinator: Coordinator, door: Door) -> None:
         self._coordinator = coordinator
+        self._service = Service(coordinator)
         self._door = door
 
     async def Generate(self, request: Any, context: Any) -> None:  # noqa: N802
         stall_s = self._coordinator.config.client_stall_s
         async with answering(context):
-            spec = self._spec(request, self._door.client(context))
-            text = TextStream(self._coordinator.tokenizer, spec.token_ids, tuple(request.stop))
-            text.push(spec.resumed)  # the client has had this text
-            if reason := _ended(spec, text):
-                await context.write(
-                    pb.GenerateReply(text=text.finish(), finish_reason=reason, metrics=pb.RequestMetrics())
-                )
-                return
-            with self._coordinator.generation(spec) as queue:
-                async for reply in self._replies(spec, text, queue):
+            asked = _request_from_wire(request, self._door.client(context))
+            spec = await self._service.admit(asked)
+            request_id = spec.request_id
+            with self._service.generation(asked, spec) as generation:
+                while reply := await generation.read():
                     try:
                         async with asyncio.timeout(stall_s):
-                            await context.write(reply)  # waits while the client does not read
+                            await context.write(
+                                _reply_to_wire(reply, request_id)
+                            )  # waits while the client does not read
                     except TimeoutError:
                         raise Overloaded("seconds that replies wait for this client to read", stall_s, 1) from None
-
-    async def _replies(self, spec: RequestSpec, text: TextStream, queue: Any) -> AsyncIterator[Any]:
-        request_id = spec.request_id
-        while True:
-            match await queue.get():
-                case Emit(_, token_ids, sources, logprobs) if not text.stopped:
-                    piece = text.push(token_ids)
-                    count = piece.num_tokens
-                    yield pb.GenerateReply(
-                        text=piece.text,
-                        token_ids=token_ids[:count],
-                        sources=codec.sources_to_wire(sources[:count]),
-                        text_lengths=piece.lengths,
-                        logprobs=logprobs[:count],
-                        request_id=request_id,
-                    )
                     request_id = ""
-                    if piece.stopped:
-                        self._coordinator.feed(Ended(spec.request_id, FinishReason.STOP))
-                case Finish(_, reason, metrics):
-                    yield pb.GenerateReply(
-                        text=text.finish(),
-                        finish_reason=reason,
-                        metrics=_metrics_to_wire(metrics),
-                        request_id=request_id,
-                    )
-                    return
-                case Fail(_, error):
-                    raise error
-
-    def _spec(self, request: Any, client: str) -> RequestSpec:
-        """The request with every field checked and every default filled in. Raises InvalidInput."""
-        config = self._coordinator.config
-        if len(request.request_id) > MAX_REQUEST_ID:
-            raise InvalidInput("request_id", request.request_id, f"has more than {MAX_REQUEST_ID} characters")
-        _check_stop(request.stop)
-        if request.window > MAX_WINDOW:
-            raise InvalidInput("window", request.window, f"must be at most {MAX_WINDOW} drafts (0 = the server's)")
-        sampling = SamplingParams(temperature=0)
-        if request.HasField("sampling"):
-            sampling = codec.sampling_from_wire(request.sampling)
-        sampling = self._with_stops(sampling, request)
-        policy = config.policy
-        if request.HasField("length_policy"):
-            policy = codec.length_policy_from_wire(request.length_policy)
-        token_ids = self._prompt(request)
-        self._check_length(token_ids, request.max_tokens)
-        return RequestSpec(
-            request_id=request.request_id or uuid.uuid4().hex,
-            token_ids=token_ids,
-            max_tokens=request.max_tokens,
-            sampling=sampling,
-            seed=secrets.randbits(63) if sampling.seed is None else sampling.seed,
-            draft_seed=secrets.randbits(63),
-            stop_token_ids=sampling.stop_token_ids,
-            mode=codec.mode_from_wire(request.mode) or config.mode,
-            rule=codec.rule_from_wire(request.rule) or config.rule,
-            policy=policy,
-            window=request.window or config.window,
-            resumed=self._resumed(request),
-            client=client,
-        )
-
-    def _with_stops(self, sampling: SamplingParams, request: Any) -> SamplingParams:
-        """The law with all tokens that end the output: the request's own and the model's."""
-        tokenizer = self._coordinator.tokenizer
-        biased = [token_id for token_id, _ in sampling.logit_bias]
-        for field, ids in (("logit_bias", biased), ("stop_token_ids", sampling.stop_token_ids)):
-            if ids and max(ids) >= tokenizer.vocab_size:
-                raise InvalidInput(field, max(ids), f"is not below the vocabulary's size {tokenizer.vocab_size}")
-        if sampling.min_tokens > request.max_tokens:
-            fix = f"must be at most max_tokens, which is {request.max_tokens}"
-            raise InvalidInput("min_tokens", sampling.min_tokens, fix)
-        eos_token_ids = () if request.ignore_eos else tokenizer.eos_token_ids
-        return replace(sampling, stop_token_ids=tuple(dict.fromkeys((*eos_token_ids, *sampling.stop_token_ids))))
-
-    def _resumed(self, request: Any) -> Tokens:
-        """The output that the client has already."""
-        resumed = tuple(request.resume_token_ids)
-        if len(resumed) > request.max_tokens:
-            fix = f"are more than max_tokens={request.max_tokens}"
-            raise InvalidInput("resume_token_ids", f"{len(resumed)} tokens", fix)
-        if resumed and max(resumed) >= self._coordinator.tokenizer.vocab_size:
-            fix = f"is not below the vocabulary's size {self._coordinator.tokenizer.vocab_size}"
-            raise InvalidInput("resume_token_ids", max(resumed), fix)
-        return resumed
-
-    def _prompt(self, request: Any) -> Tokens:
-        tokenizer = self._coordinator.tokenizer
-        max_characters = MAX_CHARACTERS_A_TOKEN * self._max_model_len()
-        if len(request.prompt) > max_characters:
-            fix = f"has {len(request.prompt)} characters; at most {max_characters} can fit the context: shorten it"
-            raise InvalidInput("prompt", request.prompt, fix)
-        if request.prompt and request.prompt_token_ids:
-            raise InvalidInput("prompt_token_ids", "…", "give either prompt or prompt_token_ids, not both")
-        token_ids = tuple(request.prompt_token_ids) or tokenizer.encode(request.prompt)
-        if not token_ids:
-            raise InvalidInput("prompt", request.prompt, "is empty; give at least one token")
-        if max(token_ids) >= tokenizer.vocab_size:
-            fix = f"is not below the vocabulary's size {tokenizer.vocab_size}"
-            raise InvalidInput("prompt_token_ids", max(token_ids), fix)
-        return token_ids
-
-    def _check_length(self, token_ids: Tokens, max_tokens: int) -> None:
-        if max_tokens < 1:
-            raise InvalidInput("max_tokens", max_tokens, "must be at least 1")
-        max_model_len = self._max_model_len()
-        if len(token_ids) + max_tokens > max_model_len:
-            fix = (
-                f"the prompt has {len(token_ids)} tokens and the context {max_model_len}: "
-                f"ask for at most {max(0, max_model_len - len(token_ids))}, or shorten the prompt"
-            )
-            raise InvalidInput("max_tokens", max_tokens, fix)
-
-    def _max_model_len(self) -> int:
-        links = self._coordinator.links.values()
-        lengths = [link.info.max_model_len for link in links if link.info.role is Role.VERIFIER]
-        return min([*lengths, self._coordinator.tokenizer.max_model_len])
 
     async def Abort(self, request: Any, context: Any) -> Any:  # noqa: N802
         async with answering(context):
@@ -192,11 +66,11 @@ class CoordinatorServicer:
 
     async def Register(self, request: Any, context: Any) -> Any:  # noqa: N802
         async with answering(context):
-            info = codec.worker_info_from_wire(request)
-            if self._coordinator.config.tls:
+            config, info = self._coordinator.config, codec.worker_info_from_wire(request)
+            if config.tls:
                 check_peer(context, PeerRole(info.role))  # a drafter's certificate makes no verifier
-            self._coordinator.register(info)
-            return pb.RegisterReply(lease_s=self._coordinator.config.lease_s)
+            self._coordinator.register(info, is_trusted=is_trusted(info, context, config))
+            return pb.RegisterReply(lease_s=config.lease_s)
 
     async def GetModelInfo(self, request: Any, context: Any) -> Any:  # noqa: N802
         tokenizer = self._coordinator.tokenizer
@@ -204,7 +78,7 @@ class CoordinatorServicer:
             model=self._coordinator.config.tokenizer,
             tokenizer_hash=tokenizer.hash,
             vocab_size=tokenizer.vocab_size,
-            max_model_len=self._max_model_len(),
+            max_model_len=self._service.max_model_len,
             eos_token_ids=tokenizer.eos_token_ids,
         )
 
@@ -219,58 +93,48 @@ class CoordinatorServicer:
         )
 
 
-def _ended(spec: RequestSpec, text: TextStream) -> FinishReason | None:
-    """Why the output that a client resumes has ended already, its last message having been lost; None if it has not."""
-    if text.stopped or (spec.resumed and spec.resumed[-1] in spec.stop_token_ids):
-        return FinishReason.STOP
-    return FinishReason.LENGTH if len(spec.resumed) == spec.max_tokens else None
+def _request_from_wire(wire: Any, client: str) -> GenerationRequest:
+    """Raises InvalidInput."""
+    if wire.prompt and wire.prompt_token_ids:
+        raise InvalidInput("prompt_token_ids", "…", "give either prompt or prompt_token_ids, not both")
+    has_sampling, has_policy = wire.HasField("sampling"), wire.HasField("length_policy")
+    return GenerationRequest(
+        prompt=tuple(wire.prompt_token_ids) or wire.prompt,
+        max_tokens=wire.max_tokens,
+        sampling=codec.sampling_from_wire(wire.sampling) if has_sampling else SamplingParams(temperature=0),
+        stop=tuple(wire.stop),
+        ignore_eos=wire.ignore_eos,
+        mode=codec.mode_from_wire(wire.mode),
+        rule=codec.rule_from_wire(wire.rule),
+        policy=codec.length_policy_from_wire(wire.length_policy) if has_policy else None,
+        window=wire.window,
+        request_id=wire.request_id,
+        client=client,
+        resumed=tuple(wire.resume_token_ids),
+    )
 
 
-def _check_stop(stop: Any) -> None:
-    if len(stop) > MAX_STOP_STRINGS:
-        raise InvalidInput("stop", len(stop), f"give at most {MAX_STOP_STRINGS} stop strings")
-    for text in stop:
-        if not 1 <= len(text) <= MAX_STOP_LENGTH:
-            raise InvalidInput("stop", text, f"a stop string has 1 to {MAX_STOP_LENGTH} characters")
-
-
-def _metrics_to_wire(metrics: RequestMetrics) -> Any:
-    return pb.RequestMetrics(
-        mode=metrics.mode,
-        rule=metrics.rule,
-        length_policy=metrics.length_policy,
-        window=metrics.window,
-        num_prompt_tokens=metrics.num_prompt_tokens,
-        num_generated_tokens=metrics.num_generated_tokens,
-        num_drafts=metrics.num_drafts,
-        num_draft_tokens=metrics.num_draft_tokens,
-        num_tested_tokens=metrics.num_tested_tokens,
-        num_accepted_tokens=metrics.num_accepted_tokens,
-        num_recovered_tokens=metrics.sources[Source.RECOVERED],
-        num_bonus_tokens=metrics.sources[Source.BONUS],
-        num_self_decoded_tokens=metrics.sources[Source.SELF_DECODED],
-        num_wasted_tokens=metrics.num_wasted_tokens,
-        num_stale_drafts=metrics.num_stale_drafts,
-        num_target_passes=metrics.num_target_passes,
-        fallbacks=metrics.fallbacks,
-        mean_accepted_length=metrics.mean_accepted_length,
-        draft_ms=metrics.draft_ms,
-        verify_ms=metrics.verify_ms,
-        overlap_share=metrics.overlap_share,
-        queue_ms=metrics.queue_ms,
-        ttft_ms=metrics.ttft_ms,
-        e2e_ms=metrics.e2e_ms,
-        coordinator_ms=metrics.coordinator_ms,
-        wire_ms=metrics.wire_ms,
+def _reply_to_wire(reply: Reply, request_id: str) -> Any:
+    figures = reply.metrics.figures() if reply.metrics else {}
+    return pb.GenerateReply(
+        text=reply.text,
+        token_ids=reply.token_ids,
+        sources=codec.sources_to_wire(reply.sources),
+        text_lengths=reply.text_lengths,
+        logprobs=reply.logprobs,
+        finish_reason=reply.finish_reason or "",
+        metrics=pb.RequestMetrics(**figures) if reply.finish_reason else None,
+        request_id=request_id,
     )
 
 
 class CoordinatorServer:
-    """A coordinator and its gRPC server: `start`, then `stop`."""
+    """A coordinator with its gRPC server, and its HTTP server if one is configured: `start`, then `stop`."""
 
     def __init__(self, config: CoordinatorConfig) -> None:
         self.coordinator = Coordinator(config)
         self.port = 0
+        self.http: HttpServer | None = None
         self._server: Server | None = None
 
     async def start(self) -> None:
@@ -292,6 +156,15 @@ class CoordinatorServer:
             door=door,
             has_reflection=config.reflection,
         )
+        if config.port is not None:
+            from coordinator.http.server import HttpServer  # late: who serves gRPC alone need not wait for FastAPI
+
+            try:
+                self.http = HttpServer(self.coordinator, self.coordinator.keys)
+                await self.http.start()
+            except InvalidInput:
+                await self._server.stop()
+                raise
 
     async def drain(self) -> None:
         """Take no new requests, let those that run end, then `stop`."""
@@ -302,6 +175,8 @@ class CoordinatorServer:
 
     async def stop(self) -> None:
         await self.coordinator.close()
+        if self.http:
+            await self.http.stop()
         if self._server:
             await self._server.stop(grace_s=1)
 
@@ -310,7 +185,8 @@ async def serve_coordinator(config: CoordinatorConfig) -> int:
     """Serve until a signal; the process's exit code."""
     server = CoordinatorServer(config)
     await server.start()
-    print(f"paceline coordinator ready on {config.host}:{server.port} (tokenizer {config.tokenizer})", flush=True)
+    http = f", HTTP on {server.http.url}" if server.http else ""
+    print(f"paceline coordinator ready on {config.host}:{server.port} (tokenizer {config.tokenizer}){http}", flush=True)
     return await run_until_signalled(server.drain, within_s=config.drain_s + SHUTDOWN_S)
 
 

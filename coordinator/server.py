@@ -16,11 +16,12 @@ import itertools
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from coordinator.config import CoordinatorConfig
 from coordinator.core.commands import Ask, Command, Emit, Fail, Finish
@@ -30,6 +31,7 @@ from coordinator.core.events import (
     Ended,
     Event,
     Faulted,
+    Passed,
     RequestSpec,
     Tick,
     Verified,
@@ -38,14 +40,15 @@ from coordinator.core.events import (
     WorkerUp,
 )
 from coordinator.core.pipeline import Pipeline
-from paceline import codec
+from paceline import codec, trace
 from paceline.api_keys import ApiKeys
 from paceline.drain import emptied
 from paceline.errors import InvalidInput, Overloaded, PeerFault, Unavailable, Unsupported
+from paceline.plain import to_plain
 from paceline.rpc import connect
 from paceline.security import PeerRole
 from paceline.tokenizer import Tokenizer
-from paceline.types import Draft, DrafterReply, Fault, FinishReason, Role, Verdict, VerifierReply, WorkerInfo
+from paceline.types import Draft, DrafterReply, Fault, FinishReason, Pass, Role, Verdict, VerifierReply, WorkerInfo
 from paceline.wire import drafter_pb2_grpc, verifier_pb2_grpc
 
 log = logging.getLogger(__name__)
@@ -54,7 +57,30 @@ MAX_CLIENT_QUEUE = 4096  # replies a client has not read; it stopped reading lon
 MAX_ASK_QUEUE = 8192  # asks a worker has not taken; 64 requests with a window of 64 each, and as much again
 CONNECT_TIMEOUT_S = 5.0
 
-ClientQueue = asyncio.Queue[Emit | Finish | Fail]
+PING_S = 2.0  # between two measurements of a worker's round trip
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """A stretch of work on a watched request, on the coordinator's clock.
+
+    Placed by the arrival of its result and the duration that the worker reports, so it stands late by one way of the
+    wire, and no two clocks are compared.
+    """
+
+    role: Role
+    start_s: float
+    end_s: float
+    num_tokens: int  # drafted, or committed by the pass
+
+
+ClientQueue = asyncio.Queue[Emit | Finish | Fail | Span]
+
+
+class Observer(Protocol):
+    """Whoever wants to know what the core was told, and what it said. It must not wait and must not raise."""
+
+    def observe(self, event: Event, commands: Sequence[Command], now_s: float) -> None: ...
 
 
 @dataclass(slots=True)
@@ -66,6 +92,8 @@ class Link:
     asks: asyncio.Queue[Any]
     task: asyncio.Task[None] | None = None
     lease_until_s: float = 0.0
+    is_trusted: bool = False  # of a drafter: its rows are believed
+    rtt_s: float | None = None  # of a call that needs no model, the last one measured
 
 
 class Coordinator:
@@ -73,27 +101,41 @@ class Coordinator:
 
     def __init__(self, config: CoordinatorConfig, clock: Callable[[], float] = time.monotonic) -> None:
         self.config = config
-        self.tokenizer = Tokenizer.load(config.tokenizer)
+        self.tokenizer = Tokenizer.load(config.tokenizer, config.revision)
         self.pipeline = Pipeline(config.limits)
         self.keys = ApiKeys(config.api_keys) if config.api_keys else None
         self.is_draining = False
         self.links: dict[str, Link] = {}
         self._clock = clock
+        self.observers: list[Observer] = []
         self._clients: dict[str, ClientQueue] = {}
         self._held: Counter[str] = Counter()  # requests by API key
+        self._watched: set[str] = set()  # requests whose clients are told of spans
         self._busy_ms: dict[str, float] = {}  # time spent here, by request
         self._numbers = itertools.count(1)
         self._timer: asyncio.TimerHandle | None = None
+        self._trace = _open_trace(config, clock())
+
+    def now_s(self) -> float:
+        """The time on the clock that spans are on."""
+        return self._clock()
 
     # --- the one door to the core
 
     def feed(self, event: Event) -> None:
         """Let the core handle an event, and do what it says. Never waits."""
         started_s = self._clock()
-        for command in self.pipeline.handle(event, started_s):
-            self._carry_out(command)
-        self._set_timer()
         request_id = _request_id(event)
+        if request_id in self._watched and (span := _span(event, started_s)):
+            self._tell(request_id, span)
+        commands = self.pipeline.handle(event, started_s)
+        if self._trace:
+            self._trace.observe(event, commands, started_s)
+        for command in commands:
+            self._carry_out(command)
+        for observer in self.observers:
+            observer.observe(event, commands, started_s)
+        self._set_timer()
         if request_id in self._busy_ms:
             self._busy_ms[request_id] += 1e3 * (self._clock() - started_s)
 
@@ -121,7 +163,7 @@ class Coordinator:
             if link.task:
                 link.task.cancel()
 
-    def _tell(self, request_id: str, reply: Emit | Finish | Fail) -> None:
+    def _tell(self, request_id: str, reply: Emit | Finish | Fail | Span) -> None:
         queue = self._clients.get(request_id)
         if queue is None:
             return  # the client has left
@@ -144,7 +186,7 @@ class Coordinator:
     # --- clients
 
     @contextlib.contextmanager
-    def generation(self, spec: RequestSpec) -> Any:
+    def generation(self, spec: RequestSpec, *, watch: bool = False) -> Iterator[ClientQueue]:
         """Run a request: a queue of what the core says of it. Leaving the context early cancels it."""
         if self.is_draining:
             raise Unavailable("this coordinator is shutting down; ask another one")
@@ -156,6 +198,8 @@ class Coordinator:
         queue = self._clients[spec.request_id] = ClientQueue()  # bounded by `_tell`, which adds one last word
         self._busy_ms[spec.request_id] = 0.0
         self._held[spec.client] += 1
+        if watch:
+            self._watched.add(spec.request_id)
         try:
             self.feed(Arrived(spec))
             yield queue
@@ -163,6 +207,7 @@ class Coordinator:
             self._held[spec.client] -= 1
             if not self._held[spec.client]:
                 del self._held[spec.client]
+            self._watched.discard(spec.request_id)
             if self._clients.pop(spec.request_id, None) and spec.request_id in self._busy_ms:
                 self.feed(Ended(spec.request_id, FinishReason.CANCELLED))
 
@@ -175,10 +220,11 @@ class Coordinator:
 
     # --- workers
 
-    def register(self, info: WorkerInfo) -> None:
+    def register(self, info: WorkerInfo, *, is_trusted: bool = False) -> None:
         """Take a worker in, or renew its lease; one that drains is relieved, and never taken in.
 
-        Raises Unsupported if it cannot serve here, with the reason, and Overloaded for one too many.
+        `is_trusted` counts when the worker is taken in; a renewal changes nothing. Raises Unsupported if it cannot
+        serve here, with the reason, and Overloaded for one too many.
         """
         lease_until_s = self._clock() + self.config.lease_s
         for link in self.links.values():
@@ -194,12 +240,13 @@ class Coordinator:
         if len(self.links) >= self.config.max_workers:
             raise Overloaded("registered workers", self.config.max_workers, self.config.lease_s)
         name = f"{info.role}-{next(self._numbers)}"
-        link = Link(name, info, asyncio.Queue(MAX_ASK_QUEUE), lease_until_s=lease_until_s)
+        link = Link(name, info, asyncio.Queue(MAX_ASK_QUEUE), lease_until_s=lease_until_s, is_trusted=is_trusted)
         self.links[name] = link
         link.task = asyncio.create_task(self._serve(link), name=name)
 
     def _check(self, info: WorkerInfo) -> None:
-        if info.tokenizer_hash != self.tokenizer.hash:
+        fits_any = info.role is Role.DRAFTER and not info.tokenizer_hash  # it has no model and copies ids
+        if info.tokenizer_hash != self.tokenizer.hash and not fits_any:
             fix = (
                 f"differs from the coordinator's ({self.config.tokenizer}); start it with a model of the same tokenizer"
             )
@@ -220,15 +267,17 @@ class Coordinator:
                 )
                 call = stub_class(channel).Connect()
                 await asyncio.wait_for(call.wait_for_connection(), CONNECT_TIMEOUT_S)
-                log.info("%s up: %s at %s", link.name, link.info.model, link.info.address)
+                trust = ", trusted" if link.is_trusted else ""
+                log.info("%s up: %s at %s%s", link.name, link.info.model, link.info.address, trust)
                 is_up = True
-                self.feed(WorkerUp(link.name, link.info))
+                self.feed(WorkerUp(link.name, link.info, link.is_trusted))
                 if link.info.is_draining:  # it has said so while it was being connected
                     self.feed(WorkerDraining(link.name))
                 async with asyncio.TaskGroup() as tasks:
                     tasks.create_task(self._write(link, call))
                     tasks.create_task(self._read(link, call))
                     tasks.create_task(self._watch_lease(link))
+                    tasks.create_task(self._measure_rtt(link, channel))
         except* (grpc.RpcError, TimeoutError, Unavailable, PeerFault) as group:
             log.warning("%s down: %s", link.name, _reason(group.exceptions[0]))
         finally:
@@ -257,6 +306,16 @@ class Coordinator:
         self.is_draining = True
         await emptied(asyncio.sleep(0), lambda: not self._clients, within_s)
 
+    async def _measure_rtt(self, link: Link, channel: Any) -> None:
+        """Call the worker's health service now and then, which needs no model; a failure says nothing here."""
+        check = health_pb2_grpc.HealthStub(channel).Check
+        while True:
+            started_s = self._clock()
+            with contextlib.suppress(grpc.RpcError):
+                await check(health_pb2.HealthCheckRequest(), timeout=PING_S)
+                link.rtt_s = self._clock() - started_s
+            await asyncio.sleep(PING_S)
+
     async def close(self) -> None:
         """Fail every request, so that its client may go on elsewhere, and end every link."""
         error = Unavailable("this coordinator is shutting down; go on at another one with resume_token_ids")
@@ -268,16 +327,39 @@ class Coordinator:
         await asyncio.gather(*tasks, return_exceptions=True)
         if self._timer:
             self._timer.cancel()
+        if self._trace:
+            self._trace.close()
+
+
+def _open_trace(config: CoordinatorConfig, clock_s: float) -> trace.Writer | None:
+    """Raises InvalidInput if the file that was named cannot hold a trace."""
+    if config.trace is None:
+        return None
+    settings = to_plain(config)
+    return trace.Writer(
+        config.trace, unix_s=time.time(), clock_s=clock_s, settings=settings, max_bytes=config.max_trace_bytes
+    )
 
 
 def _event(worker: str, reply: DrafterReply | VerifierReply) -> Event:
     match reply:
         case Draft():
             return Drafted(worker, reply)
+        case Pass():
+            return Passed(worker, reply)
         case Verdict():
             return Verified(worker, reply)
         case Fault():
             return Faulted(worker, reply.request_id, reply.message, reply.blame)
+
+
+def _span(event: Event, now_s: float) -> Span | None:
+    match event:
+        case Drafted(_, draft) if draft.draft_ms:
+            return Span(Role.DRAFTER, now_s - draft.draft_ms / 1e3, now_s, len(draft.token_ids))
+        case Verified(_, verdict) if verdict.verify_ms:
+            return Span(Role.VERIFIER, now_s - verdict.verify_ms / 1e3, now_s, len(verdict.token_ids))
+    return None
 
 
 def _request_id(event: Event) -> str | None:
@@ -286,6 +368,8 @@ def _request_id(event: Event) -> str | None:
             return spec.request_id
         case Drafted(_, draft):
             return draft.request_id
+        case Passed(_, passed):
+            return passed.request_id
         case Verified(_, verdict):
             return verdict.request_id
     return None

@@ -3,7 +3,8 @@
 Three questions, each against the server's own plain decoding (mode `off`): greedy output must be equal token for
 token; output under a seed must be too; and output drawn without a seed must come from the same law, by a sequential
 test with a stated error level. Where the target runs in bfloat16, two tokens that nearly tie may change places with
-the shape of a pass; such a difference is told apart by the target's own log-probabilities, and counted by itself.
+the shape of a pass; such a difference is told apart by what the server compared, the target's own log-probabilities
+(under a seed with the noise that the seed gives), and counted by itself.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ MODES = (Mode.SEQUENTIAL, Mode.PEARL)
 # Nats between two tokens' log-probabilities below which bfloat16 may swap them; its products keep 8 bits.
 NEAR_TIE_NATS = 0.06
 NUM_LOOKS = 8
+SEED = 7
 LAW_TOKENS = 3  # tokens of an outcome; more would make every outcome rare
 OWN_PROMPTS = ("How many legs do 12 hens and 3 cows have?", "Ann has 40 apples and eats a quarter. How many are left?")
 
@@ -41,17 +43,31 @@ class Equality:
     num_near_ties: int = 0
     num_violations: int = 0
 
-    def count(self, plain: Completion, other: Completion, *, may_tie: bool) -> None:
+    def count(self, plain: Completion, other: Completion, *, may_tie: bool, seed: int | None = None) -> None:
+        """`may_tie`: near-ties may fall either way; `seed`: of both, if they were sampled."""
         self.num_compared += 1
         if plain.token_ids == other.token_ids:
             return
         pairs = zip(plain.token_ids, other.token_ids, strict=False)
         at = next((i for i, (a, b) in enumerate(pairs) if a != b), None)
-        is_near = at is not None and abs(plain.logprobs[at] - other.logprobs[at]) < NEAR_TIE_NATS
+        is_near = at is not None and abs(_score(plain, at, seed) - _score(other, at, seed)) < NEAR_TIE_NATS
         if may_tie and is_near:
             self.num_near_ties += 1
         else:
             self.num_violations += 1
+
+
+def _score(answer: Completion, at: int, seed: int | None) -> float:
+    """What the token at output position `at` was the largest of: log p, plus its noise where it was sampled."""
+    if seed is None:
+        return answer.logprobs[at]
+    import torch  # a second or two, spent only where outputs have parted
+
+    from paceline.noise import Domain, gumbel_at
+
+    position = int(answer.metrics["num_prompt_tokens"]) + at
+    noise = gumbel_at(seed, Domain.COUPLED, position, torch.tensor([answer.token_ids[at]]))
+    return answer.logprobs[at] + float(noise)
 
 
 def run(argv: Sequence[str]) -> int:
@@ -66,14 +82,15 @@ async def _check(prompts: Sequence[str], values: argparse.Namespace) -> int:
         workers = (await client.server_info()).workers
         may_tie = any(worker.dtype != "float32" for worker in workers)
         equality = {}
-        for name, sampling in (("greedy", {"temperature": 0.0}), ("coupled", {"temperature": 1.0, "seed": 7})):
-            equality[name] = await _equality(client, prompts, sampling, values, may_tie=may_tie)
+        for name, seed in (("greedy", None), ("coupled", SEED)):
+            equality[name] = await _equality(client, prompts, seed, values, may_tie=may_tie)
             console.print(f"{name}: {_sentence(equality[name])}")
         laws = {mode: await _law(client, prompts[0], mode, values) for mode in MODES}
-    for mode, law in laws.items():
+    for mode, (law, rules) in laws.items():
         verdict = "another law than plain decoding's" if law.differs else "no difference from plain decoding's law"
-        console.print(f"sampled, {mode}: {verdict} ({law.other.total()} samples, error level {law.alpha:g})")
-    is_broken = any(one.num_violations for one in equality.values()) or any(law.differs for law in laws.values())
+        how = f"rule {', '.join(rules)}, {law.other.total()} samples, error level {law.alpha:g}"
+        console.print(f"sampled, {mode}: {verdict} ({how})")
+    is_broken = any(one.num_violations for one in equality.values()) or any(law.differs for law, _ in laws.values())
     verdict, style = ("NOT LOSSLESS", "red") if is_broken else ("Nothing speaks against losslessness.", "green")
     console.print(verdict, style=style)
     if values.json:
@@ -81,10 +98,18 @@ async def _check(prompts: Sequence[str], values: argparse.Namespace) -> int:
     return 1 if is_broken else 0
 
 
-def _report(equality: dict[str, Equality], laws: dict[Mode, SameLaw], *, is_broken: bool) -> dict[str, object]:
+def _report(
+    equality: dict[str, Equality], laws: dict[Mode, tuple[SameLaw, tuple[str, ...]]], *, is_broken: bool
+) -> dict[str, object]:
     sampled = {
-        mode: {"p_values": law.p_values, "alpha": law.alpha, "num_samples": law.other.total(), "differs": law.differs}
-        for mode, law in laws.items()
+        mode: {
+            "rules": rules,
+            "p_values": law.p_values,
+            "alpha": law.alpha,
+            "num_samples": law.other.total(),
+            "differs": law.differs,
+        }
+        for mode, (law, rules) in laws.items()
     }
     return {**{name: asdict(one) for name, one in equality.items()}, "sampled": sampled, "lossless": not is_broken}
 
@@ -92,24 +117,25 @@ def _report(equality: dict[str, Equality], laws: dict[Mode, SameLaw], *, is_brok
 async def _equality(
     client: AsyncClient,
     prompts: Sequence[str],
-    sampling: dict[str, float],
+    seed: int | None,
     values: argparse.Namespace,
     *,
     may_tie: bool,
 ) -> Equality:
-    """Every prompt in every mode against plain decoding."""
+    """Every prompt in every mode against plain decoding: greedy, or sampled with `seed`."""
     counts = Equality()
     places = asyncio.Semaphore(values.concurrency)
 
     async def complete(prompt: str, mode: Mode) -> Completion:
         async with places:
             more = {"max_tokens": values.max_tokens, "mode": mode, "logprobs": True, "timeout_s": values.timeout}
+            sampling = {"temperature": 0.0} if seed is None else {"temperature": 1.0, "seed": seed}
             return await client.complete(prompt, **sampling, **more)  # type: ignore[arg-type]
 
     async def one(prompt: str) -> None:
         plain = await complete(prompt, Mode.OFF)
         for mode in MODES:
-            counts.count(plain, await complete(prompt, mode), may_tie=may_tie)
+            counts.count(plain, await complete(prompt, mode), may_tie=may_tie, seed=seed)
 
     async with asyncio.TaskGroup() as tasks:
         for prompt in prompts:
@@ -117,22 +143,32 @@ async def _equality(
     return counts
 
 
-async def _law(client: AsyncClient, prompt: str, mode: Mode, values: argparse.Namespace) -> SameLaw:
-    """The joint law of the first tokens, plain and in `mode`, until it differs or all samples are drawn."""
+async def _law(
+    client: AsyncClient, prompt: str, mode: Mode, values: argparse.Namespace
+) -> tuple[SameLaw, tuple[str, ...]]:
+    """The joint law of the first tokens, plain and in `mode`, until it differs or all samples are drawn.
+
+    Also the rules by which the drafts were judged, as the server says.
+    """
     test = SameLaw(values.alpha / len(MODES), NUM_LOOKS)
     places = asyncio.Semaphore(values.concurrency)
+
+    rules = set[str]()
 
     async def draw(mode: Mode) -> tuple[int, ...]:
         async with places:
             answer = await client.complete(
                 prompt,
                 max_tokens=LAW_TOKENS,
+                rule=values.rule,
                 temperature=1.0,
                 top_k=values.top_k,
                 mode=mode,
                 ignore_eos=True,
                 timeout_s=values.timeout,
             )
+            if mode is not Mode.OFF:
+                rules.add(str(answer.metrics["rule"]))
             return answer.token_ids
 
     for _ in range(NUM_LOOKS):
@@ -142,7 +178,7 @@ async def _law(client: AsyncClient, prompt: str, mode: Mode, values: argparse.Na
         test.look()
         if test.differs:
             break
-    return test
+    return test, tuple(sorted(rules))
 
 
 def _sentence(counts: Equality) -> str:
@@ -173,6 +209,13 @@ may part where two tokens nearly tie, which is counted by itself.
         ("--concurrency", 1, 8, "requests at a time"),
     ):
         what.add(flag, kind=options.whole(low), default=default, metavar="N", help=about)
+    what.add(
+        "--rule",
+        kind=options.rule,
+        default="auto",
+        metavar="RULE",
+        help="how the drafts of the draws are judged: auto (as the server chooses), match, coupled, token or block",
+    )
     what.add(
         "--alpha",
         kind=options.number(1e-9, 0.5),

@@ -10,6 +10,8 @@ import struct
 from dataclasses import dataclass
 from pathlib import Path
 
+from deploy.model_free import check_model, is_model_free
+from paceline.engine.files import check_tokenizer, find_shards, read_json
 from paceline.errors import InvalidInput
 from paceline.tokenizer import Tokenizer, resolve, tokenizer_hash
 
@@ -27,13 +29,22 @@ class PairCheck:
     vocab_size: int
 
 
-def check_pair(target: str, drafter: str | None) -> PairCheck:
-    """Raises InvalidInput that names the option, the folder and the fix. Without a drafter only the target is read."""
+def check_pair(
+    target: str, drafter: str | None, *, revision: str | None = None, drafter_revision: str | None = None
+) -> PairCheck:
+    """Raises InvalidInput that names the option, the folder and the fix.
+
+    Without a drafter, or with one that needs no model, only the target is read. The revisions are of models that are
+    named as on the Hugging Face hub.
+    """
     _check_folder("--target", target)
+    if is_model_free(drafter):
+        drafter = None
     if drafter is not None:
+        check_model("--drafter", drafter)
         _check_folder("--drafter", drafter)
-    tokenizer = Tokenizer.load(target)
-    if drafter is not None and (other := tokenizer_hash(resolve(drafter))) != tokenizer.hash:
+    tokenizer = Tokenizer.load(target, revision)
+    if drafter is not None and (other := tokenizer_hash(resolve(drafter, drafter_revision))) != tokenizer.hash:
         fix = (
             f"its tokenizer ({_short(other)}) is not that of --target {target} ({_short(tokenizer.hash)}), so its "
             "tokens would mean something else; choose a drafter of the same model family, or --num-drafters 0"
@@ -56,9 +67,15 @@ def _check_folder(option: str, given: str) -> None:
     if not any(folder.glob("*.safetensors")):
         fix = "has no *.safetensors; save the weights in this format (others can run code when they are read)"
         raise InvalidInput(option, given, fix)
+    find_shards(folder, field=option)
+    config = read_json(folder, "config.json", _NEEDED["config.json"], field=option)
+    text_config = config.get("text_config")  # of models that read images too
+    vocab_size = (text_config if isinstance(text_config, dict) else config).get("vocab_size")
+    if isinstance(vocab_size, int):
+        check_tokenizer(folder, vocab_size, field=option)
 
 
-def check_port(host: str, port: int) -> None:
+def check_port(option: str, host: str, port: int) -> None:
     """Raises InvalidInput if nothing could listen there now; 0 is always free."""
     with contextlib.suppress(socket.gaierror), contextlib.ExitStack() as stack:  # gRPC says more of an unknown host
         for family, kind, protocol, _, where in socket.getaddrinfo(host.strip("[]"), port, type=socket.SOCK_STREAM):
@@ -68,7 +85,7 @@ def check_port(host: str, port: int) -> None:
                 tried.bind(where)
             except OSError as error:
                 fix = f"cannot be used on {host} ({error.strerror}); choose another, or 0 for a free one"
-                raise InvalidInput("--grpc-port", port, fix) from None
+                raise InvalidInput(option, port, fix) from None
 
 
 def num_parameters(folder: str | Path) -> int:

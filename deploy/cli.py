@@ -12,9 +12,9 @@ import os
 import sys
 from collections.abc import Sequence
 
-from deploy.options import UsageError, did_you_mean
+from deploy.options import UsageError
 from paceline import __version__
-from paceline.errors import Forbidden, InvalidInput, PacelineError, Unauthenticated
+from paceline.errors import Forbidden, InvalidInput, PacelineError, Unauthenticated, did_you_mean
 
 # Each module has `run(argv) -> int`, or `run_NAME` if it holds several commands.
 COMMANDS = {
@@ -23,6 +23,8 @@ COMMANDS = {
     "generate": ("deploy.generate", "run", "send prompts to a running coordinator"),
     "check-lossless": ("deploy.check_lossless", "run", "does a running server write what its target alone would?"),
     "certs": ("deploy.certs", "run", "a development CA, and a certificate for each role"),
+    "bench": ("deploy.bench", "run", "measure this machine and pair: length policies, modes, overhead, equality"),
+    "simulate": ("deploy.simulate", "run", "how fast would it be? a deployment in virtual time, before you build it"),
     "coordinator": ("deploy.roles", "run_coordinator", "one role alone: takes requests, plans drafting and verifying"),
     "verifier": ("deploy.roles", "run_verifier", "one role alone: holds the target model and judges drafts"),
     "drafter": ("deploy.roles", "run_drafter", "one role alone: holds the draft model and drafts ahead"),

@@ -26,6 +26,7 @@ from deploy.comparison import run as run_one
 from deploy.demo_models import DRAFTER, TARGET, default_cache, expand, expanded_folder
 from deploy.demo_report import Job, Pass, millions, report, table, tell_flips
 from deploy.local import Supervisor
+from deploy.model_free import is_model_free
 from deploy.options import Parser
 from deploy.paint import Painter, legend, summary
 from deploy.serve import Plan, start
@@ -72,7 +73,7 @@ async def _demo(job: Job, console: Console, *, as_json: bool) -> int:
     console.print(
         f"Target: {job.target.name}, {millions(job.target)}, expanded to {millions(expanded)} parameters. The copy "
         "computes the same, so it answers like the small model and costs like the large one.\n"
-        f"Drafter: {job.drafter.name}, {millions(job.drafter)} parameters. Both in {job.dtype}, one thread each.",
+        f"Drafter: {_described(job)}, one thread each.",
         soft_wrap=True,
     )
     fast = await _timed(job, expanded, console, begun_s + DEADLINE_S)
@@ -93,6 +94,12 @@ async def _demo(job: Job, console: Console, *, as_json: bool) -> int:
     if as_json:
         print(json.dumps(report(job, fast, rows, expanded, wrong, flipped, seconds)), flush=True)
     return 1 if wrong else 0
+
+
+def _described(job: Job) -> str:
+    if is_model_free(str(job.drafter)):
+        return f"{job.drafter}, no model. The target in {job.dtype}"
+    return f"{job.drafter.name}, {millions(job.drafter)} parameters. Both in {job.dtype}"
 
 
 async def _timed(job: Job, expanded: Path, console: Console, deadline_s: float) -> Pass:
@@ -233,7 +240,12 @@ def _add_models(parser: Parser) -> None:
     models = parser.group("models")
     models.add("--target", kind=options.text, default=str(TARGET), shown="the demo's", metavar="DIR", help="a target")
     models.add(
-        "--drafter", kind=options.text, default=str(DRAFTER), shown="the demo's", metavar="DIR", help="its drafter"
+        "--drafter",
+        kind=options.text,
+        default=str(DRAFTER),
+        shown="the demo's",
+        metavar="DIR",
+        help="its drafter: a model, or prompt-lookup or suffix, which need none",
     )
     models.add(
         "--target-size",

@@ -12,6 +12,7 @@ from rich.table import Table
 
 from deploy.checks import num_parameters
 from deploy.comparison import Figures, Run, Setting
+from deploy.model_free import is_model_free
 from paceline.types import Mode
 
 _SHORT = ("accepted/\ntested", "accepted\nlength", "overlap", "passes/\ntoken")
@@ -90,7 +91,7 @@ def report(
         "processes": fast.num_processes,
         "target_parameters": num_parameters(expanded),
         "target_expanded_from": num_parameters(job.target),
-        "drafter_parameters": num_parameters(job.drafter),
+        "drafter_parameters": 0 if is_model_free(str(job.drafter)) else num_parameters(job.drafter),
         "dtype": job.dtype,
         "num_prompts": len(fast.runs[Mode.OFF]),
         "max_tokens": job.max_tokens,

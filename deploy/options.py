@@ -7,14 +7,13 @@ option as the user wrote it, the value, and the fix; `deploy.cli` turns it into 
 from __future__ import annotations
 
 import argparse
-import difflib
 import math
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
-from paceline.errors import InvalidInput
+from paceline.errors import InvalidInput, did_you_mean
 from paceline.length_policy import POLICIES, LengthPolicy
 from paceline.types import Mode, Rule
 
@@ -166,12 +165,6 @@ def _value(option: Option, given: argparse.Namespace, environ: Mapping[str, str]
     return option.default
 
 
-def did_you_mean(word: str, valid: Iterable[str]) -> str:
-    """'did you mean X? ' for the nearest valid word, or nothing if none is near."""
-    near = difflib.get_close_matches(word, list(valid), n=1, cutoff=0.4)
-    return f"did you mean {near[0]}? " if near else ""
-
-
 # Kinds: text to value.
 
 
@@ -200,6 +193,17 @@ def whole(low: int, high: int = 2**31 - 1) -> Kind:
         return number
 
     return parse
+
+
+def port_or_off(value: str) -> int | None:
+    """A port, 0 for a free one; None for off."""
+    if value == "off":
+        return None
+    try:
+        port: int = whole(0, 65535)(value)
+    except ValueError as error:
+        raise ValueError(f"{error}, or off") from None
+    return port
 
 
 def number(low: float, high: float) -> Kind:
@@ -244,7 +248,10 @@ mode = choice("auto", *Mode)
 rule = choice("auto", *Rule)
 
 
-def policy(value: str) -> LengthPolicy:
+def policy(value: str) -> LengthPolicy | None:
+    """None for `auto`."""
+    if value == "auto":
+        return None
     name = value.partition(":")[0].strip()
     if name not in POLICIES:
         raise ValueError(f"unknown; {did_you_mean(name, POLICIES)}Choose from {', '.join(sorted(POLICIES))}")

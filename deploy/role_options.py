@@ -7,8 +7,8 @@ import argparse
 from deploy import options
 from deploy.options import Group, Parser
 from paceline.drain import DRAIN_S
-from paceline.length_policy import LengthPolicy
 from paceline.security import PeerRole, Tls
+from paceline.trace import DEFAULT_MAX_BYTES
 
 
 def add_host(group: Group) -> None:
@@ -96,6 +96,34 @@ def add_grpc_port(group: Group) -> None:
     )
 
 
+def add_revision(group: Group, flag: str = "--revision", what: str = "an ORG/NAME model") -> None:
+    group.add(flag, kind=options.text, shown="main", metavar="REVISION", help=f"branch, tag or commit of {what}")
+
+
+def add_http(group: Group) -> None:
+    group.add(
+        "--port",
+        kind=options.port_or_off,
+        default=8000,
+        metavar="PORT",
+        help="HTTP port: OpenAI's API, /metrics, and a web page at /; 0 = a free one, off = no HTTP",
+    )
+    group.add(
+        "--served-model-name",
+        kind=options.text,
+        shown="the target as it was given",
+        metavar="NAME",
+        help="what HTTP clients call the model",
+    )
+    group.add(
+        "--chat-template",
+        kind=options.text,
+        shown="the target's own",
+        metavar="FILE",
+        help="Jinja template that makes a prompt of a chat's messages",
+    )
+
+
 def add_pacing(parser: Parser) -> None:
     """How requests are decoded that do not say it themselves."""
     group = parser.group("decoding", "What requests get that do not ask for something else.")
@@ -105,29 +133,40 @@ def add_pacing(parser: Parser) -> None:
         default="auto",
         metavar="MODE",
         help="how drafting and verification overlap: off (plain decoding), sequential (one after the other), pearl "
-        "(drafts stream ahead while earlier ones are verified), auto (pearl, for now)",
+        "(drafts stream ahead while earlier ones are verified), auto (what the measured speeds favour, anew)",
     )
     group.add(
         "--rule",
         kind=options.rule,
         default="auto",
         metavar="RULE",
-        help="how drafts are judged: match (exact for any drafter), coupled (match, reproducible by seed), token "
-        "(rejection sampling), auto (by temperature and seed); none of them changes the output's distribution",
+        help="how drafts are judged: match (exact for any drafter), coupled (match, reproducible by seed), token and "
+        "block (rejection sampling, for trusted drafters), auto (match at temperature 0, coupled with a seed, else "
+        "block if a drafter is trusted and match if not); none of them changes the output's distribution",
+    )
+    group.add(
+        "--trust-drafters",
+        kind=options.boolean,
+        default=False,
+        help="believe what every drafter says of its own distribution, as the rules token and block must; without it "
+        "only drafters of this machine are believed, and with --insecure none",
     )
     group.add(
         "--length-policy",
         kind=options.policy,
-        default=LengthPolicy(),
+        shown="auto",
         metavar="NAME:KEY=VALUE,…",
-        help="when a draft ends: fixed:length=8 (tokens) or svip:threshold_nats=0.6,max_length=40 (entropy)",
+        help="when a draft ends: fixed:length=8 (tokens), svip:threshold_nats=0.6 or adaedl:threshold=0.5 (entropy), "
+        "confidence:threshold=0.4 (a token's own probability), specdecpp:cost_ratio=12 (a head trained for the "
+        "drafter), or auto (a fixed length that the measured speeds favour; 8 if --mode is not auto); "
+        "docs/length-policies.md has all parameters",
     )
     group.add(
         "--window",
         kind=options.whole(1, 64),
         default=4,
         metavar="N",
-        help="drafts unverified at a time in mode pearl: one that is verified, the others drafted",
+        help="drafts unverified at a time in mode pearl: one verified, the others drafted; auto chooses its own",
     )
     group.add(
         "--max-draft-wait-ms",
@@ -145,13 +184,29 @@ def add_pacing(parser: Parser) -> None:
     )
 
 
-def add_row_width(group: Group) -> None:
+def add_draft_rows(group: Group) -> None:
+    """What a drafter samples from: none of it changes the output's distribution."""
     group.add(
         "--row-width",
         kind=options.whole(1, 1024),
         default=64,
         metavar="N",
-        help="tokens kept of each draft distribution under the rule token; drafts are drawn from exactly these",
+        help="tokens kept of each draft distribution under the rules token and block; drafts are drawn from exactly "
+        "these, so more of them cost bytes, fewer cost acceptance",
+    )
+    group.add(
+        "--row-bits",
+        kind=options.whole(8, 16),
+        default=12,
+        metavar="N",
+        help="bits of each probability kept; drafts are drawn from the rounded ones",
+    )
+    group.add(
+        "--draft-temperature",
+        kind=options.number(0.01, 100),
+        metavar="T",
+        shown="the request's",
+        help="temperature at which drafts are sampled, whatever the request's own (temperature 0 stays greedy)",
     )
 
 
@@ -193,12 +248,38 @@ def add_engine(parser: Parser) -> Group:
         kind=options.size,
         shown="1GiB",
         metavar="BYTES",
-        help="memory of each worker's KV cache, such as 512MiB or 8GiB",
+        help="memory of each worker's KV cache (on each of its ranks), such as 512MiB or 8GiB; a request that does not "
+        "fit into it alone is refused",
+    )
+    group.add(
+        "--enforce-eager",
+        kind=options.boolean,
+        default=False,
+        help="on a GPU: launch every kernel of a decode step by itself instead of replaying a captured graph; slower, "
+        "and takes less memory",
     )
     group.add(
         "--block-size", kind=options.whole(1, 1024), default=16, metavar="N", help="tokens in a block of the KV cache"
     )
     return group
+
+
+def add_trace(parser: Parser) -> None:
+    group = parser.group("trace")
+    group.add(
+        "--trace",
+        kind=options.text,
+        metavar="FILE",
+        help="append every event of the coordinator's core to FILE, for `paceline simulate`; it holds token ids",
+    )
+    group.add(
+        "--trace-max-size",
+        kind=options.size,
+        default=DEFAULT_MAX_BYTES,
+        shown="256MiB",
+        metavar="BYTES",
+        help="the trace ends at this size; the server runs on",
+    )
 
 
 def add_logging(parser: Parser) -> None:
@@ -221,7 +302,7 @@ def add_worker(parser: Parser, what: str, *, tensor_parallel: str) -> Group:
         required=True,
         help=f"{what}: a folder in Hugging Face format (safetensors and tokenizer.json), or ORG/NAME",
     )
-    model.add("--revision", kind=options.text, metavar="REVISION", help="branch, tag or commit of an ORG/NAME model")
+    add_revision(model)
     network = parser.group("network")
     network.add(
         "--coordinator",
@@ -237,8 +318,8 @@ def add_worker(parser: Parser, what: str, *, tensor_parallel: str) -> Group:
         "--advertise",
         kind=options.text,
         shown="--host",
-        metavar="HOST",
-        help="host name by which coordinators reach this worker; needed with --host 0.0.0.0",
+        metavar="HOST[:PORT]",
+        help="name by which coordinators reach this worker; needed with --host 0.0.0.0, with a port behind a forwarder",
     )
     add_reflection(network)
     add_drain(network)

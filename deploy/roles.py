@@ -14,20 +14,25 @@ import sys
 import threading
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
-from deploy import options
+from deploy import model_free, options
 from deploy.options import Parser
+from deploy.restart import restart
 from deploy.role_options import (
     add_clients,
+    add_draft_rows,
     add_drain,
     add_grpc_port,
     add_host,
+    add_http,
     add_logging,
     add_pacing,
     add_reflection,
-    add_row_width,
+    add_revision,
     add_tls,
+    add_trace,
     add_worker,
     tls_of,
 )
@@ -69,9 +74,11 @@ On SIGTERM it takes no new requests and waits for those that run.""",
         required=True,
         help="folder (or Hugging Face name) of the target; only its tokenizer and configuration are read",
     )
+    add_revision(model)
     network = parser.group("network")
     add_host(network)
     add_grpc_port(network)
+    add_http(network)
     add_reflection(network)
     add_drain(network)
     network.add(
@@ -80,6 +87,7 @@ On SIGTERM it takes no new requests and waits for those that run.""",
     add_tls(parser)
     add_clients(parser)
     add_pacing(parser)
+    add_trace(parser)
     add_logging(parser)
     values = parser.parse(argv, os.environ)
     _begin(values)
@@ -94,8 +102,12 @@ def _coordinator_config(values: argparse.Namespace) -> Any:
 
     return CoordinatorConfig(
         tokenizer=values.tokenizer,
+        revision=values.revision,
         host=values.host,
         grpc_port=values.grpc_port,
+        port=values.port,
+        served_model_name=values.served_model_name,
+        chat_template=values.chat_template,
         insecure=values.insecure,
         tls=tls_of(values, PeerRole.COORDINATOR),
         api_keys=values.api_keys,
@@ -106,9 +118,12 @@ def _coordinator_config(values: argparse.Namespace) -> Any:
         drain_s=values.drain_s,
         mode=None if values.mode == "auto" else Mode(values.mode),
         rule=None if values.rule == "auto" else Rule(values.rule),
+        trust_drafters=values.trust_drafters,
         policy=values.length_policy,
         window=values.window,
         limits=Limits(max_waiting=values.max_waiting, max_draft_wait_s=values.max_draft_wait_ms / 1e3),
+        trace=values.trace,
+        max_trace_bytes=values.trace_max_size,
     )
 
 
@@ -134,38 +149,62 @@ def run_verifier(argv: Sequence[str]) -> int:
 def run_drafter(argv: Sequence[str]) -> int:
     parser = Parser(
         "drafter",
-        """Holds the draft model and drafts ahead of the target. Its tokenizer must be the target's.
+        """Drafts ahead of the target: with a draft model, whose tokenizer must be the target's, or without any.
 
 A drafter can run on another machine than the verifier, and may come and go at any time: without one the verifier
 decodes by itself.
 
-  paceline drafter --model models/small --coordinator 10.0.0.1:50051 --host 10.0.0.2""",
+  paceline drafter --model models/small --coordinator 10.0.0.1:50051 --host 10.0.0.2
+
+Two drafters need no weights, no GPU and no second to start. They propose what followed the last time that the text
+went like this, which pays where an answer repeats its prompt or itself: summaries, edits, quotations, code.
+
+  paceline drafter --model prompt-lookup --coordinator 127.0.0.1:50051
+  paceline drafter --model suffix --share-between-requests --coordinator 127.0.0.1:50051""",
     )
-    group = add_worker(parser, "the draft model", tensor_parallel="the drafter")
-    add_row_width(group)
+    group = add_worker(parser, "the draft model, or prompt-lookup or suffix", tensor_parallel="the drafter")
+    add_draft_rows(group)
+    model_free.add_model_free(parser.group("drafters without a model"))
     values = parser.parse(argv, os.environ)
+    model_free.check_model_free("--model", values.model, values)
+    from drafter.server import DRAFTER
+
+    if model_free.is_model_free(values.model):
+        _prepare(values, Role.DRAFTER)
+        return _serve(model_free.make_engine(values), DRAFTER, None, values)
+    model_free.check_model("--model", values.model)
     runner, info = _load(values, Role.DRAFTER)
     from drafter.engine import DrafterEngine
-    from drafter.server import DRAFTER
+    from paceline import acceptance_head
     from paceline.engine.cost import measure
 
+    known = runner.info
+    head = acceptance_head.beside(Path(known.folder), drafter_hash=known.model_hash, device=known.device)
     engine = DrafterEngine(
         runner,
         info,
         row_width=values.row_width,
+        row_bits=values.row_bits,
+        draft_temperature=values.draft_temperature,
         max_num_batched_tokens=values.max_num_batched_tokens,
         cost=measure(runner),
+        head=head,
     )
     return _serve(engine, DRAFTER, runner, values)
 
 
-def _load(values: argparse.Namespace, role: Role) -> tuple[Any, WorkerInfo]:
+def _prepare(values: argparse.Namespace, role: Role) -> None:
+    """What comes before any load: the environment, and whatever can be told wrong without a model."""
     os.environ.update(THREADS)
     _begin(values)
     tls = tls_of(values, PeerRole(role))
     check_bind(values.host, insecure=values.insecure, has_tls=tls is not None)
     if values.advertise is None and values.host.strip("[]") in ("0.0.0.0", "::"):
         raise InvalidInput("--advertise", "", "is needed with this --host: the name by which coordinators reach you")
+
+
+def _load(values: argparse.Namespace, role: Role) -> tuple[Any, WorkerInfo]:
+    _prepare(values, role)
     from paceline.engine.runner import Runner  # torch; several seconds
 
     runner = Runner.load(
@@ -178,7 +217,13 @@ def _load(values: argparse.Namespace, role: Role) -> tuple[Any, WorkerInfo]:
         revision=values.revision,
         max_model_len=values.max_model_len,
         tensor_parallel_size=values.tensor_parallel_size,
+        enforce_eager=values.enforce_eager,
     )
+    if runner.room() < runner.info.max_model_len:
+        text = (
+            "the KV cache holds %d tokens, the model's context %d: longer requests are refused; see --kv-cache-memory"
+        )
+        logging.getLogger(__name__).warning(text, runner.room(), runner.info.max_model_len)
     return runner, WorkerInfo(
         role=role,
         address="",  # filled in once the port is known
@@ -198,8 +243,9 @@ def _load(values: argparse.Namespace, role: Role) -> tuple[Any, WorkerInfo]:
 def _serve(engine: Any, kind: Any, runner: Any, values: argparse.Namespace) -> int:
     from paceline.worker import serve_worker
 
+    started_s = time.monotonic()
     try:
-        return asyncio.run(
+        code = asyncio.run(
             serve_worker(
                 engine,
                 kind,
@@ -214,7 +260,10 @@ def _serve(engine: Any, kind: Any, runner: Any, values: argparse.Namespace) -> i
             )
         )
     finally:
-        runner.shutdown()
+        if runner:
+            runner.shutdown()
+    lost = runner.lost if runner else None
+    return restart(lost, time.monotonic() - started_s) if code and lost else code
 
 
 def _begin(values: argparse.Namespace) -> None:
@@ -222,7 +271,7 @@ def _begin(values: argparse.Namespace) -> None:
     logging.basicConfig(
         level=values.log_level.upper(), stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
     )
-    if os.environ.pop(SUPERVISED, ""):
+    if os.environ.get(SUPERVISED):
         threading.Thread(target=_follow_supervisor, name="supervisor", daemon=True).start()
 
 

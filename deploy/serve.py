@@ -12,17 +12,21 @@ from functools import partial
 from deploy import options
 from deploy.checks import check_pair, check_port
 from deploy.local import STOP_S, Supervisor
+from deploy.model_free import add_model_free, check_model_free
 from deploy.options import Parser
 from deploy.role_options import (
     add_clients,
+    add_draft_rows,
     add_drain,
     add_engine,
     add_grpc_port,
     add_host,
+    add_http,
     add_logging,
     add_pacing,
-    add_row_width,
+    add_revision,
     add_tls,
+    add_trace,
     tls_of,
 )
 from paceline.api_keys import read_keys
@@ -43,6 +47,7 @@ class Plan:
     num_drafters: int = 1
     host: str = "127.0.0.1"
     grpc_port: int = 0
+    port: int | None = None  # of HTTP; None = no HTTP
     coordinator: tuple[str, ...] = ()
     verifier: tuple[str, ...] = ()
     drafters: tuple[str, ...] = ()
@@ -51,8 +56,9 @@ class Plan:
 
 
 async def start(supervisor: Supervisor, plan: Plan) -> str:
-    """Start all processes of `plan`; the coordinator's address, once every worker is registered there."""
-    where = ("--host", plan.host, "--grpc-port", str(plan.grpc_port))
+    """Start all processes of `plan`; the coordinator's gRPC address, once every worker is registered there."""
+    http = "off" if plan.port is None else str(plan.port)
+    where = ("--host", plan.host, "--grpc-port", str(plan.grpc_port), "--port", http)
     coordinator = supervisor.start(
         "coordinator", ("coordinator", "--tokenizer", plan.target, *where, *plan.coordinator)
     )
@@ -60,6 +66,8 @@ async def start(supervisor: Supervisor, plan: Plan) -> str:
     port = coordinator.address.rpartition(":")[2]
     # A restarted coordinator must be found where the first one was, by the workers and by clients.
     coordinator.arguments += ("--grpc-port", port)
+    if coordinator.http_address:
+        coordinator.arguments += ("--port", coordinator.http_address.rpartition(":")[2])
     server = f"{reachable(plan.host)}:{port}"
     supervisor.start("verifier", ("verifier", "--model", plan.target, "--coordinator", server, *plan.verifier))
     for i in range(plan.num_drafters):
@@ -82,8 +90,16 @@ def run(argv: Sequence[str]) -> int:
     check_bind(values.host, insecure=values.insecure, has_tls=has_tls)
     if values.num_drafters and values.drafter is None:
         raise options.UsageError("--drafter: is required; give it, or --num-drafters 0 to serve without drafts")
-    check_pair(values.target, values.drafter if values.num_drafters else None)
-    check_port(values.host, values.grpc_port)
+    check_model_free("--drafter", values.drafter, values)
+    check_pair(
+        values.target,
+        values.drafter if values.num_drafters else None,
+        revision=values.revision,
+        drafter_revision=values.drafter_revision,
+    )
+    check_port("--grpc-port", values.host, values.grpc_port)
+    if values.port is not None:
+        check_port("--port", values.host, values.port)
     return asyncio.run(_serve(_plan(values), values))
 
 
@@ -98,7 +114,8 @@ async def _serve(plan: Plan, values: argparse.Namespace) -> int:
                 return 0
             server = started.result()
             drafters = f"{plan.num_drafters} drafter{'' if plan.num_drafters == 1 else 's'}"
-            print(f"paceline ready: gRPC on {server}, 1 verifier, {drafters}, mode {values.mode}", flush=True)
+            http = "" if plan.port is None else f"HTTP on {_http_url(supervisor)}, "
+            print(f"paceline ready: gRPC on {server}, {http}1 verifier, {drafters}, mode {values.mode}", flush=True)
             await asyncio.wait((stopped, supervisor.failed), return_when=asyncio.FIRST_COMPLETED)
             if stopped.done():  # the coordinator first: running requests need the workers until they end
                 await supervisor.drain(supervisor.children[0], values.drain_s + STOP_S)
@@ -107,32 +124,49 @@ async def _serve(plan: Plan, values: argparse.Namespace) -> int:
             return 0
 
 
+def _http_url(supervisor: Supervisor) -> str:
+    """Where this machine finds the coordinator's HTTP."""
+    host, _, port = supervisor.children[0].http_address.rpartition(":")
+    return f"http://{reachable(host)}:{port}"
+
+
 def _plan(values: argparse.Namespace) -> Plan:
     insecure = ("--insecure",) if values.insecure else ()
     tls = _given(values, "tls_cert", "tls_key", "tls_ca")
     clients = _given(values, "api_keys", "max_requests_per_key", "client_stall_s")
     drain = _given(values, "drain_s")
+    trust = ("--trust-drafters",) if values.trust_drafters else ()
     common = (*tls, *drain, "--log-level", values.log_level)
     pacing = _given(values, "mode", "rule", "length_policy", "window", "max_draft_wait_ms", "max_waiting")
+    http = _given(values, "served_model_name", "chat_template")
+    trace = _given(values, "trace", "trace_max_size")
     engine = _given(
         values,
         *("device", "max_num_seqs", "max_num_batched_tokens", "max_model_len", "block_size"),
     )
-    # The workers may share a device, so none of them may take what is left of it.
-    engine += ("--kv-cache-memory", str(values.kv_cache_memory or SHARED_KV_CACHE_BYTES))
-    dtype = ("--dtype", values.dtype)
-    drafter_dtype = ("--dtype", values.drafter_dtype or values.dtype)
-    size = ("--tensor-parallel-size", str(values.tensor_parallel_size))
-    drafter_size = ("--tensor-parallel-size", str(values.drafter_tensor_parallel_size))
+    engine += ("--enforce-eager",) if values.enforce_eager else ()
+    # The workers may share a device, so none of them may take what is left of it, unless the target is told to.
+    cache = ("--kv-cache-memory", str(values.kv_cache_memory or SHARED_KV_CACHE_BYTES))
+    target_cache = cache if values.kv_cache_memory else _given(values, "gpu_memory_utilization") or cache
+    target = (*_given(values, "dtype", "tensor_parallel_size", "revision"), *target_cache)
+    drafter = (
+        *("--dtype", values.drafter_dtype or values.dtype),
+        *("--tensor-parallel-size", str(values.drafter_tensor_parallel_size)),
+        *(("--revision", values.drafter_revision) if values.drafter_revision else ()),
+        *_given(values, "row_width", "row_bits", "draft_temperature", "max_ngram", "min_ngram", "suffix_tokens"),
+        *(("--share-between-requests",) if values.share_between_requests else ()),
+        *cache,
+    )
     return Plan(
         target=values.target,
         drafter=values.drafter,
         num_drafters=values.num_drafters,
         host=values.host,
         grpc_port=values.grpc_port,
-        coordinator=(*pacing, *insecure, *clients, *common),
-        verifier=(*engine, *dtype, *size, *common),
-        drafters=(*engine, *drafter_dtype, *drafter_size, "--row-width", str(values.row_width), *common),
+        port=values.port,
+        coordinator=(*pacing, *_given(values, "revision"), *http, *trace, *insecure, *trust, *clients, *common),
+        verifier=(*engine, *target, *common),
+        drafters=(*engine, *drafter, *common),
         start_timeout_s=values.start_timeout,
         connect=partial(AsyncClient, tls=tls_of(values, PeerRole.CLIENT), api_key=_own_key(values)),
     )
@@ -161,7 +195,8 @@ running requests end, within --drain-s, then ends all; a second Ctrl-C ends at o
 
   paceline serve --target models/demo-target --drafter models/demo-drafter
   paceline serve --target big/ --drafter small/ --dtype bfloat16 --length-policy svip:threshold_nats=0.6
-  paceline serve --target big/ --num-drafters 0        plain decoding, to compare
+  paceline serve --target big/ --drafter prompt-lookup   drafts without a model: for answers that repeat the prompt
+  paceline serve --target big/ --num-drafters 0          plain decoding, to compare
 
 To put the roles on several machines, start each by its own sub-command (coordinator, verifier, drafter).""",
     )
@@ -170,7 +205,9 @@ To put the roles on several machines, start each by its own sub-command (coordin
     add_tls(parser)
     add_clients(parser)
     add_pacing(parser)
+    add_trace(parser)
     _add_engine(parser)
+    add_model_free(parser.group("drafters without a model"))
     return parser
 
 
@@ -187,8 +224,11 @@ def _add_models(parser: Parser) -> None:
         "--drafter",
         kind=options.text,
         metavar="DIR",
-        help="a smaller model with the same tokenizer; it changes the speed, never the output's distribution",
+        help="a smaller model with the same tokenizer, or prompt-lookup or suffix, which need no weights; it changes "
+        "the speed, never the output's distribution",
     )
+    add_revision(models, what="a target given as ORG/NAME")
+    add_revision(models, "--drafter-revision", "a drafter given as ORG/NAME")
     models.add(
         "--num-drafters",
         kind=options.whole(0, 64),
@@ -202,14 +242,8 @@ def _add_network(parser: Parser) -> None:
     network = parser.group("network")
     add_host(network)
     add_grpc_port(network)
+    add_http(network)
     add_drain(network)
-    network.add(
-        "--port",
-        kind=options.whole(0, 65535),
-        default=8000,
-        metavar="PORT",
-        help="HTTP port; accepted, but HTTP is not served yet: use gRPC",
-    )
 
 
 def _add_engine(parser: Parser) -> None:
@@ -235,7 +269,15 @@ def _add_engine(parser: Parser) -> None:
         metavar="N",
         help="the same for each drafter, independent of the target's",
     )
-    add_row_width(engine)
+    engine.add(
+        "--gpu-memory-utilization",
+        kind=options.number(0.01, 1),
+        shown="--kv-cache-memory",
+        metavar="SHARE",
+        help="on a GPU without --kv-cache-memory: share of its memory that the target's weights and KV cache take "
+        "together; a drafter on the same GPU, with a cache of 1GiB, must fit into the rest",
+    )
+    add_draft_rows(engine)
     processes = parser.group("processes")
     processes.add(
         "--start-timeout",

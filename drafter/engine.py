@@ -2,7 +2,10 @@
 
 A step forwards one token for every request that has room in its window (and a chunk of the prompt for those that are
 catching up), in one ragged pass, then chooses each request's next token from its row. What is chosen from is what is
-sent: under rejection sampling the row is truncated and quantised first, and the token drawn from exactly that.
+sent (`draws.py`): under rejection sampling the row is truncated and quantised first, and the token drawn from that.
+
+A policy may end a draft before a token is drawn from its row. That row then gives the next draft's first token: at once
+if the window has room, else it is kept until there is, so that no token is ever forwarded for it a second time.
 """
 
 from __future__ import annotations
@@ -15,32 +18,42 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from drafter.policies import Policy, make
+from drafter.draws import Drawn, RowShape, draw
+from drafter.look import AcceptProbs, Look, look
+from drafter.policies import Need, Policy, make
+from drafter.requests import Entry, Replies, Requests
 from drafter.session import Session
-from paceline import noise, rows
-from paceline import sampling as law
+from paceline import rows
+from paceline.acceptance_head import TrainedHead
 from paceline.engine.cost import CostModel
 from paceline.engine.runner import Chunk, PoolFull, Runner
-from paceline.errors import InvalidInput, Overloaded, Unavailable
-from paceline.noise import Domain
+from paceline.errors import EngineLost, Unavailable
+from paceline.length_policy import LengthPolicy, offered
 from paceline.rows import CountRows
-from paceline.types import Close, Commit, Draft, DrafterAsk, DrafterReply, Fault, OpenDraft, Rule, WorkerInfo
+from paceline.types import Draft, DrafterAsk, Fault, OpenDraft, WorkerInfo
 
 log = logging.getLogger(__name__)
 
-Replies = list[tuple[int, DrafterReply]]
-
 
 @dataclass(slots=True)
-class _Entry:
-    """A session, whose it is, and its policy."""
+class _Entry(Entry[CountRows]):
+    """With the row after the whole chain, if it is computed and nothing was drawn from it."""
 
-    peer: int
-    session: Session[CountRows]
-    policy: Policy
+    spare: Look | None = None
+
+    @property
+    def has_row(self) -> bool:
+        """Whether there is a row to draw the next token from already."""
+        return self.spare is not None and self.session.computed == len(self.session.tokens)
+
+    def take_row(self) -> Look:
+        """That row, which is drawn from once."""
+        row, self.spare = self.spare, None
+        assert row is not None
+        return row
 
 
-class DrafterEngine:
+class DrafterEngine(Requests[_Entry]):
     """See the top of the file. Belongs to one thread."""
 
     def __init__(
@@ -49,56 +62,61 @@ class DrafterEngine:
         info: WorkerInfo,
         *,
         row_width: int = 64,
+        row_bits: int = 12,
+        draft_temperature: float | None = None,
         max_num_batched_tokens: int = 512,
         clock: Callable[[], float] = time.perf_counter,
         cost: CostModel | None = None,
+        head: TrainedHead | None = None,
     ) -> None:
-        """`cost`: as measured at the start, or None to learn it while running."""
-        self.runner = runner
+        """`row_width`, `row_bits`: what is kept of a draft row, and how finely.
+
+        `draft_temperature`: of what is sampled, whatever the request's own; None = the request's.
+        `cost`: as measured at the start, or None to learn it while running. `head`: this model's, if it has one.
+        """
         self.cost = cost or CostModel()
-        self.info = replace(info, cost=self.cost.cost)
-        self._longest = min(runner.info.max_model_len, runner.room())  # tokens of a request, the pool being empty
-        self._row_width = row_width
+        # The longest request is one that has all of the pool to itself.
+        longest = min(runner.info.max_model_len, runner.room())
+        offers = offered(has_head=head is not None)
+        super().__init__(replace(info, cost=self.cost.cost, policies=offers, max_model_len=longest), longest)
+        self.runner = runner
+        self._head: AcceptProbs | None = head.accept_probs if head else None
+        self._thresholds = head.info.thresholds if head else {}
+        self._row_shape = RowShape(row_width, row_bits, draft_temperature)
         self._max_num_batched_tokens = max_num_batched_tokens
         self._clock = clock
-        self._entries: dict[str, _Entry] = {}  # by the sequence's name in the pool, oldest first
         self._is_stalled = False  # all that is wanted waits for room which only an ask can make
         self.num_preemptions = 0
-
-    @property
-    def num_requests(self) -> int:
-        return len(self._entries)
 
     # --- asks
 
     def handle(self, peer: int, ask: DrafterAsk) -> Replies:
-        """Take one ask; what comes back is what an open that was sent again asks for once more."""
         self._is_stalled = False
-        key = f"{peer}/{ask.request_id}"
-        entry = self._entries.get(key)
-        match ask:
-            case OpenDraft() if entry:
-                self._check(ask.token_ids)
-                return [(peer, draft) for draft in entry.session.reopen(ask)]
-            case OpenDraft():
-                self._admit(ask)
-                self.runner.open(key)
-                self._entries[key] = _Entry(peer, Session(ask), make(ask.policy))
-            case Commit() if entry:
-                self._check(ask.token_ids)
-                entry.session.commit(ask)
-            case Close():
-                self._close(key)
-        return []
+        return super().handle(peer, ask)
 
-    def _admit(self, ask: OpenDraft) -> None:
-        """Raises InvalidInput for a request that can never be drafted here, Overloaded if there is no place now."""
-        if len(ask.token_ids) >= self._longest:
-            fix = f"this drafter holds requests of at most {self._longest} tokens"
-            raise InvalidInput("token_ids", f"{len(ask.token_ids)} tokens", fix)
-        self._check(ask.token_ids)
-        if len(self._entries) >= self.info.max_num_seqs:
-            raise Overloaded("requests on this drafter", self.info.max_num_seqs, retry_after_s=1.0)
+    def drop(self, peer: int) -> None:
+        self._is_stalled = False
+        super().drop(peer)
+
+    def _open(self, key: str, peer: int, ask: OpenDraft) -> _Entry:
+        entry = _Entry(peer, Session(ask), self._make(ask.policy))
+        self.runner.open(key)
+        return entry
+
+    def _follow(self, entry: _Entry) -> None:
+        before = entry.policy
+        super()._follow(entry)
+        if entry.policy is not before and entry.spare is not None:
+            entry.session.computed -= entry.has_row  # what the new policy would see of it was not looked at
+            entry.spare = None
+
+    def _make(self, policy: LengthPolicy) -> Policy:
+        return make(policy, self._thresholds)
+
+    def _close(self, key: str) -> _Entry | None:
+        if entry := super()._close(key):
+            self.runner.close(key)
+        return entry
 
     def _check(self, token_ids: Sequence[int]) -> None:
         """Raises Unavailable for a token that this model has no row for: the target's vocabulary may be wider."""
@@ -107,49 +125,47 @@ class DrafterEngine:
             fix = f"this drafter's vocabulary has {vocab_size} tokens; the request goes on without it"
             raise Unavailable(f"token_ids={max(token_ids)}: {fix}")
 
-    def _close(self, key: str) -> None:
-        if self._entries.pop(key, None):
-            self.runner.close(key)
-
-    def drop(self, peer: int) -> None:
-        """That coordinator's stream has ended: free all its requests."""
-        self._is_stalled = False
-        for key in [key for key, entry in self._entries.items() if entry.peer == peer]:
-            self._close(key)
-
-    def fail(self, error: Exception) -> list[tuple[int, Fault]]:
-        """A step has failed: refuse every request; their verifiers go on alone."""
-        faults = [
-            (entry.peer, Fault(entry.session.ask.request_id, f"the drafter failed: {type(error).__name__}"))
-            for entry in self._entries.values()
-        ]
-        for key in list(self._entries):
-            self._close(key)
-        return faults
-
     # --- work
 
     def has_work(self) -> bool:
-        return not self._is_stalled and any(entry.session.wants_token() for entry in self._entries.values())
+        return self.runner.lost is not None or (not self._is_stalled and super().has_work())
 
     def step(self) -> Replies:
-        """One forward pass, one token more for every request whose row it gave; the drafts this completed."""
+        """One forward pass, one token more for every request that has a row; the drafts this completed.
+
+        Raises EngineLost.
+        """
+        if self.runner.lost is not None:
+            raise EngineLost(self.runner.lost)
         started_s = self._clock()
-        chunks = self._chunks(self._with_room())
+        going = self._with_room()
+        waiting = [entry for key in going if (entry := self._entries[key]).has_row]
+        chunks = self._chunks(going)
         try:
-            logits = self.runner.forward(chunks)
+            logits, hidden = self._forward(chunks)
         except PoolFull as error:
             return self._make_room(chunks, error)
         self.info = self.cost.seen(self.info, chunks, 1e3 * (self._clock() - started_s))
-        whole = [self._entries[chunk.sequence] for chunk in chunks if chunk.num_rows]
         for chunk in chunks:
             session = self._entries[chunk.sequence].session
             session.computed = chunk.start + len(chunk.token_ids)
-        complete = [entry for entry, stop in zip(whole, self._extend(whole, logits), strict=True) if stop]
-        step_ms = 1e3 * (self._clock() - started_s)
-        for chunk in chunks:
-            self._entries[chunk.sequence].session.draft_ms += step_ms
-        return [(entry.peer, _send(entry.session)) for entry in complete]
+            if not chunk.num_rows:
+                self._charge(session, started_s)
+        whole = [self._entries[chunk.sequence] for chunk in chunks if chunk.num_rows]
+        found = look([entry.policy for entry in whole], logits, hidden, self._head)
+        return self._extend([*waiting, *whole], [*(entry.take_row() for entry in waiting), *found], started_s)
+
+    def _forward(self, chunks: Sequence[Chunk]) -> tuple[Tensor, Tensor | None]:
+        """Logits [n, vocab], and the hidden states [n, d] that they come from if a policy here needs them."""
+        if self._head and any(Need.ACCEPT_PROB in self._entries[chunk.sequence].policy.needs for chunk in chunks):
+            return self.runner.forward_with_hidden(chunks)
+        return self.runner.forward(chunks), None
+
+    def _charge(self, session: Session[CountRows], since_s: float) -> float:
+        """Count the time since then as spent on the draft being made; returns the time now."""
+        now_s = self._clock()
+        session.draft_ms += 1e3 * (now_s - since_s)
+        return now_s
 
     def _with_room(self) -> dict[str, Session[CountRows]]:
         """The sessions that want a token and have room for it; the youngest may lose their cache for the others."""
@@ -171,6 +187,7 @@ class DrafterEngine:
         log.info("%s loses its cache to older requests", session.ask.request_id)
         self.runner.restart(key)
         session.computed = 0
+        self._entries[key].spare = None
         self.num_preemptions += 1
 
     def _make_room(self, chunks: Sequence[Chunk], error: PoolFull) -> Replies:
@@ -180,17 +197,15 @@ class DrafterEngine:
         if len(rivals) > 1:
             self._preempt(rivals[-1])
             return []
-        entry = self._entries[rivals[0]]
-        request_id = entry.session.ask.request_id
-        log.warning("refusing %s: %s", request_id, error)
-        self._close(rivals[0])
-        return [(entry.peer, Fault(request_id, str(error)))]
+        return [self._refuse(self._entries[rivals[0]], error)]
 
     def _chunks(self, wanting: Mapping[str, Session[CountRows]]) -> list[Chunk]:
         """What to forward: requests under way first, prompts in the room that they leave."""
         chunks: list[Chunk] = []
         room = self._max_num_batched_tokens
         for key, session in sorted(wanting.items(), key=lambda pair: len(pair[1].tokens) - pair[1].computed):
+            if self._entries[key].has_row:
+                continue
             tokens = session.tokens[session.computed : session.computed + room]
             if not tokens:
                 break
@@ -199,42 +214,49 @@ class DrafterEngine:
             room -= len(tokens)
         return chunks
 
-    def _extend(self, entries: Sequence[_Entry], logits: Tensor) -> list[bool]:
-        """Choose a token from each entry's row [vocab]; which drafts are complete with it."""
-        if not entries:
-            return []
-        argmax = logits.argmax(-1).tolist()
-        stops = []
-        for i, entry in enumerate(entries):
-            session, raw = entry.session, logits[i : i + 1]
-            sampling, num_prompt_tokens = session.ask.sampling, session.num_prompt_tokens
-            row = law.adjusted_logits(raw, sampling, session.tokens, num_prompt_tokens=num_prompt_tokens)
-            if session.ask.rule is Rule.MATCH:
-                token_id = argmax[i] if row is raw else int(row.argmax())
-            else:
-                token_id = self._draw(session, row)
-            entropy = law.entropy_nats(raw).item() if entry.policy.needs_entropy else 0.0
-            stop = entry.policy.stops(session.draft_length + 1, entropy)
-            stops.append(session.push(token_id, stop=stop))
-        return stops
+    def _extend(self, entries: Sequence[_Entry], looks: Sequence[Look], started_s: float) -> Replies:
+        """Let each entry go on from its row; the drafts that are complete with it, or before it, and refusals."""
+        replies: Replies = []
+        drawing: list[tuple[_Entry, Look, float]] = []
+        for entry, row in zip(entries, looks, strict=True):
+            session, since_s = entry.session, started_s
+            if session.draft_length and entry.policy.stops_before(row.before(session.draft_length)):
+                since_s = self._charge(session, since_s)
+                replies.append((entry.peer, self._send(session)))
+                if not session.wants_token():
+                    entry.spare = row.kept()
+                    continue
+            drawing.append((entry, row, since_s))
+        drawn = draw([(entry.session, row.logits) for entry, row, _ in drawing], self._row_shape)
+        for (entry, row, since_s), found in zip(drawing, drawn, strict=True):
+            try:
+                if isinstance(found, Exception):
+                    raise found
+                is_complete = self._push(entry, row, found)
+                self._charge(entry.session, since_s)
+            except Exception as error:
+                replies.append(self._refuse(entry, error))
+                continue
+            if is_complete:
+                replies.append((entry.peer, self._send(entry.session)))
+        return replies
 
-    def _draw(self, session: Session[CountRows], row: Tensor) -> int:
-        """A token from the draft law of `row` [1, vocab], by the noise that the request's rule wants."""
-        ask, position = session.ask, len(session.tokens)
-        if ask.rule is Rule.COUPLED:
-            if ask.sampling.is_greedy:
-                return int(row.argmax())
-            gumbel = noise.gumbel(ask.seed, Domain.COUPLED, [position], row.shape[-1], device=row.device)
-            return int(law.sample_log_probs(law.target_log_probs(row, ask.sampling), gumbel))
-        kept = rows.truncate(law.target_probs(row, ask.sampling), self._row_width)
-        session.rows.append(kept)
-        uniform = noise.uniform(ask.seed, Domain.DRAFT, position, epoch=session.epoch)
-        return rows.sample_row(kept.ids[0], kept.counts[0], uniform)
+    def _push(self, entry: _Entry, row: Look, drawn: Drawn) -> bool:
+        """Take the token; whether the draft is complete with it."""
+        session = entry.session
+        stop = entry.policy.stops_after(row.after(session.draft_length + 1, drawn.token_id))
+        if drawn.row is not None:
+            session.rows.append(drawn.row)
+        return session.push(drawn.token_id, stop=stop)
 
+    def _refuse(self, entry: _Entry, error: Exception) -> tuple[int, Fault]:
+        # Whatever spoilt this request must not reach another through the prefix cache.
+        self.runner.forget(f"{entry.peer}/{entry.session.ask.request_id}")
+        return super()._refuse(entry, error)
 
-def _send(session: Session[CountRows]) -> Draft:
-    if not session.rows:
-        return session.send(None)
-    ids = torch.cat([kept.ids for kept in session.rows])
-    counts = torch.cat([kept.counts for kept in session.rows])
-    return session.send(rows.pack(ids, counts))
+    def _send(self, session: Session[CountRows]) -> Draft:
+        if not session.rows:
+            return session.send(None)
+        ids = torch.cat([kept.ids for kept in session.rows])
+        counts = torch.cat([kept.counts for kept in session.rows])
+        return session.send(rows.pack(ids, counts, self._row_shape.bits))

@@ -10,12 +10,26 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Generic, TypeVar
 
-from paceline.types import Commit, Draft, OpenDraft, Rows
+from paceline.types import Commit, Draft, OpenDraft, Pass, Rows
 
 Row = TypeVar("Row")
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What a commit tells of drafted tokens: how many the verifier looked at, and how many of these it kept.
+
+    Told from the tokens alone. What agrees with the chain was kept, the first that does not was looked at, and nothing
+    beyond it was; a draft that was not sent yet was not looked at. What tokens do not tell: whether the target decoded
+    a token by itself while the draft was on its way. Such a token counts as a test of the draft's first one, which
+    under `match` and `coupled` is the same test, and under `token` and `block` is a stricter one than theirs.
+    """
+
+    num_tested: int = 0
+    num_accepted: int = 0
 
 
 class Session(Generic[Row]):
@@ -32,6 +46,9 @@ class Session(Generic[Row]):
         self._sent: deque[Draft] = deque()  # unverified
         self._start = len(self.tokens)  # where the draft being made starts
         self._ended = False  # an end-of-sequence token was drafted
+        self._is_exhausted = False  # there is nothing to propose until all of the chain is committed, or another one
+        self._outcome = Outcome()
+        self._has_new_policy = False
 
     @property
     def draft_length(self) -> int:
@@ -39,12 +56,21 @@ class Session(Generic[Row]):
         return len(self.tokens) - self._start
 
     @property
+    def num_committed(self) -> int:
+        """How many of `tokens` will not change any more."""
+        return self._committed
+
+    @property
     def num_prompt_tokens(self) -> int:
         return self.ask.num_prompt_tokens or len(self.ask.token_ids)
 
     def wants_token(self) -> bool:
         """Whether there is anything to draft: room in the window and before the end."""
-        return not self._ended and len(self._sent) < self.ask.window and len(self.tokens) < self.ask.end
+        return self._may_go_on and len(self._sent) < self.ask.window
+
+    @property
+    def _may_go_on(self) -> bool:
+        return not (self._ended or self._is_exhausted) and len(self.tokens) < self.ask.end
 
     def push(self, token_id: int, *, stop: bool) -> bool:
         """Append a drafted token; True if the draft is complete, because `stop` or nothing can follow."""
@@ -55,7 +81,7 @@ class Session(Generic[Row]):
     def send(self, rows: Rows | None) -> Draft:
         """Close the draft being made and count it as in flight."""
         ask = self.ask
-        is_open = ask.window > 1 and not self._ended and len(self.tokens) < ask.end
+        is_open = ask.window > 1 and self._may_go_on
         draft = Draft(
             ask.request_id,
             self.epoch,
@@ -69,21 +95,48 @@ class Session(Generic[Row]):
         self._begin()
         return draft
 
-    def reopen(self, ask: OpenDraft) -> list[Draft]:
+    def exhaust(self) -> None:
+        """There is nothing to propose after the chain. Before `send`: that draft is the last of its run."""
+        self._is_exhausted = True
+
+    def passes(self) -> list[Pass]:
+        """What to tell the coordinator if it must not wait: nothing is unverified, and nothing will follow."""
+        if not self._is_exhausted or len(self.tokens) > self._committed:
+            return []
+        return [Pass(self.ask.request_id, self.epoch, len(self.tokens))]
+
+    def reopen(self, ask: OpenDraft) -> list[Draft | Pass]:
         """An open that was sent again: take its prefix as a commit, and send again what is still unverified."""
-        self.ask = replace(ask, token_ids=self.ask.token_ids)
+        self._plan(replace(ask, token_ids=self.ask.token_ids))
         self._merge(ask.epoch, 0, ask.token_ids)
-        return list(self._sent)
+        return [*self._sent, *self.passes()]
 
     def commit(self, ask: Commit) -> None:
         """Take committed tokens. One that leaves a gap is ignored; the coordinator will resynchronise."""
+        if ask.plan:
+            self._plan(replace(self.ask, policy=ask.plan.policy, window=ask.plan.window))
         if ask.start <= len(self.tokens):
             self._merge(ask.epoch, ask.start, ask.token_ids)
+
+    def _plan(self, ask: OpenDraft) -> None:
+        self._has_new_policy = self._has_new_policy or ask.policy != self.ask.policy
+        self.ask = ask
+
+    def take_new_policy(self) -> bool:
+        """Whether the coordinator has named another policy since the last call. The same one keeps what it learned."""
+        is_new, self._has_new_policy = self._has_new_policy, False
+        return is_new
+
+    def take_outcome(self) -> Outcome:
+        """What commits have told of drafted tokens since the last call."""
+        outcome, self._outcome = self._outcome, Outcome()
+        return outcome
 
     def _merge(self, epoch: int, start: int, committed: Sequence[int]) -> None:
         end = start + len(committed)
         if end <= self._committed:
             return  # known already
+        self._learn(start, committed)
         if len(self.tokens) > end and tuple(self.tokens[start:end]) == tuple(committed):
             self._committed = end  # agreed, and ahead of it: the run goes on
             while self._sent and self._sent[0].end <= end:
@@ -93,6 +146,7 @@ class Session(Generic[Row]):
             # Everything drafted was kept and nothing beyond it is known: the run goes on from its own end.
             self._committed = end
             self._sent.clear()
+            self._is_exhausted = False  # more is known now than when it was said
             return
         self._restart(epoch, start, committed)
 
@@ -100,6 +154,17 @@ class Session(Generic[Row]):
     def rows_pending(self) -> bool:
         """Whether a draft is being made."""
         return self.draft_length > 0
+
+    def _learn(self, start: int, committed: Sequence[int]) -> None:
+        """Hold what is new against the drafts that were sent."""
+        first = max(start, self._committed)
+        num_tested, num_accepted = self._outcome.num_tested, self._outcome.num_accepted
+        for drafted, token in zip(self.tokens[first : self._start], committed[first - start :], strict=False):
+            num_tested += 1
+            if drafted != token:
+                break
+            num_accepted += 1
+        self._outcome = Outcome(num_tested, num_accepted)
 
     def _restart(self, epoch: int, start: int, committed: Sequence[int]) -> None:
         kept = start
@@ -111,7 +176,7 @@ class Session(Generic[Row]):
         self.tokens[start:] = committed
         self._committed = len(self.tokens)
         self._sent.clear()
-        self._ended = False
+        self._ended = self._is_exhausted = False
         self.epoch = epoch
         self._begin()
 

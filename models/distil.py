@@ -14,9 +14,10 @@ from pathlib import Path
 
 import torch
 from torch.nn import functional
-from transformers import DynamicCache, LlamaForCausalLM
+from transformers import DynamicCache, PreTrainedModel
 
 from models.corpus import IGNORED, Encoded, InputError
+from paceline.engine.weights import eos_token_ids
 
 # Prompts are known when a request arrives, so the drafter never drafts them; they only help it to read.
 WEIGHT_OF_PROMPT = 0.2
@@ -54,7 +55,7 @@ class _Active:
 
 @torch.inference_mode()
 def continuations(
-    model: LlamaForCausalLM,
+    model: PreTrainedModel,
     prompts: Sequence[tuple[int, ...]],
     *,
     temperature: float,
@@ -76,7 +77,7 @@ def continuations(
 
 
 def _write(
-    model: LlamaForCausalLM,
+    model: PreTrainedModel,
     prompts: Sequence[tuple[int, ...]],
     temperature: float,
     generator: torch.Generator,
@@ -85,8 +86,7 @@ def _write(
     written: list[list[int]] = [[] for _ in prompts]
     cache = DynamicCache(config=model.config)
     active = _first_input(prompts, model)
-    end = model.config.eos_token_id
-    assert isinstance(end, int)
+    ends = torch.tensor(eos_token_ids(model), dtype=torch.long, device=model.device)
     for _ in range(max_new_tokens):
         positions = active.mask.sum(-1, keepdim=True) - 1
         if active.tokens.shape[1] > 1:
@@ -101,7 +101,7 @@ def _write(
         tokens = _choose(logits, temperature, generator)
         for index, token in zip(active.indices.tolist(), tokens.tolist(), strict=True):
             written[index].append(token)
-        keep = tokens.ne(end).nonzero()[:, 0]
+        keep = torch.isin(tokens, ends, invert=True).nonzero()[:, 0]
         if len(keep) == 0:
             break
         if len(keep) < len(tokens):
@@ -111,10 +111,10 @@ def _write(
     return written
 
 
-def _first_input(prompts: Sequence[tuple[int, ...]], model: LlamaForCausalLM) -> _Active:
+def _first_input(prompts: Sequence[tuple[int, ...]], model: PreTrainedModel) -> _Active:
     """All prompts in one rectangle, padded on the left so that the last tokens line up."""
     length = max(len(prompt) for prompt in prompts)
-    pad = model.config.pad_token_id
+    pad = model.config.pad_token_id or 0  # never attended to
     tokens = [[pad] * (length - len(prompt)) + list(prompt) for prompt in prompts]
     mask = [[0] * (length - len(prompt)) + [1] * len(prompt) for prompt in prompts]
     device = model.device

@@ -59,7 +59,7 @@ def report(arguments: argparse.Namespace, console: Console) -> None:
         _print_buckets(text, result["drafter"][text]["buckets"], console)
     if arguments.json is not None:
         # Infinity is not JSON; the last bucket simply has no upper end.
-        readable = json.dumps(_finite(result), indent=2, allow_nan=False)
+        readable = json.dumps(finite(result), indent=2, allow_nan=False)
         Path(arguments.json).write_text(readable + "\n", encoding="utf-8")
 
 
@@ -126,10 +126,10 @@ def _print_buckets(text: str, entries: Sequence[dict[str, float]], console: Cons
     console.print(table)
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
     if isinstance(value, dict):
-        return {key: _finite(entry) for key, entry in value.items()}
+        return {key: finite(entry) for key, entry in value.items()}
     if isinstance(value, list):
-        return [_finite(entry) for entry in value]
+        return [finite(entry) for entry in value]
     # NaN is the mean over no position at all.
     return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,6 +1,6 @@
 """The Python client of a coordinator: `AsyncClient`, and `Client` for programs without an event loop.
 
-    with Client("127.0.0.1:8600") as client:
+    with Client("127.0.0.1:50051") as client:
         for chunk in client.generate("Once upon a time", max_tokens=64):
             print(chunk.text, end="")
 
@@ -29,7 +29,7 @@ from paceline.length_policy import LengthPolicy
 from paceline.resume import Progress, addresses_of
 from paceline.rpc import connect, connect_blocking, error_of
 from paceline.security import Tls
-from paceline.types import FinishReason, Mode, Rule, SamplingParams, Source, Tokens, WorkerInfo
+from paceline.types import FinishReason, Mode, Rule, SamplingParams, Source, Tokens, WorkerInfo, member
 from paceline.wire import coordinator_pb2, coordinator_pb2_grpc
 
 Metrics = dict[str, Any]  # by the names of RequestMetrics in coordinator.proto; times in milliseconds
@@ -301,24 +301,14 @@ def _request(prompt: str | Sequence[int], options: Options) -> Any:
             sampling=codec.sampling_to_wire(sampling),
             stop=(stop,) if isinstance(stop, str) else stop,
             ignore_eos=options.get("ignore_eos", False),
-            mode=codec.mode_to_wire(_member(Mode, "mode", options.get("mode"))),
-            rule=codec.rule_to_wire(_member(Rule, "rule", options.get("rule"))),
+            mode=codec.mode_to_wire(member(Mode, "mode", options.get("mode"))),
+            rule=codec.rule_to_wire(member(Rule, "rule", options.get("rule"))),
             length_policy=codec.length_policy_to_wire(policy) if policy else None,
             window=options.get("window") or 0,
             request_id=options.get("request_id", ""),
         )
     except (TypeError, ValueError, UnicodeEncodeError) as error:
         raise InvalidInput("request", str(error), "a value is of the wrong type or out of range") from None
-
-
-def _member(kind: Any, field: str, value: str | None) -> Any:
-    """The enum's member; None for "auto" and for what was not given."""
-    if value in (None, "auto"):
-        return None
-    try:
-        return kind(value)
-    except ValueError:
-        raise InvalidInput(field, value, f"must be auto, {', '.join(kind)}") from None
 
 
 def _chunk(wire: Any) -> Chunk:
@@ -340,7 +330,7 @@ def _chunk(wire: Any) -> Chunk:
 
 def _metrics(wire: Any) -> Metrics:
     metrics = {field.name: getattr(wire, field.name) for field in wire.DESCRIPTOR.fields}
-    return metrics | {"fallbacks": dict(wire.fallbacks)}
+    return metrics | {"fallbacks": dict(wire.fallbacks), "tokens_by_mode": dict(wire.tokens_by_mode)}
 
 
 def _join(chunks: Iterable[Chunk]) -> Completion:

@@ -32,7 +32,9 @@ from paceline.fields import (
 )
 from paceline.length_policy import LengthPolicy
 from paceline.types import (
+    MAX_ROW_BITS,
     MAX_SEED,
+    MIN_ROW_BITS,
     Blame,
     Close,
     Commit,
@@ -40,10 +42,12 @@ from paceline.types import (
     Draft,
     DrafterAsk,
     DrafterReply,
+    DraftPlan,
     Fault,
     Mode,
     OpenDraft,
     OpenVerify,
+    Pass,
     Role,
     Rows,
     Rule,
@@ -64,6 +68,7 @@ MAX_WINDOW = 64
 MAX_ROW_WIDTH = 1024
 MAX_FAULT_MESSAGE = 1000
 MAX_NAME = 1024  # of a model or a device
+MAX_POLICIES, MAX_POLICY_NAME = 64, 64  # that a drafter offers
 DTYPES = ("float32", "bfloat16")
 
 
@@ -88,11 +93,12 @@ def length_policy_from_wire(wire: Any) -> LengthPolicy:
 
 def _check_rows(name: str, rows: Rows) -> None:
     size = len(rows.counts)
-    if not size or size % (2 * rows.width):
-        fix = f"must be a positive number of rows of {rows.width} uint16 counts"
+    if not size or size % rows.row_bytes:
+        fix = f"must be a positive number of rows of {rows.width} counts of {rows.bits} bits"
         raise InvalidInput(f"{name}.counts", f"{size} bytes", fix)
-    if len(rows.ids) != 2 * size:
-        raise InvalidInput(f"{name}.ids", f"{len(rows.ids)} bytes", f"must be {2 * size}, one uint32 a count")
+    want = 4 * rows.width * rows.num_rows
+    if len(rows.ids) != want:
+        raise InvalidInput(f"{name}.ids", f"{len(rows.ids)} bytes", f"must be {want}, one uint32 a count")
 
 
 def _check_draft(name: str, draft: Draft) -> None:
@@ -110,6 +116,15 @@ def _check_verdict(name: str, verdict: Verdict) -> None:
         raise InvalidInput(f"{name}.logprobs", f"{len(verdict.logprobs)} logprobs", fix)
 
 
+def _policies(name: str, policies: Iterable[str]) -> tuple[str, ...]:
+    """Names that we do not know are a newer drafter's, and lawful."""
+    names = tuple(policies)
+    if len(names) > MAX_POLICIES or any(not 1 <= len(policy) <= MAX_POLICY_NAME for policy in names):
+        fix = f"must be at most {MAX_POLICIES} names of 1 to {MAX_POLICY_NAME} characters"
+        raise InvalidInput(name, f"{len(names)} names", fix)
+    return names
+
+
 _RULE = EnumField("rule", Rule, common_pb2.Rule)
 _MODE = EnumField("mode", Mode, common_pb2.Mode)
 _SOURCE = EnumField("source", Source, common_pb2.Source)
@@ -122,7 +137,10 @@ _MS = Field(same, milliseconds)
 _SEED = integer(0, MAX_SEED)
 _POSITIVE = integer(1, 2**32 - 1)
 _NAME = string(1, MAX_NAME)
-_HASH = matching("([a-z0-9-]{1,32}:)?[0-9a-f]{64}", "a SHA-256 in 64 hexadecimal digits")
+_POLICY = Field(length_policy_to_wire, lambda _, wire: length_policy_from_wire(wire))
+_SHA256 = "([a-z0-9-]{1,32}:)?[0-9a-f]{64}"
+_HASH = matching(_SHA256, "a SHA-256 in 64 hexadecimal digits")
+_TOKENIZER_HASH = matching(f"({_SHA256})?", "a SHA-256 in 64 hexadecimal digits, or nothing: fits any tokenizer")
 
 _SAMPLING = Message(  # checks its own ranges
     "sampling",
@@ -132,7 +150,15 @@ _SAMPLING = Message(  # checks its own ranges
     logit_bias=Field(dict, lambda _, biases: tuple(sorted(biases.items()))),
     stop_token_ids=_IDS,
 )
-_ROWS = Message("rows", Rows, common_pb2.Rows, _check_rows, width=integer(1, MAX_ROW_WIDTH))
+_ROW_BITS = integer(MIN_ROW_BITS, MAX_ROW_BITS)
+_ROWS = Message(
+    "rows",
+    Rows,
+    common_pb2.Rows,
+    _check_rows,
+    width=integer(1, MAX_ROW_WIDTH),
+    bits=Field(same, lambda field, value: _ROW_BITS.of(field, value or MAX_ROW_BITS)),
+)
 _DRAFT = Message(
     "draft",
     Draft,
@@ -144,6 +170,7 @@ _DRAFT = Message(
     draft_ms=_MS,
 )
 _CLOSE = Message("close", Close, common_pb2.Close, request_id=_ID)
+_PASS = Message("passed", Pass, drafter_pb2.Pass, request_id=_ID)
 _FAULT = Message(
     "fault",
     Fault,
@@ -185,11 +212,12 @@ _OPEN_DRAFT = Message(
     sampling=_SAMPLING.field,
     rule=_RULE.field,
     seed=_SEED,
-    policy=Field(length_policy_to_wire, lambda _, wire: length_policy_from_wire(wire)),
-    window=integer(1, MAX_WINDOW),
+    policy=_POLICY,
+    window=integer(0, MAX_WINDOW),
     stop_token_ids=_IDS,
 )
-_COMMIT = Message("commit", Commit, drafter_pb2.Commit, request_id=_ID, token_ids=tokens())
+_PLAN = Message("plan", DraftPlan, drafter_pb2.DraftPlan, policy=_POLICY, window=integer(0, MAX_WINDOW))
+_COMMIT = Message("commit", Commit, drafter_pb2.Commit, request_id=_ID, token_ids=tokens(), plan=_PLAN.field)
 _COST = Message(
     "cost",
     StepCost,
@@ -207,14 +235,15 @@ _WORKER = Message(
     address=matching(r"\S{1,255}:[0-9]{1,5}", "HOST:PORT of the worker's gRPC server"),
     model=_NAME,
     model_hash=_HASH,
-    tokenizer_hash=_HASH,
+    tokenizer_hash=_TOKENIZER_HASH,
     vocab_size=_POSITIVE,
     max_model_len=_POSITIVE,
     max_num_seqs=_POSITIVE,
     eos_token_ids=_IDS,
-    dtype=matching("|".join(DTYPES), " or ".join(DTYPES)),
+    dtype=matching("|".join(("", *DTYPES)), " or ".join((*DTYPES, "nothing (no weights)"))),
     device=_NAME,
     cost=_COST.field,
+    policies=Field(same, _policies),
 )
 
 
@@ -237,7 +266,9 @@ _DRAFTER_ASK: OneOf[DrafterAsk] = OneOf(
     {"open": (OpenDraft, _OPEN_DRAFT), "commit": (Commit, _COMMIT), "close": (Close, _CLOSE)},
 )
 _DRAFTER_REPLY: OneOf[DrafterReply] = OneOf(
-    "reply", drafter_pb2.DrafterReply, {"draft": (Draft, _DRAFT), "fault": (Fault, _FAULT)}
+    "reply",
+    drafter_pb2.DrafterReply,
+    {"draft": (Draft, _DRAFT), "fault": (Fault, _FAULT), "passed": (Pass, _PASS)},
 )
 
 

@@ -7,6 +7,9 @@ What happens every day (a stale draft, a lost worker) is an event of the core, n
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
+
 
 class PacelineError(Exception):
     """Base of every error this project raises on purpose; anything else is a bug."""
@@ -56,6 +59,10 @@ class TimedOut(Unavailable):
     """The caller's own deadline has passed, or it gave the call up: asking again would be too late."""
 
 
+class EngineLost(Unavailable):
+    """What computes is gone for good, as a tensor parallel group that lost a rank: its process must start anew."""
+
+
 class PeerFault(PacelineError):
     """The other side of a connection broke the protocol; it costs that peer its request, nobody else."""
 
@@ -63,3 +70,9 @@ class PeerFault(PacelineError):
 def _short(value: object, limit: int = 80) -> str:
     text = repr(value)
     return text if len(text) <= limit else text[: limit - 1] + "…"
+
+
+def did_you_mean(word: str, valid: Iterable[str]) -> str:
+    """'did you mean X? ' for the nearest valid word, or nothing if none is near."""
+    near = difflib.get_close_matches(word, list(valid), n=1, cutoff=0.4)
+    return f"did you mean {near[0]}? " if near else ""

@@ -26,13 +26,44 @@ class Parameter:
 
 
 POLICIES: Mapping[str, Mapping[str, Parameter]] = {
+    # Agrawal et al. 2024 give gamma, alpha, epsilon and both betas, and longest drafts of 3, 7 and 16. Where the
+    # threshold starts they sweep, from 0.3 to 0.9; 0.5 at gamma 0.2 stops above 1.25 nats.
+    "adaedl": {
+        "threshold": Parameter(0.5, 0, 1),
+        "entropy_factor": Parameter(0.2, 0.001, 10),
+        "target_acceptance": Parameter(0.9, 0, 1),
+        "step": Parameter(0.01, 0, 1),
+        "acceptance_memory": Parameter(0.5, 0, 1),
+        "threshold_memory": Parameter(0.9, 0, 1),
+        "max_length": Parameter(16, 1, 64, is_integer=True),
+    },
+    # transformers: assistant_confidence_threshold and num_assistant_tokens.
+    "confidence": {
+        "threshold": Parameter(0.4, 0, 1),
+        "max_length": Parameter(20, 1, 64, is_integer=True),
+    },
     "fixed": {"length": Parameter(8, 1, 64, is_integer=True)},
+    # Huang et al. 2024 draft at most 20. Their thresholds (0.3 in one file, 0.7 in another) hold for one pair of
+    # models: 0 takes the one that was calibrated with the head for a target's pass of `cost_ratio` draft steps.
+    "specdecpp": {
+        "threshold": Parameter(0, 0, 1),
+        "cost_ratio": Parameter(12, 1, 1000),
+        "max_length": Parameter(20, 1, 64, is_integer=True),
+    },
     # Zhang et al. 2024 stop after a token whose row's entropy H has sqrt(0.15 H) > 0.3: H > 0.6 nats, cap 40.
     "svip": {
         "threshold_nats": Parameter(0.6, 0, 20),
         "max_length": Parameter(40, 1, 64, is_integer=True),
     },
 }
+
+# Those that need a trained acceptance head beside the draft model.
+NEED_HEAD = frozenset({"specdecpp"})
+
+
+def offered(*, has_head: bool) -> tuple[str, ...]:
+    """The policies of a drafter with or without an acceptance head, in alphabetical order."""
+    return tuple(sorted(name for name in POLICIES if has_head or name not in NEED_HEAD))
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +96,12 @@ class LengthPolicy:
                 fix = "write NAME:key=value,… with a number after each '='"
                 raise InvalidInput("length_policy", item, fix) from None
         return cls.of(name.strip(), given)
+
+    @property
+    def max_length(self) -> int:
+        """Tokens of the longest draft that it lets be."""
+        given = dict(self.parameters)
+        return int(given.get("max_length", given.get("length", 1)))
 
     def __getitem__(self, key: str) -> float:
         return dict(self.parameters)[key]

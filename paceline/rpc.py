@@ -202,13 +202,22 @@ def join(host: str, port: int) -> str:
     return f"[{host}]:{port}" if ":" in host and not host.startswith("[") else f"{host}:{port}"
 
 
+def is_loopback(host: str) -> bool:
+    """Whether `host` is this machine only, as an address or by the one name that says so everywhere."""
+    try:
+        return host == "localhost" or ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False
+
+
+def with_port(address: str, port: int) -> str:
+    """`address` if it names a port already (HOST:PORT, [IPV6]:PORT), else HOST:PORT with `port`."""
+    return address if re.fullmatch(r"(\[[^\]]+\]|[^:\[\]]+):\d{1,5}", address) else join(address, port)
+
+
 def check_bind(host: str, *, insecure: bool = False, has_tls: bool = False) -> None:
     """Raises `InvalidInput` unless `host` is this machine only, or TLS or `insecure` make any other one right."""
-    try:
-        is_loopback = host == "localhost" or ipaddress.ip_address(host.strip("[]")).is_loopback
-    except ValueError:
-        is_loopback = False
-    if not (is_loopback or insecure or has_tls):
+    if not (is_loopback(host) or insecure or has_tls):
         fix = (
             "others could read and write this traffic; use 127.0.0.1, or give --tls-cert, --tls-key and --tls-ca "
             "(`paceline certs` makes them), or --insecure on a network that you trust"

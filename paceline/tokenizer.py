@@ -31,9 +31,9 @@ class Tokenizer:
         self.max_model_len = max_model_len  # positions
 
     @classmethod
-    def load(cls, path_or_name: str | Path) -> Tokenizer:
-        """From a model's directory, or from a Hugging Face name. Raises `InvalidInput`."""
-        folder = resolve(path_or_name)
+    def load(cls, path_or_name: str | Path, revision: str | None = None) -> Tokenizer:
+        """From a model's directory, or from a Hugging Face name at `revision`. Raises `InvalidInput`."""
+        folder = resolve(path_or_name, revision)
         file = folder / "tokenizer.json"
         try:
             hash = tokenizer_hash(folder)
@@ -51,16 +51,34 @@ class Tokenizer:
         """Token ids that text can become; a model's rows may be wider (padding)."""
         return self._inner.get_vocab_size(with_added_tokens=True)
 
-    def encode(self, text: str) -> Tokens:
+    def encode(self, text: str, *, add_special_tokens: bool = True) -> Tokens:
         """With the special tokens that the model's own tokenizer adds, such as a beginning of sequence."""
-        return tuple(self._inner.encode(text).ids)
+        return tuple(self._inner.encode(text, add_special_tokens=add_special_tokens).ids)
+
+    def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
+        """Bytes that are no UTF-8 become U+FFFD, unknown ids nothing."""
+        return self._inner.decode(list(token_ids), skip_special_tokens=skip_special_tokens)
+
+    def pieces(self, token_ids: Sequence[int]) -> list[str]:
+        """The vocabulary's own name of each token."""
+        return [self._inner.id_to_token(token_id) or "" for token_id in token_ids]
+
+    def with_special_tokens(self) -> WithSpecialTokens:
+        """What decodes special tokens too."""
+        return WithSpecialTokens(self)
+
+
+class WithSpecialTokens:
+    """Decodes as a tokenizer does, special tokens included."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
 
     def decode(self, token_ids: Sequence[int]) -> str:
-        """Without special tokens; bytes that are no UTF-8 become U+FFFD, unknown ids nothing."""
-        return self._inner.decode(list(token_ids), skip_special_tokens=True)
+        return self._tokenizer.decode(token_ids, skip_special_tokens=False)
 
 
-def resolve(path_or_name: str | Path) -> Path:
+def resolve(path_or_name: str | Path, revision: str | None = None) -> Path:
     """The directory of a model. A name that is no path is fetched into Hugging Face's cache. Raises `InvalidInput`."""
     folder = Path(path_or_name).expanduser()
     if folder.is_dir():
@@ -71,7 +89,7 @@ def resolve(path_or_name: str | Path) -> Path:
     import huggingface_hub  # late: a second of import that a path does not need
 
     try:
-        return Path(huggingface_hub.snapshot_download(name, allow_patterns=["*.json"]))
+        return Path(huggingface_hub.snapshot_download(name, revision=revision, allow_patterns=["*.json"]))
     except Exception as error:  # network, authorisation, cache: a dozen classes, and one fix
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         fix = f"neither a directory here nor to be had from the Hugging Face hub ({reason})"

@@ -11,6 +11,7 @@ from __future__ import annotations
 import enum
 import math
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 from paceline.errors import InvalidInput
 from paceline.length_policy import LengthPolicy
@@ -20,6 +21,7 @@ Tokens = tuple[int, ...]
 MAX_SEED = 2**63 - 1
 MAX_LOGIT_BIASES = 1024
 MAX_STOP_TOKEN_IDS = 256
+MIN_ROW_BITS, MAX_ROW_BITS = 8, 16
 
 
 class Mode(enum.StrEnum):
@@ -42,6 +44,19 @@ class Rule(enum.StrEnum):
     def needs_rows(self) -> bool:
         """Whether a draft comes with the laws its tokens were drawn from, and an open one ends in a retained row."""
         return self in (Rule.TOKEN, Rule.BLOCK)
+
+
+_Member = TypeVar("_Member", Mode, Rule)
+
+
+def member(kind: type[_Member], field: str, value: str | None) -> _Member | None:
+    """The one that a client names; None for "auto" and for what was not given. Raises `InvalidInput`."""
+    if value is None or value == "auto":
+        return None
+    try:
+        return kind(value)
+    except ValueError:
+        raise InvalidInput(field, value, f"must be auto, {', '.join(kind)}") from None
 
 
 class Source(enum.StrEnum):
@@ -144,25 +159,37 @@ class SamplingParams:
 
 @dataclass(frozen=True, slots=True)
 class Rows:
-    """Sparse draft rows: per position the `width` token ids kept and their integer counts.
+    """Sparse draft rows: per position the `width` token ids kept and their integer counts of `bits` bits.
 
-    A row's probabilities are `count / 65535`; the counts of a row sum to 65535 exactly, so both sides read the same
-    law bit for bit. `ids` holds `num_rows * width` little-endian uint32, `counts` as many uint16. The coordinator
-    passes them on unread; `paceline.rows` packs and unpacks them.
+    The counts of a row sum to 2^bits - 1 exactly and its probabilities are count / (2^bits - 1), so both sides read
+    the same law bit for bit. `ids` holds `num_rows * width` little-endian uint32; `counts` a row's counts one after
+    the other, lowest bit first, each row filled up to whole bytes. The coordinator passes them on unread;
+    `paceline.rows` packs and unpacks them.
     """
 
     width: int
     ids: bytes
     counts: bytes
+    bits: int = MAX_ROW_BITS
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes that the counts of one row take."""
+        return (self.width * self.bits + 7) // 8
+
+    @classmethod
+    def certain(cls, token_ids: Tokens) -> Rows:
+        """Rows of width 1 that give each of `token_ids` all the mass: the truth about a draft that was not sampled."""
+        return cls(1, b"".join(token_id.to_bytes(4, "little") for token_id in token_ids), b"\xff\xff" * len(token_ids))
 
     @property
     def num_rows(self) -> int:
-        return len(self.counts) // (2 * self.width)
+        return len(self.counts) // self.row_bytes
 
     def drop(self, num_rows: int) -> Rows:
         """The same rows without the first `num_rows`."""
-        at = num_rows * self.width
-        return replace(self, ids=self.ids[4 * at :], counts=self.counts[2 * at :])
+        ids, counts = self.ids[4 * num_rows * self.width :], self.counts[num_rows * self.row_bytes :]
+        return replace(self, ids=ids, counts=counts)
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,8 +215,22 @@ class Draft:
 
     def drop(self, num_tokens: int) -> Draft:
         """The same draft without its first `num_tokens` tokens."""
+        if not num_tokens:
+            return self
         rows = self.rows.drop(num_tokens) if self.rows else None
         return replace(self, start=self.start + num_tokens, token_ids=self.token_ids[num_tokens:], rows=rows)
+
+
+@dataclass(frozen=True, slots=True)
+class Pass:
+    """The drafter's turn, not taken: it has nothing to propose for `start` until more is committed.
+
+    It tells what a wait would have told, so losing, repeating or ignoring it costs time and nothing else.
+    """
+
+    request_id: str
+    epoch: int
+    start: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -272,10 +313,18 @@ class OpenDraft:
     rule: Rule
     seed: int  # of the draft noise; under `coupled` the shared one
     policy: LengthPolicy
-    window: int  # drafts that may be unverified at a time; 1 = closed drafts, one at a time
+    window: int  # drafts that may be unverified at a time; 1 = closed drafts, one at a time; 0 = none for now
     end: int  # absolute position at which drafting stops (prompt + max_tokens)
     stop_token_ids: Tokens = ()  # nothing is drafted after one of these
     num_prompt_tokens: int = 0  # how many of token_ids are the prompt; 0 = all
+
+
+@dataclass(frozen=True, slots=True)
+class DraftPlan:
+    """How to draft from now on. A window of 0: draft nothing until told otherwise, and keep what is cached."""
+
+    policy: LengthPolicy
+    window: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -286,6 +335,7 @@ class Commit:
     epoch: int
     start: int
     token_ids: Tokens
+    plan: DraftPlan | None = None  # None = as before
 
 
 @dataclass(frozen=True, slots=True)
@@ -321,19 +371,24 @@ class WorkerInfo:
     incarnation: int  # drawn at its start; fences off an earlier process at the same address
     model: str  # the name or path it was started with
     model_hash: str
-    tokenizer_hash: str
+    tokenizer_hash: str  # empty for a drafter that drafts in any vocabulary
     vocab_size: int
     max_model_len: int
     max_num_seqs: int  # requests it takes at a time
     eos_token_ids: Tokens
-    dtype: str
+    dtype: str  # empty where there are no weights
     device: str
     cost: StepCost | None = None  # as measured so far; renewed with the lease
     num_requests: int = 0  # held now, of all coordinators; likewise
     is_draining: bool = False  # going away: it wants nothing new, and to be rid of what it has
+    policies: tuple[str, ...] = ()  # of a drafter: the length policies it offers; empty = it has not said
+
+    def offers(self, policy: LengthPolicy) -> bool:
+        """Whether to ask this drafter for drafts under `policy`; one that has not said may still refuse it."""
+        return not self.policies or policy.name in self.policies
 
 
 VerifierAsk = OpenVerify | Verify | Decode | Close
 VerifierReply = Verdict | Fault
 DrafterAsk = OpenDraft | Commit | Close
-DrafterReply = Draft | Fault
+DrafterReply = Draft | Pass | Fault

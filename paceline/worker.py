@@ -4,8 +4,8 @@
 
 Rules. The engine is synchronous and belongs to one thread, and so does its device. A coordinator's stream is a
 *peer*, a number; when the stream ends, the engine drops all that the peer had. A bad ask costs its request, a peer
-that does not read costs its stream, an engine that fails three steps running ends the process. Every queue is
-bounded: a full inbox stops the readers, and flow control carries that to the coordinators.
+that does not read costs its stream, an engine that fails three steps running, or is lost, ends the process. Every
+queue is bounded: a full inbox stops the readers, and flow control carries that to the coordinators.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from paceline.codec import request_id_of, worker_info_from_wire, worker_info_to_wire
 from paceline.door import Door
 from paceline.drain import DRAIN_S, emptied
-from paceline.errors import InvalidInput, PacelineError, Unavailable
+from paceline.errors import EngineLost, InvalidInput, PacelineError, Unavailable
 from paceline.kind import Kind, Place
 from paceline.outbox import Outbox
-from paceline.rpc import Server, answering, join, keep_registered, register_now, run_until_signalled, start_server
+from paceline.rpc import Server, answering, keep_registered, register_now, run_until_signalled, start_server, with_port
 from paceline.security import PeerRole, Tls
 from paceline.types import Blame, Close, Fault, WorkerInfo
 
@@ -40,6 +40,7 @@ log = logging.getLogger(__name__)
 
 MAX_INBOX = 4096  # asks waiting for the engine; at 256 requests a peer, several asks of each
 MAX_STEP_FAILURES = 3  # in a row: the device is gone, not a request bad
+IDLE_CHECK_S = 1.0  # an idle engine may be lost too; whoever has no work is asked this often whether it has
 WRITE_GRACE_S = 1.0
 SHUTDOWN_S = 10.0  # more than a forward pass takes, less than the 30 s after which Kubernetes kills
 
@@ -74,7 +75,7 @@ class Engine(Protocol[AskIn, Reply]):
         """One forward pass."""
 
     def has_work(self) -> bool:
-        """Whether `step` would do anything."""
+        """Whether `step` would do anything, be it only to raise EngineLost."""
 
     def drop(self, peer: int) -> None:
         """Stream `peer` has ended: free all its requests."""
@@ -141,7 +142,7 @@ class EngineThread(Generic[Ask, Reply]):
 
     def _turn(self) -> bool:
         """Take what has come, then one step; False when told to stop."""
-        items = [] if self._engine.has_work() else [self._inbox.get()]
+        items = [] if self._engine.has_work() else self._wait()
         items += [self._inbox.get_nowait() for _ in range(self._inbox.qsize())]
         if self._wants_room:
             self._wants_room = False
@@ -155,6 +156,12 @@ class EngineThread(Generic[Ask, Reply]):
         if self._engine.has_work():
             self._send(self._step())
         return True
+
+    def _wait(self) -> list[tuple[int, Ask | None] | None]:
+        try:
+            return [self._inbox.get(timeout=IDLE_CHECK_S)]
+        except queue.Empty:
+            return []
 
     def _take(self, peer: int, ask: Ask | None) -> Sequence[tuple[int, Reply | Fault]]:
         if ask is None:
@@ -179,7 +186,7 @@ class EngineThread(Generic[Ask, Reply]):
             self._failures += 1
             log.exception("step failure %d of %d in a row", self._failures, MAX_STEP_FAILURES)
             faults = self._engine.fail(error)
-            if self._failures < MAX_STEP_FAILURES:
+            if self._failures < MAX_STEP_FAILURES and not isinstance(error, EngineLost):
                 return faults
             self._send(faults)
             raise
@@ -233,7 +240,7 @@ class WorkerServer(Generic[Ask, Reply]):
         tls: Tls | None = None,
         has_reflection: bool = False,
     ) -> None:
-        """Serve on `host`, and keep registered with each coordinator as `advertise` (a host; else `host`).
+        """Serve on `host`, and keep registered with each coordinator as `advertise` (HOST[:PORT]; else `host`).
 
         With `tls` only coordinators may call, and there is no reflection unless `has_reflection`.
         """
@@ -250,7 +257,7 @@ class WorkerServer(Generic[Ask, Reply]):
         self._server, bound = await start_server(
             services, host, port, insecure=insecure, tls=tls, door=door, has_reflection=has_reflection
         )
-        address = join(advertise or host, bound)
+        address = with_port(advertise or host, bound)
         info = replace(self.info, address=address, incarnation=secrets.randbits(64))
         try:
             self.info = worker_info_from_wire(worker_info_to_wire(info))

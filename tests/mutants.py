@@ -23,7 +23,10 @@ from rich.console import Console
 from rich.table import Table
 
 ROOT = Path(__file__).parents[1]
-COPIED = ("coordinator", "deploy", "drafter", "paceline", "proto", "tests", "verifier", "pyproject.toml")
+COPIED = (
+    *("bench", "coordinator", "deploy", "drafter", "models", "paceline", "proto", "tests", "verifier"),
+    "pyproject.toml",
+)
 TIMEOUT_S = 600.0
 
 ONE_DRAFT = "test_one_draft_then_the_target_is_exact[2-World(seed=6, vocab_size=4, width=3)]"
@@ -31,9 +34,18 @@ BLOCK = (f"tests/verifier/test_block.py::{ONE_DRAFT}",)
 TOKEN = (f"tests/verifier/test_enumeration.py::{ONE_DRAFT}",)
 VERIFIER = ("tests/verifier/test_session.py", "tests/verifier/test_engine.py")
 DRAFTER = ("tests/drafter",)
+STOPPING = ("tests/drafter/test_stop_before.py",)
+OUTCOMES = ("tests/drafter/test_session.py",)
 CORE = ("tests/coordinator", "tests/verifier/test_session.py", "tests/drafter/test_session.py")
+HTTP = ("tests/coordinator/http",)
+SIMULATOR = ("tests/bench/test_simulator.py",)
 DOOR = ("tests/paceline/test_security.py",)
 PARAMETERS = ("tests/paceline/test_adjusted_logits.py",)
+TRUST = ("tests/coordinator/test_trust.py",)
+ROWS = ("tests/paceline/test_rows.py",)
+EXACT = ("tests/coordinator/test_exact_worlds.py", "-k", "path and (closed or queue or late)")
+ENDS = ("tests/coordinator/test_ends.py",)
+CHECK = ("tests/deploy/test_check_lossless.py", "-k", "seed")
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,14 +80,19 @@ FIRST_FAILURE = """    for at in range(len(stop)):
             return at
     return len(stop)
 """
-DRAWN = "return rows.sample_row(kept.ids[0], kept.counts[0], uniform)"
-FULL_ROW = "return law.sample_inverse(law.target_probs(row, ask.sampling)[0], uniform)"
-SENT = "    ids = torch.cat([kept.ids for kept in session.rows])\n"
-DROPPED = """    last = session.rows[-1]
-    if len(session.rows) > 1 and int(last.counts[0][last.ids[0] == session.tokens[-1]]) < rows.TOTAL // 3:
-        session.tokens.pop()
-        session.rows.pop()
-        session.computed = len(session.tokens) - 1
+DRAWN = "token_ids = rows.sample_rows(kept, uniforms)"
+FULL_ROW = "token_ids = [law.sample_inverse(row, coin) for row, coin in zip(probs, uniforms, strict=True)]"
+SENT = "        ids = torch.cat([kept.ids for kept in session.rows])\n"
+DROPPED = """        last = session.rows[-1]
+        if len(session.rows) > 1:
+            if int(last.counts[0][last.ids[0] == session.tokens[-1]]) < int(last.counts.sum()) // 3:
+                session.tokens.pop()
+                session.rows.pop()
+                session.computed = len(session.tokens) - 1
+"""
+TESTED = """            if drafted != token:
+                break
+            num_accepted += 1
 """
 CONTRADICTED = """        if _contradicts(draft, committed):
             self._distrust(draft.epoch)
@@ -107,16 +124,16 @@ SAMPLING = (
     ),
     Mutant(
         "block: drafts that share a pass are one block",
-        "verifier/engine.py",
+        "verifier/judging.py",
         "drafts = [draft.token_ids for draft in work.drafts]",
         "drafts = [work.draft_ids]",
         VERIFIER,
     ),
     Mutant(
         "block: the first token judged by the retained row alone",
-        "verifier/engine.py",
-        "if entry.session.ask.rule is Rule.BLOCK:\n                    return work",
-        "if False:\n                    return work",
+        "verifier/judging.py",
+        "if session.ask.rule is Rule.BLOCK:\n        return None",
+        "if False:\n        return None",
         VERIFIER,
     ),
     Mutant(
@@ -126,14 +143,63 @@ SAMPLING = (
         "row = target_probs[at]",
         TOKEN,
     ),
-    Mutant("drafter: sampled from the full row, the truncated one sent", "drafter/engine.py", DRAWN, FULL_ROW, DRAFTER),
+    Mutant("drafter: sampled from the full row, the truncated one sent", "drafter/draws.py", DRAWN, FULL_ROW, DRAFTER),
     Mutant("drafter: a token dropped by its own probability", "drafter/engine.py", SENT, DROPPED + SENT, DRAFTER),
     Mutant(
         "drafter: noise used again after a rollback",
-        "drafter/engine.py",
-        "position, epoch=session.epoch)",
-        "position, epoch=0)",
+        "drafter/draws.py",
+        "len(session.tokens), epoch=session.epoch)",
+        "len(session.tokens), epoch=0)",
         DRAFTER,
+    ),
+    Mutant(
+        "suffix: a seed that is given again meets what its coins decided",
+        "drafter/suffix.py",
+        "if not self.max_shared_tokens or (ask.rule.needs_rows and ask.sampling.seed is not None):",
+        "if not self.max_shared_tokens:",
+        DRAFTER,
+    ),
+    Mutant(
+        "copied drafts: the one-hot row lies about the token",
+        "paceline/types.py",
+        'b"".join(token_id.to_bytes(4, "little") for token_id in token_ids)',
+        'b"".join(token_ids[0].to_bytes(4, "little") for _ in token_ids)',
+        ("tests/verifier/test_one_hot.py",),
+    ),
+    Mutant(
+        "drafter: a row that ended a draft used after a rollback",
+        "drafter/engine.py",
+        "self.spare is not None and self.session.computed == len(self.session.tokens)",
+        "self.spare is not None",
+        STOPPING,
+    ),
+    Mutant(
+        "drafter: a row that ended a draft forwarded again",
+        "drafter/engine.py",
+        "entry.spare = row.kept()",
+        "session.computed -= 1",
+        STOPPING,
+    ),
+    Mutant(
+        "adaedl: asked only after the token was drawn",
+        "drafter/engine.py",
+        "if session.draft_length and entry.policy.stops_before(",
+        "if False and entry.policy.stops_before(",
+        STOPPING,
+    ),
+    Mutant(
+        "specdecpp: a draft goes on with what was said of the one before",
+        "drafter/policies/specdecpp.py",
+        "if seen.draft_length > 1 else 1.0",
+        "",
+        ("tests/drafter/test_policies.py",),
+    ),
+    Mutant(
+        "another drafter's acceptance head is served",
+        "paceline/acceptance_head.py",
+        "if info.drafter_hash != drafter_hash:",
+        "if False:",
+        ("tests/paceline/test_acceptance_head.py",),
     ),
     Mutant(
         "bonus and successor both taken",
@@ -144,14 +210,14 @@ SAMPLING = (
     ),
     Mutant(
         "off by one: the row before is retained",
-        "verifier/engine.py",
-        "target_rows), target_rows, target_rows[-1:])",
-        "target_rows), target_rows, target_rows[-2:-1])",
+        "verifier/judging.py",
+        "retained = target_rows[-1:].clone()",
+        "retained = target_rows[-2:-1].clone()",
         VERIFIER,
     ),
     Mutant(
         "off by one: every token judged by its own row",
-        "verifier/engine.py",
+        "verifier/judging.py",
         "target_rows = _adjusted(entry, target_rows, work.draft_ids)",
         "target_rows = _adjusted(entry, target_rows, work.draft_ids).roll(-1, 0)",
         VERIFIER,
@@ -186,15 +252,163 @@ SAMPLING = (
     ),
     Mutant(
         "a retained row is kept penalised and penalised again",
-        "verifier/engine.py",
-        "return self._commit(entry, work, self._judge(entry, work, target_rows), target_rows, target_rows[-1:])",
-        "rows_ = _adjusted(entry, target_rows, work.draft_ids)\n"
-        "        return self._commit(entry, work, self._judge(entry, work, target_rows), target_rows, rows_[-1:])",
+        "verifier/judging.py",
+        "retained = target_rows[-1:].clone()",
+        "retained = _adjusted(entry, target_rows, work.draft_ids)[-1:]",
         VERIFIER,
     ),
 )
 
+ROWS_AND_TRUST = (
+    Mutant(
+        "rows: the bits of the message are ignored",
+        "paceline/rows.py",
+        "if (counts.sum(-1) != total(rows.bits)).any():",
+        "if (counts.sum(-1) > total(16)).any():",
+        ROWS,
+    ),
+    Mutant(
+        "rows: rounded by bits other than those they are sent with",
+        "drafter/draws.py",
+        "kept = rows.truncate(probs, shape.width, shape.bits)",
+        "kept = rows.truncate(probs, shape.width, 8)",
+        DRAFTER,
+    ),
+    Mutant(
+        "rows: a column is left out although a row has a count in it",
+        "paceline/rows.py",
+        "(counts > 0).any(0).sum()",
+        "(counts > 0).all(0).sum()",
+        ROWS,
+    ),
+    Mutant(
+        "drafter: sampled at its own temperature, the request's row sent",
+        "drafter/draws.py",
+        DRAWN,
+        DRAWN
+        + "\n        probs = law.target_probs(torch.cat([one.row for one in group]), group[0].session.ask.sampling)"
+        "\n        kept = rows.truncate(probs, shape.width, shape.bits)",
+        DRAFTER,
+    ),
+    Mutant(
+        "trust: every drafter's own word is taken",
+        "coordinator/core/placement.py",
+        "worker.info.role is not self.role or worker.is_trusted < self.trusted_only",
+        "worker.info.role is not self.role",
+        TRUST,
+    ),
+    Mutant(
+        "trust: block whoever drafts",
+        "coordinator/core/rules.py",
+        "return Rule.MATCH if is_distrusted else Rule.BLOCK",
+        "return Rule.BLOCK",
+        TRUST,
+    ),
+    Mutant(
+        "trust: a rule that cannot be exact is not refused",
+        "coordinator/core/rules.py",
+        "if is_distrusted and believes_rows(spec.rule, spec.sampling):",
+        "if False:",
+        TRUST,
+    ),
+    Mutant(
+        "trust: loopback is believed behind --insecure",
+        "coordinator/trust.py",
+        "return not config.insecure and all(map(is_loopback, hosts))",
+        "return all(map(is_loopback, hosts))",
+        TRUST,
+    ),
+    Mutant(
+        "trust: the address that will be connected to is not looked at",
+        "coordinator/trust.py",
+        'hosts = (peer_host, info.address.rpartition(":")[0])',
+        "hosts = (peer_host,)",
+        TRUST,
+    ),
+    Mutant(
+        "check-lossless: near-ties under a seed without their noise",
+        "deploy/check_lossless.py",
+        "    if seed is None:\n        return answer.logprobs[at]\n",
+        "    if True:\n        return answer.logprobs[at]\n",
+        CHECK,
+    ),
+)
+
+# Seen by every coin thrown every way through the whole system, and by the ends of its output.
+WHOLE = (
+    Mutant(
+        "whole: a bonus is taken after an open draft, and the retained row used all the same",
+        "verifier/session.py",
+        "return not (self.drafts and self.drafts[-1].is_open)",
+        "return True",
+        EXACT,
+    ),
+    Mutant(
+        "whole: noise used again after a rollback",
+        "drafter/draws.py",
+        "epoch=session.epoch)",
+        "epoch=0)",
+        EXACT,
+    ),
+    Mutant(
+        "whole: a late draft is judged from its start",
+        "verifier/session.py",
+        "if known > 0:",
+        "if known > 99:",
+        EXACT,
+    ),
+    Mutant(
+        "whole: the target's own token by the coin of the rejected one",
+        "verifier/rules/token.py",
+        "coins.uniform(Domain.RECOVER, start + at)",
+        "coins.uniform(Domain.ACCEPT, start + at)",
+        EXACT,
+    ),
+    Mutant(
+        "ends: a stop token counts only at the end of a verdict",
+        "coordinator/core/request.py",
+        "            if token in self.spec.stop_token_ids:\n",
+        "            if token in self.spec.stop_token_ids and i == len(tokens) - 1:\n",
+        ENDS,
+    ),
+    Mutant(
+        "ends: min_tokens counts from the draft's start",
+        "paceline/sampling.py",
+        "scores[:num_early, [",
+        "scores[: num_early if num_early >= num_rows else 0, [",
+        ENDS,
+    ),
+)
+
 PROTOCOL = (
+    Mutant(
+        "a place is given by a load that was",
+        "coordinator/core/placement.py",
+        "(worker.load, worker.number) == (load, number)",
+        "worker.number == number",
+        ("tests/coordinator/test_placement.py",),
+    ),
+    Mutant(
+        "a simulated drafter hears nothing before its draft is complete",
+        "bench/simulator/workers.py",
+        "        if run.num_passes == 1:\n",
+        "        if run.num_passes:\n",
+        SIMULATOR,
+    ),
+    Mutant(
+        "a message overtakes another on a simulated stream",
+        "bench/simulator/network.py",
+        "arrival_s = self._last_s = max(self._last_s, arrival_s)",
+        "self._last_s = arrival_s",
+        SIMULATOR,
+    ),
+    Mutant(
+        "a trace goes on behind half a record",
+        "paceline/trace.py",
+        "            os.truncate(self._file, self._num_bytes)\n",
+        "",
+        ("tests/paceline/test_trace.py",),
+    ),
     Mutant("a contradicted draft is admitted", "coordinator/core/window.py", CONTRADICTED, "", CORE),
     Mutant(
         "what is committed is not cut off a draft",
@@ -233,6 +447,20 @@ PROTOCOL = (
         CORE,
     ),
     Mutant(
+        "a draft that was not sent counts as tested",
+        "drafter/session.py",
+        "self.tokens[first : self._start]",
+        "self.tokens[first:]",
+        OUTCOMES,
+    ),
+    Mutant(
+        "what lies beyond a rejection counts as tested",
+        "drafter/session.py",
+        TESTED,
+        "            num_accepted += drafted == token\n",
+        OUTCOMES,
+    ),
+    Mutant(
         "the drafter keeps the cache of what was rolled back",
         "drafter/session.py",
         "self.computed = min(self.computed, kept)",
@@ -245,6 +473,48 @@ PROTOCOL = (
         "        if not self._answered:\n            yield self._open_verify()\n",
         "",
         CORE,
+    ),
+    Mutant(
+        "a pass for an earlier token is heeded",
+        "coordinator/core/request.py",
+        "passed.start == len(self.committed)",
+        "passed.start <= len(self.committed)",
+        CORE,
+    ),
+    Mutant(
+        "a pass is heeded while the verifier owes an answer",
+        "coordinator/core/request.py",
+        "if self.verifier and not self._owes and passed.start",
+        "if self.verifier and passed.start",
+        CORE,
+    ),
+    Mutant(
+        "a pass is not heeded",
+        "coordinator/core/request.py",
+        'yield from self._self_decode("nothing to draft", now_s, 1 if self._pace.answers_fast else _RUN)',
+        "yield from ()",
+        CORE,
+    ),
+    Mutant(
+        "a drafter passes while a draft of its own is unverified",
+        "drafter/session.py",
+        "if not self._is_exhausted or len(self.tokens) > self._committed:",
+        "if not self._is_exhausted:",
+        CORE,
+    ),
+    Mutant(
+        "a drafter that has found nothing never looks again",
+        "drafter/session.py",
+        "            self._is_exhausted = False  # more is known now than when it was said\n",
+        "",
+        CORE,
+    ),
+    Mutant(
+        "what is only drafted is learned",
+        "drafter/model_free.py",
+        "min(session.num_committed, guesser.num_learned + MAX_LEARNED)",
+        "len(session.tokens)",
+        DRAFTER,
     ),
     Mutant("retries without patience", "coordinator/core/request.py", "2**self._num_retries", "1", CORE),
     Mutant("a rejection does not end the epoch", "verifier/session.py", "self._floor = epoch + 1\n", "pass\n", CORE),
@@ -298,7 +568,7 @@ LEAVING = (
     Mutant(
         "drain: requests leave before there is room elsewhere",
         "coordinator/core/pipeline.py",
-        "                elif verifier := self.pools.take(Role.VERIFIER, request_id, now_s):\n"
+        "                elif verifier := self.pools.take(VERIFIER, request_id, now_s):\n"
         "                    yield from self._run(request, request.move_verifier(verifier, now_s))",
         "                else:\n                    yield from self._run(request, request.lose_verifier(now_s))",
         CORE,
@@ -341,6 +611,125 @@ LEAVING = (
         "self._request.resume_token_ids.extend(chunk.token_ids)",
         "pass",
         ("tests/paceline/test_resume.py",),
+    ),
+)
+
+BENCH = (
+    Mutant(
+        "sweep: reported on the prompts that it chose by",
+        "bench/sweep.py",
+        "tuple(prompts[1::2])",
+        "tuple(prompts[::2])",
+        ("tests/bench/test_sweep.py",),
+    ),
+    Mutant(
+        "sweep: points that saw different prompts are compared",
+        "bench/sweep.py",
+        "points.sort(key=lambda row: (-len(row.samples), -row.tokens_per_s))",
+        "points.sort(key=lambda row: -row.tokens_per_s)",
+        ("tests/bench/test_sweep.py",),
+    ),
+    Mutant(
+        "oracle: accepted tokens are spared too",
+        "bench/oracle.py",
+        "wasted = totals.num_drafted - totals.num_accepted",
+        "wasted = totals.num_drafted",
+        ("tests/bench/test_oracle.py",),
+    ),
+    Mutant(
+        "calibration: the row after the token",
+        "bench/calibration.py",
+        "len(prompt) - 1 : -1",
+        "len(prompt) :",
+        ("tests/bench/test_calibration.py",),
+    ),
+)
+ENGINE = (
+    Mutant(
+        "verifier: a row that is no numbers is judged",
+        "verifier/judging.py",
+        "if not target.are_finite:",
+        "if False:",
+        ("tests/verifier/test_faults.py",),
+    ),
+    Mutant(
+        "drafter: a row that is no numbers is drawn from",
+        "drafter/draws.py",
+        "if not finite[at]:",
+        "if False:",
+        ("tests/drafter/test_faults.py",),
+    ),
+    Mutant(
+        "a request takes the likeliest tokens of its neighbour's rows",
+        "verifier/judging.py",
+        "TargetRows(logits[own], likeliest[own],",
+        "TargetRows(logits[own], likeliest[:count],",
+        VERIFIER,
+    ),
+    Mutant(
+        "graphs: a replay writes where the first step did",
+        "paceline/engine/graphs.py",
+        "            graph.batch.load(batch)\n",
+        "",
+        ("tests/engine/test_graphs.py",),
+    ),
+    Mutant(
+        "graphs: padding writes into a block of the pool",
+        "paceline/engine/graphs.py",
+        "pad(plan, shape, self._scratch,",
+        "pad(plan, shape, 0,",
+        ("tests/engine/test_graphs.py",),
+    ),
+)
+DOORS = (
+    Mutant(
+        "the drafter is told the verifier's seed",
+        "coordinator/service.py",
+        "draft_seed=secrets.randbits(63)",
+        "draft_seed=sampling.seed or secrets.randbits(63)",
+        ("tests/coordinator/test_service.py",),
+    ),
+    Mutant(
+        "a stop string that comes with the last token is no reason",
+        "coordinator/service.py",
+        "reason = FinishReason.STOP if self._is_stopped else reason",
+        "pass",
+        HTTP,
+    ),
+    Mutant(
+        "the outputs of one call share a seed",
+        "coordinator/http/face.py",
+        "seed=(seed + i) %",
+        "seed=(seed + 0) %",
+        HTTP,
+    ),
+    Mutant(
+        "what is not supported is ignored",
+        "coordinator/http/schema.py",
+        "if body[name] is not None and not any(",
+        "if False and not any(",
+        HTTP,
+    ),
+    Mutant(
+        "a client that leaves is not noticed",
+        "coordinator/http/face.py",
+        "await asyncio.wait((task, left), return_when=asyncio.FIRST_COMPLETED)",
+        "await asyncio.wait((task,))",
+        HTTP,
+    ),
+    Mutant(
+        "a route without the key",
+        "coordinator/http/app.py",
+        "for part in (completions, chat, tokens, probes, playground):",
+        "app.include_router(playground.router)\n    for part in (completions, chat, tokens, probes):",
+        HTTP,
+    ),
+    Mutant(
+        "places in drafts counted from the wrong end",
+        "coordinator/core/metrics.py",
+        "i = draft.start + at - start",
+        "i = at",
+        ("tests/coordinator/test_metrics.py",),
     ),
 )
 
@@ -396,7 +785,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.mutants", description="Break the code; see a test notice.")
     parser.add_argument("--only", default="", help="mutants whose description contains this")
     given = parser.parse_args()
-    chosen = [mutant for mutant in SAMPLING + PROTOCOL + LEAVING if given.only in mutant.what]
+    mutants = SAMPLING + ROWS_AND_TRUST + WHOLE + PROTOCOL + LEAVING + BENCH + ENGINE + DOORS
+    chosen = [mutant for mutant in mutants if given.only in mutant.what]
     if not chosen:
         parser.error(f"--only {given.only!r}: no mutant's description contains it; leave it out to see all of them")
     console = Console()

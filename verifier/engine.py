@@ -10,17 +10,12 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-
-import torch
-from torch import Tensor
+from dataclasses import replace
 
 from paceline import rows
-from paceline import sampling as law
 from paceline.engine.cost import CostModel
 from paceline.engine.runner import Chunk, PoolFull, Runner
-from paceline.errors import InvalidInput, Overloaded, PeerFault
-from paceline.rows import DraftRows
+from paceline.errors import EngineLost, InvalidInput, Overloaded, PacelineError, PeerFault
 from paceline.types import (
     Blame,
     Close,
@@ -29,8 +24,6 @@ from paceline.types import (
     Fault,
     OpenVerify,
     Rule,
-    Source,
-    Tokens,
     Verdict,
     VerifierAsk,
     VerifierReply,
@@ -38,25 +31,13 @@ from paceline.types import (
     WorkerInfo,
 )
 from verifier.batcher import Budget, Ready, plan
-from verifier.rules import Judgement, PhiloxCoins, judge, judge_blocks
+from verifier.judging import Entry, TargetRows, retain, settle, settle_by_retained_row, share_out
+from verifier.rules import PhiloxCoins
 from verifier.session import Need, Session, Work
 
 log = logging.getLogger(__name__)
 
 Replies = list[tuple[int, VerifierReply]]
-
-
-@dataclass(slots=True)
-class _Entry:
-    """A session, whose it is, and its coins."""
-
-    peer: int
-    session: Session[Tensor]  # a retained row is [1, vocab] float32
-    coins: PhiloxCoins
-
-    @property
-    def request_id(self) -> str:
-        return self.session.ask.request_id
 
 
 class VerifierEngine:
@@ -73,11 +54,12 @@ class VerifierEngine:
         """`cost`: as measured at the start, or None to learn it while running."""
         self.runner = runner
         self.cost = cost or CostModel()
-        self.info = replace(info, cost=self.cost.cost)
         self._longest = min(runner.info.max_model_len, runner.room())  # tokens of a request, the pool being empty
+        # A request that the pool could never hold is refused at the coordinator's door, not when it has outgrown it.
+        self.info = replace(info, cost=self.cost.cost, max_model_len=self._longest)
         self.budget = budget or Budget()
         self._clock = clock
-        self._entries: dict[str, _Entry] = {}  # by the sequence's name in the pool, oldest first
+        self._entries: dict[str, Entry] = {}  # by the sequence's name in the pool, oldest first
         self._active: dict[str, None] = {}  # those that may have work; a set that remembers its order
         self._is_stalled = False  # all that is wanted waits for room which only an ask can make
         self.num_preemptions = 0
@@ -103,16 +85,16 @@ class VerifierEngine:
                 self.runner.open(key)
                 room = self.runner.info.max_model_len - len(ask.token_ids)
                 ask = replace(ask, num_decode=min(ask.num_decode, room))
-                self._entries[key] = _Entry(peer, Session(ask, now_s), PhiloxCoins(ask.seed))
+                self._entries[key] = Entry(peer, Session(ask, now_s), PhiloxCoins(ask.seed))
             case Close():
                 self._close(key)
                 return []
             case Verify() if entry:
                 try:
-                    self._check(entry.session.ask.rule, ask.draft)
+                    draft = self._read(entry.session.ask.rule, ask.draft)
                 except PeerFault as error:
                     return [(peer, Fault(ask.request_id, str(error), Blame.DRAFTER))]
-                verdict = entry.session.verify(ask, now_s)
+                verdict = entry.session.verify(replace(ask, draft=draft), now_s)
             case Decode() if entry:
                 room = max(0, self.runner.info.max_model_len - ask.start)
                 verdict = entry.session.decode(replace(ask, num_tokens=min(ask.num_tokens, room)), now_s)
@@ -137,18 +119,19 @@ class VerifierEngine:
             self.runner.close(key)
         self._active.pop(key, None)
 
-    def _check(self, rule: Rule, draft: Draft) -> None:
-        """Everything that a drafter could get wrong, before it touches a session. Raises PeerFault."""
+    def _read(self, rule: Rule, draft: Draft) -> Draft:
+        """The draft with its rows read; everything that a drafter could get wrong is refused here. Raises PeerFault."""
         vocab_size = self.runner.info.vocab_size
         if max(draft.token_ids) >= vocab_size:
             raise PeerFault(f"token id {max(draft.token_ids)} of a draft is not below {vocab_size}")
         if draft.end > self.runner.info.max_model_len:
             raise PeerFault(f"a draft reaches to position {draft.end}, beyond {self.runner.info.max_model_len}")
         if not rule.needs_rows:
-            return
+            return replace(draft, rows=None)
         if draft.rows is None:
             raise PeerFault("a draft to be judged by rejection sampling came without its rows")
-        rows.unpack(draft.rows, vocab_size, token_ids=draft.token_ids)
+        device = self.runner.info.device
+        return replace(draft, rows=rows.read(draft.rows, vocab_size, token_ids=draft.token_ids, device=device))
 
     def drop(self, peer: int) -> None:
         """That coordinator's stream has ended: free all its requests."""
@@ -169,10 +152,12 @@ class VerifierEngine:
     # --- work
 
     def has_work(self) -> bool:
-        return bool(self._active) and not self._is_stalled
+        return self.runner.lost is not None or (bool(self._active) and not self._is_stalled)
 
     def step(self) -> Replies:
-        """At most one forward pass; the verdicts and refusals that came of it."""
+        """At most one forward pass; the verdicts and refusals that came of it. Raises EngineLost."""
+        if self.runner.lost is not None:
+            raise EngineLost(self.runner.lost)
         replies: Replies = []
         wanted = {key: work for key in list(self._active) if (work := self._wanted(key, replies))}
         wanted = self._with_room(wanted)
@@ -220,39 +205,33 @@ class VerifierEngine:
         if len(rivals) > 1:
             self._preempt(youngest)
             return []
-        entry = self._entries[youngest]
-        log.warning("refusing %s: %s", entry.request_id, error)
-        self._close(youngest)
-        return [(entry.peer, Fault(entry.request_id, str(error)))]
+        return [self._refuse(youngest, error)]
 
     def _wanted(self, key: str, replies: Replies) -> Work | None:
         """What the session wants forwarded, once all is done for which a retained row suffices."""
         entry = self._entries[key]
-        while work := entry.session.work():
-            row = entry.session.retained
-            if row is None:
-                return work
-            if work.need is Need.JUDGE:
-                if entry.session.ask.rule is Rule.BLOCK:
-                    return work  # what becomes of the first token depends on all of the draft
-                first = judge(
-                    entry.session.ask.rule,
-                    _adjusted(entry, row),
-                    work.draft_ids[:1],
-                    entry.session.ask.sampling,
-                    entry.coins,
-                    start=len(entry.session.log),
-                    take_bonus=False,
-                    draft_rows=_unpack(work, self.runner.info.vocab_size, 1),
-                )
-                if first.num_accepted:
+        try:
+            while work := entry.session.work():
+                verdict = settle_by_retained_row(entry, work)
+                if verdict is None:
                     return work
-            else:
-                first = self._judge(entry, work, row)
-            verdict = self._commit(entry, work, first, row, None)
-            replies.append((entry.peer, replace(verdict, queue_ms=self._waited_ms(entry))))
+                replies.append((entry.peer, replace(verdict, queue_ms=self._waited_ms(entry))))
+        except Exception as error:
+            replies.append(self._refuse(key, error))
         self._active.pop(key, None)
         return None
+
+    def _refuse(self, key: str, error: Exception) -> tuple[int, Fault]:
+        """This request cannot go on here; the others do."""
+        entry, reason = self._entries[key], str(error)
+        if isinstance(error, PacelineError):
+            log.warning("refusing %s: %s", entry.request_id, reason)
+        else:
+            log.exception("the verifier failed on %s, and on no other request", entry.request_id, exc_info=error)
+            reason = f"the verifier failed on this request: {type(error).__name__}; its log says more"
+        self.runner.forget(key)  # whatever spoilt this request must not reach another through the prefix cache
+        self._close(key)
+        return entry.peer, Fault(entry.request_id, reason)
 
     def _ready(self, key: str, work: Work) -> Ready:
         num_drafted = len(work.draft_ids)
@@ -269,88 +248,30 @@ class VerifierEngine:
             chunks.append(Chunk(key, work.start, tokens, work.num_rows if whole else 0))
         logits = self.runner.forward(chunks)
         self.info = self.cost.seen(self.info, chunks, 1e3 * (self._clock() - started_s))
+        parts = share_out(logits, [chunk.num_rows for chunk in chunks])
         replies: Replies = []
-        at = 0
-        for chunk in chunks:
+        for chunk, target in zip(chunks, parts, strict=True):
             entry, work = self._entries[chunk.sequence], works[chunk.sequence]
-            target_rows = logits[at : at + chunk.num_rows]
-            at += chunk.num_rows
-            if not chunk.num_rows:
-                entry.session.prefilled(len(chunk.token_ids), None)
-            elif work.need is Need.PREFILL:
-                entry.session.prefilled(len(chunk.token_ids), target_rows)
-            else:
-                waited_ms = 1e3 * (started_s - entry.session.since_s)
-                verdict = self._verdict(entry, work, target_rows)
-                took_ms = 1e3 * (self._clock() - started_s)
-                batch_tokens = sum(shares.values())
-                verdict = replace(verdict, verify_ms=took_ms, queue_ms=max(0.0, waited_ms), batch_tokens=batch_tokens)
-                entry.session.since_s = self._clock()
+            waited_ms = max(0.0, 1e3 * (started_s - entry.session.since_s))
+            try:
+                verdict = self._settled(entry, work, chunk, target)
+            except Exception as error:
+                replies.append(self._refuse(chunk.sequence, error))
+                continue
+            if verdict:
+                entry.session.since_s = now_s = self._clock()
+                took_ms = 1e3 * (now_s - started_s)
+                verdict = replace(verdict, verify_ms=took_ms, queue_ms=waited_ms, batch_tokens=sum(shares.values()))
                 replies.append((entry.peer, verdict))
         return replies
 
-    def _verdict(self, entry: _Entry, work: Work, target_rows: Tensor) -> Verdict:
-        if entry.session.retained is not None:
-            target_rows = torch.cat([entry.session.retained, target_rows])
-        return self._commit(entry, work, self._judge(entry, work, target_rows), target_rows, target_rows[-1:])
-
-    def _judge(self, entry: _Entry, work: Work, target_rows: Tensor) -> Judgement:
-        ask = entry.session.ask
-        draft_rows = _unpack(work, self.runner.info.vocab_size) if ask.rule.needs_rows else None
-        start, take_bonus = len(entry.session.log), work.take_bonus
-        target_rows = _adjusted(entry, target_rows, work.draft_ids)
-        if ask.rule is Rule.BLOCK:
-            drafts = [draft.token_ids for draft in work.drafts]
-            coins = replace(entry.coins, epoch=work.drafts[0].epoch if drafts else 0)
-            return judge_blocks(
-                target_rows, drafts, ask.sampling, coins, start=start, take_bonus=take_bonus, draft_rows=draft_rows
-            )
-        return judge(
-            ask.rule,
-            target_rows,
-            work.draft_ids,
-            ask.sampling,
-            entry.coins,
-            start=start,
-            take_bonus=take_bonus,
-            draft_rows=draft_rows,
-        )
-
-    def _commit(
-        self, entry: _Entry, work: Work, said: Judgement, target_rows: Tensor, last_row: Tensor | None
-    ) -> Verdict:
-        logprobs: tuple[float, ...] = ()
-        sampling = entry.session.ask.sampling
-        if sampling.logprobs:
-            new = work.draft_ids[: said.num_accepted] + (() if said.token_id is None else (said.token_id,))
-            logprobs = law.log_probs_of(_adjusted(entry, target_rows, work.draft_ids), new, sampling)
-        source = said.source or Source.BONUS
-        return entry.session.judged(work, said.num_accepted, said.token_id, source, last_row, logprobs)
-
-    def _waited_ms(self, entry: _Entry) -> float:
-        return max(0.0, 1e3 * (self._clock() - entry.session.since_s))
-
-
-def _adjusted(entry: _Entry, target_rows: Tensor, draft_ids: Tokens = ()) -> Tensor:
-    """Rows as the request's biases and penalties want them; a retained row stays raw, as its judgement comes later."""
-    session = entry.session
-    num_prompt_tokens = session.num_prompt_tokens
-    return law.adjusted_logits(
-        target_rows, session.ask.sampling, session.log, draft_ids, num_prompt_tokens=num_prompt_tokens
-    )
-
-
-def _unpack(work: Work, vocab_size: int, num_rows: int | None = None) -> DraftRows | None:
-    """The sparse rows of all the work's drafts; of the first `num_rows` tokens if given."""
-    if not work.drafts:
+    @staticmethod
+    def _settled(entry: Entry, work: Work, chunk: Chunk, target: TargetRows) -> Verdict | None:
+        """What one request's part of a pass leads to; None if it was a prompt, or a part of one."""
+        if chunk.num_rows and work.need is not Need.PREFILL:
+            return settle(entry, work, target)
+        retain(entry, len(chunk.token_ids), target)
         return None
-    parts = [rows.unpack(draft.rows, vocab_size) for draft in work.drafts if draft.rows]
-    width = max(part.ids.shape[1] for part in parts)
-    ids = torch.cat([_widen(part.ids, width) for part in parts])[:num_rows]
-    probs = torch.cat([_widen(part.probs, width) for part in parts])[:num_rows]
-    return DraftRows(ids, probs)
 
-
-def _widen(tensor: Tensor, width: int) -> Tensor:
-    """`tensor` [rows, n] padded to [rows, width] with zeros: token 0 with no further mass changes nothing."""
-    return torch.nn.functional.pad(tensor, (0, width - tensor.shape[1]))
+    def _waited_ms(self, entry: Entry) -> float:
+        return max(0.0, 1e3 * (self._clock() - entry.session.since_s))

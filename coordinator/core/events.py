@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from paceline.errors import PacelineError
 from paceline.length_policy import LengthPolicy
-from paceline.types import Blame, Draft, FinishReason, Mode, Rule, SamplingParams, Tokens, Verdict, WorkerInfo
+from paceline.types import Blame, Draft, FinishReason, Mode, Pass, Rule, SamplingParams, Tokens, Verdict, WorkerInfo
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,8 +22,8 @@ class RequestSpec:
     stop_token_ids: Tokens = ()  # output ends with the first of these
     mode: Mode | None = None
     rule: Rule | None = None
-    policy: LengthPolicy = field(default_factory=LengthPolicy)
-    window: int = 2  # drafts unverified at a time
+    policy: LengthPolicy | None = None
+    window: int = 2  # drafts unverified at a time, unless the mode is auto
     resumed: Tokens = ()  # output that the client has already, from another coordinator; at most max_tokens
     client: str = ""  # whose it is, for the queue's turns
 
@@ -49,6 +49,14 @@ class Drafted:
 
 
 @dataclass(frozen=True, slots=True)
+class Passed:
+    """The drafter has nothing to draft before the next commit."""
+
+    worker: str
+    passed: Pass
+
+
+@dataclass(frozen=True, slots=True)
 class Verified:
     worker: str
     verdict: Verdict
@@ -70,6 +78,7 @@ class WorkerUp:
 
     worker: str
     info: WorkerInfo
+    is_trusted: bool = False  # of a drafter: its rows are believed; the coordinator's opinion, never its own word
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,4 +98,4 @@ class Tick:
     """Time has passed; the shell sends one by `next_deadline_s()`."""
 
 
-Event = Arrived | Ended | Drafted | Verified | Faulted | WorkerUp | WorkerDraining | WorkerDown | Tick
+Event = Arrived | Ended | Drafted | Passed | Verified | Faulted | WorkerUp | WorkerDraining | WorkerDown | Tick

@@ -7,8 +7,9 @@ so no two clocks are ever compared; a one-way delay shifts an interval by at mos
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from paceline.types import Draft, Source, Verdict
 
@@ -23,11 +24,14 @@ class RequestMetrics:
     window: int
     num_prompt_tokens: int
     num_drafts: int = 0  # judged
-    num_draft_tokens: int = 0  # received from drafters
+    num_received_drafts: int = 0  # from drafters, judged or not
+    num_draft_tokens: int = 0  # in them
     num_tested_tokens: int = 0
     num_stale_drafts: int = 0
     num_target_passes: int = 0
+    tokens_by_mode: Counter[str] = field(default_factory=Counter)  # `off` where no drafter was to be had
     sources: Counter[Source] = field(default_factory=Counter)
+    accepted_at: Counter[int] = field(default_factory=Counter)  # accepted tokens by their place in their draft, from 0
     fallbacks: Counter[str] = field(default_factory=Counter)  # self-decodes by reason
     draft_ms: float = 0.0
     verify_ms: float = 0.0
@@ -39,7 +43,12 @@ class RequestMetrics:
     _drafting: list[tuple[float, float]] = field(default_factory=list)
     _verifying: list[tuple[float, float]] = field(default_factory=list)
 
+    def planned(self, mode: str, length_policy: str, window: int) -> None:
+        """From now on; the last plan is what is reported."""
+        self.mode, self.length_policy, self.window = mode, length_policy, window
+
     def drafted(self, draft: Draft, now_s: float) -> None:
+        self.num_received_drafts += 1
         self.num_draft_tokens += len(draft.token_ids)
         self.draft_ms += draft.draft_ms
         self._drafting.append((now_s - draft.draft_ms / 1e3, now_s))
@@ -52,6 +61,14 @@ class RequestMetrics:
             self.num_target_passes += 1
             self.verify_ms += verdict.verify_ms
             self._verifying.append((now_s - verdict.verify_ms / 1e3, now_s))
+
+    def settled(self, start: int, sources: Sequence[Source], drafts: Iterable[Draft]) -> None:
+        """Count where in their drafts the accepted ones of the new tokens stood, those from `start` on."""
+        for draft in drafts:
+            for at in range(len(draft.token_ids)):
+                i = draft.start + at - start
+                if 0 <= i < len(sources) and sources[i] is Source.ACCEPTED:
+                    self.accepted_at[at] += 1
 
     @property
     def num_generated_tokens(self) -> int:
@@ -75,6 +92,23 @@ class RequestMetrics:
         """The share of drafting time during which a verification ran."""
         total_s = sum(end - start for start, end in self._drafting)
         return _overlap_s(self._drafting, self._verifying) / total_s if total_s else 0.0
+
+    def figures(self) -> dict[str, Any]:
+        """Everything a client is told, by the names of `RequestMetrics` in coordinator.proto."""
+        fields = (
+            *("mode", "rule", "length_policy", "window", "num_prompt_tokens", "num_generated_tokens", "num_drafts"),
+            "num_received_drafts",
+            *("num_draft_tokens", "num_tested_tokens", "num_accepted_tokens", "num_wasted_tokens", "num_stale_drafts"),
+            *("num_target_passes", "mean_accepted_length", "draft_ms", "verify_ms", "overlap_share", "queue_ms"),
+            *("ttft_ms", "e2e_ms", "coordinator_ms", "wire_ms"),
+        )
+        return {name: getattr(self, name) for name in fields} | {
+            "num_recovered_tokens": self.sources[Source.RECOVERED],
+            "num_bonus_tokens": self.sources[Source.BONUS],
+            "num_self_decoded_tokens": self.sources[Source.SELF_DECODED],
+            "fallbacks": dict(self.fallbacks),
+            "tokens_by_mode": dict(self.tokens_by_mode),
+        }
 
 
 def _overlap_s(some: Iterable[tuple[float, float]], others: Iterable[tuple[float, float]]) -> float:

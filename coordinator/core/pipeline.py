@@ -20,6 +20,7 @@ from coordinator.core.events import (
     Ended,
     Event,
     Faulted,
+    Passed,
     RequestSpec,
     Tick,
     Verified,
@@ -29,10 +30,11 @@ from coordinator.core.events import (
 )
 from coordinator.core.fair import FairQueue
 from coordinator.core.limits import Limits
-from coordinator.core.placement import Pools
+from coordinator.core.placement import VERIFIER, Pools, Wish, Worker
 from coordinator.core.request import Request
-from paceline.errors import InvalidInput, Overloaded, UnknownRequest
-from paceline.types import Blame, Role
+from coordinator.core.rules import choose_rule
+from paceline.errors import InvalidInput, Overloaded, UnknownRequest, Unsupported
+from paceline.types import Blame, Mode
 
 
 class Pipeline:
@@ -43,7 +45,8 @@ class Pipeline:
         self.pools = Pools()
         self._requests: dict[str, Request] = {}
         self._waiting = FairQueue()  # requests without a verifier
-        self._undrafted: OrderedDict[str, None] = OrderedDict()  # running requests that want a drafter
+        # Running requests that want a drafter, by what they want of it; first come first, and none of these is empty.
+        self._undrafted: dict[Wish, OrderedDict[str, None]] = {}
         self._deadlines: list[tuple[float, str]] = []  # heap; an entry that is out of date is skipped
 
     @property
@@ -80,6 +83,10 @@ class Pipeline:
                 request = self._requests.get(draft.request_id)
                 if request and request.drafter == worker:
                     return self._run(request, request.drafted(draft, now_s))
+            case Passed(worker, passed):
+                request = self._requests.get(passed.request_id)
+                if request and request.drafter == worker:
+                    return self._run(request, request.passed(passed, now_s))
             case Arrived(spec):
                 return self._arrived(spec, now_s)
             case Ended(request_id, reason, error):
@@ -91,8 +98,8 @@ class Pipeline:
                 return self._run(request, request.finish(reason, now_s))
             case Faulted():
                 return self._faulted(event, now_s)
-            case WorkerUp(worker, info):
-                self.pools.join(worker, info)
+            case WorkerUp(worker, info, is_trusted):
+                self.pools.join(worker, info, is_trusted=is_trusted)
             case WorkerDraining(worker):
                 self.pools.drain(worker)
             case WorkerDown(worker):
@@ -105,18 +112,25 @@ class Pipeline:
 
     def _arrived(self, spec: RequestSpec, now_s: float) -> Iterator[Command]:
         if spec.request_id in self._requests:
-            yield Fail(
-                spec.request_id, InvalidInput("request_id", spec.request_id, "is running already; choose another")
-            )
+            error = InvalidInput("request_id", spec.request_id, "is running already; choose another")
+            yield Fail(spec.request_id, error)
+            return
+        if spec.mode is not Mode.OFF and spec.policy and (fix := self.pools.why_not(spec.policy)):
+            yield Fail(spec.request_id, Unsupported("length_policy", spec.policy.name, fix))
+            return
+        try:
+            rule = choose_rule(spec, is_distrusted=self.pools.distrusts_all_drafters)
+        except InvalidInput as error:
+            yield Fail(spec.request_id, error)
             return
         if len(self._waiting) >= self.limits.max_waiting:
-            error = Overloaded("waiting requests", self.limits.max_waiting, 1.0)
+            overloaded = Overloaded("waiting requests", self.limits.max_waiting, 1.0)
             last = self._waiting.crowding_out(spec.client)
             if last is None:
-                yield Fail(spec.request_id, error)
+                yield Fail(spec.request_id, overloaded)
                 return
-            yield from self._run(self._requests[last], self._requests[last].fail(error))
-        request = self._requests[spec.request_id] = Request(spec, self.limits, now_s)
+            yield from self._run(self._requests[last], self._requests[last].fail(overloaded))
+        request = self._requests[spec.request_id] = Request(spec, rule, self.limits, now_s)
         num_tokens = len(spec.token_ids) + spec.max_tokens - len(spec.resumed)
         self._waiting.add(spec.request_id, spec.client, num_tokens)
         self._arm(request)
@@ -132,12 +146,12 @@ class Pipeline:
         if request.done:
             del self._requests[request_id]
             self._waiting.discard(request_id)
-            self._undrafted.pop(request_id, None)
+            self._leave_undrafted(request)
             return
         if request.verifier is None and request_id not in self._waiting:
             self._waiting.add_first(request_id)
         if request.drafter is None and request.wants_drafter:
-            self._undrafted[request_id] = None
+            self._undrafted.setdefault(request.wish, OrderedDict())[request_id] = None
         self._arm(request)
 
     def _arm(self, request: Request) -> None:
@@ -148,16 +162,17 @@ class Pipeline:
     def _place(self, now_s: float) -> Iterator[Command]:
         """Relieve who leaves, give drafters to running requests that want one, then both workers to waiting ones."""
         yield from self._relieve(now_s)
-        while self._undrafted:
-            request_id = next(iter(self._undrafted))
-            drafter = self.pools.take(Role.DRAFTER, request_id, now_s)
-            if drafter is None:
-                break
-            del self._undrafted[request_id]
-            request = self._requests[request_id]
-            yield from self._run(request, request.attach_drafter(drafter, self.pools.pace(drafter)))
+        for wish, undrafted in list(self._undrafted.items()):
+            while undrafted:
+                request_id = next(iter(undrafted))
+                drafter = self.pools.take(wish, request_id, now_s)
+                if drafter is None:
+                    break
+                request = self._requests[request_id]
+                self._leave_undrafted(request)
+                yield from self._run(request, request.attach_drafter(drafter))
         while (waiting := self._waiting.next()) is not None:
-            verifier = self.pools.take(Role.VERIFIER, waiting, now_s)
+            verifier = self.pools.take(VERIFIER, waiting, now_s)
             if verifier is None:
                 break
             self._waiting.take()
@@ -172,15 +187,22 @@ class Pipeline:
                 request = self._requests[request_id]
                 if request.drafter == worker.name:
                     yield from self._run(request, request.leave_drafter(reason, now_s))
-                elif verifier := self.pools.take(Role.VERIFIER, request_id, now_s):
+                elif verifier := self.pools.take(VERIFIER, request_id, now_s):
                     yield from self._run(request, request.move_verifier(verifier, now_s))
 
-    def _start(self, request: Request, verifier: str, now_s: float) -> Iterator[Command]:
+    def _leave_undrafted(self, request: Request) -> None:
+        """It wants no drafter any more, or has one."""
+        undrafted = self._undrafted.get(request.wish, OrderedDict())
+        undrafted.pop(request.spec.request_id, None)
+        if not undrafted:
+            self._undrafted.pop(request.wish, None)
+
+    def _start(self, request: Request, verifier: Worker, now_s: float) -> Iterator[Command]:
         """Both workers start prefilling in parallel."""
         if request.drafter is None and request.wants_drafter:
-            drafter = self.pools.take(Role.DRAFTER, request.spec.request_id, now_s)
+            drafter = self.pools.take(request.wish, request.spec.request_id, now_s)
             if drafter:
-                yield from request.attach_drafter(drafter, self.pools.pace(drafter))
+                yield from request.attach_drafter(drafter)
         yield from request.attach_verifier(verifier, now_s)
 
     def _worker_down(self, worker: str, now_s: float) -> Iterator[Command]:
@@ -210,7 +232,7 @@ class Pipeline:
     # --- time
 
     def _tick(self, now_s: float) -> Iterator[Command]:
-        while self.next_deadline_s() <= now_s:
+        while self.next_deadline_s() <= now_s and self._deadlines:
             _, request_id = heapq.heappop(self._deadlines)
             request = self._requests[request_id]
             self.pools.suspect(request.drafter)  # it may be late once too often

@@ -12,24 +12,34 @@ content.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
+from dataclasses import replace
 
+from coordinator.core.choice import FIRST, Choice
 from coordinator.core.commands import Ask, Command, Emit, Fail, Finish
+from coordinator.core.controller import Controller
 from coordinator.core.events import RequestSpec
 from coordinator.core.limits import Limits
 from coordinator.core.metrics import RequestMetrics
 from coordinator.core.pace import Pace
+from coordinator.core.passes import PassTimes
+from coordinator.core.placement import Wish, Worker
+from coordinator.core.rules import believes_rows
 from coordinator.core.window import Window
 from paceline.errors import PacelineError, Unavailable
+from paceline.length_policy import LengthPolicy
 from paceline.types import (
     Close,
     Commit,
     Decode,
     Draft,
+    DraftPlan,
     FinishReason,
     Mode,
     OpenDraft,
     OpenVerify,
+    Pass,
+    Role,
     Rule,
     Source,
     Tokens,
@@ -37,43 +47,54 @@ from paceline.types import (
     Verify,
 )
 
-# A verifier left to itself decodes runs that double up to this, so that a hung drafter costs next to nothing.
-_LONGEST_RUN = 64
+# Tokens that the verifier decodes unasked while no drafts are expected; asked for anew when half of them are there, so
+# that it does not wait for the word to go on across a link sixteen passes long.
+_RUN = 32
+_MAX_BEGUN = 64  # runs whose first draft is awaited; far more than fit into a round trip
 
 
 class Request:
     """See the top of the file. Every method returns the commands that follow; `done` says that it has ended."""
 
-    def __init__(self, spec: RequestSpec, limits: Limits, now_s: float) -> None:
+    def __init__(self, spec: RequestSpec, rule: Rule, limits: Limits, now_s: float) -> None:
         self.spec = spec
         self.limits = limits
         self.committed = [*spec.token_ids, *spec.resumed]
         self.verifier: str | None = None
         self.drafter: str | None = None
         self.done = False
-        self.rule = spec.rule or choose_rule(spec)
-        self.mode = spec.mode or Mode.PEARL  # auto: later the controller's choice
-        self.window_size = spec.window if self.mode is Mode.PEARL else 1
+        self.rule = rule  # fixed from here on: the verifier opens with it
+        self.mode = spec.mode or FIRST.mode
+        self.policy = spec.policy or LengthPolicy()
+        self.window = spec.window if self.mode is Mode.PEARL else 1
+        self._controller = None if spec.mode else Controller(spec.policy)
         self.num_moves = 0
         self.num_refusals = 0
         self.arrived_s = now_s
         self.deadline_s = now_s + limits.queue_timeout_s
         self.metrics = RequestMetrics(
-            self.mode, self.rule, str(spec.policy), self.window_size, num_prompt_tokens=len(spec.token_ids)
+            self.mode, self.rule, str(self.policy), self.window, num_prompt_tokens=len(spec.token_ids)
         )
         self._window = Window()
         self._pace = Pace()  # of the drafter, once there is one
+        self._passes = PassTimes()  # of the verifier, likewise
+        self._rivals: Collection[str] = ()  # the requests on it, this one included
+        self._told = 0  # the drafter knows the committed tokens up to here
         self._preverify: dict[int, bool] = {}  # by the start of a draft in flight
         self._asked_s: dict[int, float] = {}  # likewise
         self._decode_until = 0  # the verifier owes tokens up to here
         self._answered = False  # whether this verifier has said anything yet
-        self._run_length = 1  # of the next self-decode
         self._num_retries = 0
-        self._redraft_s: float | None = None  # when the drafter was last told to start a new run
+        self._begun: dict[int, tuple[float, int]] = {}  # runs to begin, by epoch: when it was told, and from where on
 
     @property
     def wants_drafter(self) -> bool:
-        return self.mode is not Mode.OFF and not self.done and self.num_refusals <= self.limits.max_moves
+        return self.spec.mode is not Mode.OFF and not self.done and self.num_refusals <= self.limits.max_moves
+
+    @property
+    def wish(self) -> Wish:
+        """What it wants of a drafter: above all that rows be true where the rule believes them."""
+        return Wish(Role.DRAFTER, self.spec.policy, believes_rows(self.rule, self.spec.sampling))
 
     @property
     def end(self) -> int:
@@ -82,23 +103,25 @@ class Request:
 
     # --- workers
 
-    def attach_verifier(self, worker: str, now_s: float) -> Iterator[Command]:
-        """Prefill there. The first token is plain target output; without a drafter, so are all."""
+    def attach_verifier(self, worker: Worker, now_s: float) -> Iterator[Command]:
+        """Prefill there. The first token is plain target output; so are all until a draft comes."""
         if not (self.num_moves or self._answered):
             self.metrics.queue_ms = 1e3 * (now_s - self.arrived_s)
-        self.verifier = worker
+        self.verifier, self._passes, self._rivals = worker.name, worker.passes, worker.requests
         self._answered = False
-        num_decode = 1 if self.drafter else self.end - len(self.committed)
-        self._decode_until = len(self.committed) + num_decode
+        self._decode_until = len(self.committed) + 1
+        if not self._expects_drafts:
+            self._decode_until = self._run_end()
         yield self._open_verify()
         for draft in self._window.drafts:
             yield self._verify(draft, now_s)
         yield from self._await(now_s)
 
-    def attach_drafter(self, worker: str, pace: Pace) -> Iterator[Command]:
+    def attach_drafter(self, worker: Worker) -> Iterator[Command]:
         """Prefill there and draft after what is committed; the verifier goes on meanwhile."""
-        self.drafter = worker
-        self._pace = pace
+        self.drafter, self._pace = worker.name, worker.pace
+        if self._controller:
+            self._adopt(self._controller.resume(self._pace))
         yield self._open_draft(self._window.restart())
 
     def lose_verifier(self, now_s: float) -> Iterator[Command]:
@@ -109,7 +132,7 @@ class Request:
         if self.num_moves > self.limits.max_moves:
             yield from self.fail(Unavailable(f"{self.num_moves} verifiers failed this request; try it again"))
 
-    def move_verifier(self, worker: str, now_s: float) -> Iterator[Command]:
+    def move_verifier(self, worker: Worker, now_s: float) -> Iterator[Command]:
         """The verifier is to be rid of the request, which goes on at `worker`; that is no failure."""
         assert self.verifier is not None
         yield Ask(self.verifier, Close(self.spec.request_id))
@@ -118,7 +141,7 @@ class Request:
     def lose_drafter(self, reason: str, now_s: float) -> Iterator[Command]:
         """The drafter is gone; what it sent is still judged, then the verifier decodes on."""
         self.drafter = None
-        self._redraft_s = None
+        self._begun.clear()
         if self.verifier and not self._owes:
             yield from self._self_decode(reason, now_s)
 
@@ -138,17 +161,32 @@ class Request:
 
     def drafted(self, draft: Draft, now_s: float) -> Iterator[Command]:
         self.metrics.drafted(draft, now_s)
-        if self._redraft_s is not None:
-            self._pace.turned_around(now_s - self._redraft_s)
-            self._redraft_s = None
+        self._pace.is_silent = False
         admitted = self._window.admit(draft, self.committed)
+        begun = self._begun.pop(draft.epoch, None)
+        if begun:
+            self._pace.turned_around(now_s - begun[0], draft)
+            self._begun = {epoch: told for epoch, told in self._begun.items() if epoch > draft.epoch}
+            if admitted is None and draft.start == begun[1] and not self.rule.needs_rows:
+                self._pace.compared(draft, self.committed)
         if admitted is None:
             self.metrics.num_stale_drafts += 1
             return
-        self._run_length = 1
         if self.verifier:
             yield self._verify(admitted, now_s)
             yield from self._await(now_s)
+
+    def passed(self, passed: Pass, now_s: float) -> Iterator[Command]:
+        """The drafter has nothing to propose after what is committed: waiting for it would be in vain.
+
+        One that answers fast is asked again after a single token, since a draft that it finds then is worth a pass.
+        Otherwise the verifier decodes on meanwhile, as without an answer; a draft that comes ends the run.
+        """
+        self._pace.is_silent = False
+        if begun := self._begun.pop(passed.epoch, None):
+            self._pace.turned_around(now_s - begun[0], None)
+        if self.verifier and not self._owes and passed.start == len(self.committed):
+            yield from self._self_decode("nothing to draft", now_s, 1 if self._pace.answers_fast else _RUN)
 
     def verified(self, verdict: Verdict, now_s: float) -> Iterator[Command]:
         """Commit what is new in the verdict, tell client and drafter, and see to the next move."""
@@ -158,7 +196,7 @@ class Request:
         if known < 0 or known >= len(verdict.token_ids):
             return  # repeated, or one before it was lost: the retry brings the whole
         new, sources = self._cut(verdict.token_ids[known:], verdict.sources[known:])
-        self._count(verdict, new, sources, now_s)
+        self._count(verdict, sources, now_s)
         self.committed += new
         yield Emit(self.spec.request_id, new, sources, verdict.logprobs[known : known + len(new)])
         reason = self._finish_reason()
@@ -178,11 +216,49 @@ class Request:
                 self._decode_until = len(self.committed) + 1  # the verifier does so of its own accord
         self._preverify = {d.start: self._preverify.get(d.start, False) for d in self._window.drafts}
         self._asked_s = {d.start: self._asked_s.get(d.start, now_s) for d in self._window.drafts}
-        if not self.drafter:
+        if self.drafter:
+            ends_run = self._window.epoch > epoch and not self._window.drafts
+            if self._is_resting:
+                self._pace.did_without(len(new))
+            yield from self._tell_drafter(now_s, ends_run=ends_run)
+
+    def _tell_drafter(self, now_s: float, *, ends_run: bool) -> Iterator[Command]:
+        """What is committed, and how to draft from here on. A drafter that is to rest is spared the news."""
+        assert self.drafter is not None
+        plan = self._replan(now_s)
+        if self._is_resting and plan is None:
             return
-        if self._window.epoch > epoch and not self._window.drafts:
-            self._redraft_s = now_s
-        yield Ask(self.drafter, Commit(self.spec.request_id, self._window.epoch, start, new))
+        if ends_run and len(self._begun) < _MAX_BEGUN:
+            self._begun[self._window.epoch] = (now_s, len(self.committed))
+        tokens = tuple(self.committed[self._told :])
+        yield Ask(self.drafter, Commit(self.spec.request_id, self._window.epoch, self._told, tokens, plan))
+        self._told = len(self.committed)
+
+    def _replan(self, now_s: float) -> DraftPlan | None:
+        """In mode auto, what the controller wants from now on; None if that is what is being done."""
+        if self._controller is None:
+            return None
+        before = (self.policy, self.window)
+        choice = self._controller.decide(self._pace, self._passes, len(self._rivals), now_s, len(self.committed))
+        self._adopt(choice)
+        return None if before == (self.policy, self.window) else DraftPlan(self.policy, self.window)
+
+    def _adopt(self, choice: Choice) -> None:
+        self.mode, self.window = choice.mode, choice.window
+        if choice.length and self.spec.policy is None:
+            self.policy = LengthPolicy.of("fixed", {"length": choice.length})
+        self.metrics.planned(self.mode, str(self.policy), self.window)
+
+    @property
+    def _is_resting(self) -> bool:
+        """Whether the drafter is there but not worth asking."""
+        return self.drafter is not None and self.window == 0
+
+    @property
+    def _expects_drafts(self) -> bool:
+        """Whether to wait for a draft rather than decode on."""
+        is_tried_out = self._controller is not None and self._controller.is_trying
+        return self.drafter is not None and self.window > 0 and not self._pace.is_silent and not is_tried_out
 
     def _cut(self, tokens: Tokens, sources: tuple[Source, ...]) -> tuple[Tokens, tuple[Source, ...]]:
         """Up to max_tokens, and up to the first token that ends the output (which is kept)."""
@@ -198,15 +274,20 @@ class Request:
             return FinishReason.STOP
         return FinishReason.LENGTH if len(self.committed) >= self.end else None
 
-    def _count(self, verdict: Verdict, new: Tokens, sources: tuple[Source, ...], now_s: float) -> None:
+    def _count(self, verdict: Verdict, sources: tuple[Source, ...], now_s: float) -> None:
         if not self.metrics.sources:
             self.metrics.ttft_ms = 1e3 * (now_s - self.arrived_s)
         self.metrics.verified(verdict, now_s)
         self.metrics.sources.update(sources)
+        self.metrics.tokens_by_mode[self.mode if self.drafter else Mode.OFF] += len(sources)
+        self.metrics.settled(len(self.committed), sources, self._window.drafts)
         asked_s = self._asked_s.get(verdict.start)
         if asked_s is not None and verdict.num_drafts:
-            round_trip_ms = 1e3 * (now_s - asked_s)
-            self.metrics.wire_ms += max(0.0, round_trip_ms - verdict.verify_ms - verdict.queue_ms)
+            wire_ms = max(0.0, 1e3 * (now_s - asked_s) - verdict.verify_ms - verdict.queue_ms)
+            self.metrics.wire_ms += wire_ms
+            self._pace.round_trip(wire_ms / 1e3)
+        if verdict.verify_ms and verdict.batch_tokens:
+            self._passes.seen(verdict.batch_tokens, verdict.verify_ms / 1e3)
         num_accepted = sum(source is Source.ACCEPTED for source in sources)
         self._pace.verified(verdict.verify_ms / 1e3, num_accepted, verdict.num_tested)
         if verdict.num_drafts:
@@ -224,10 +305,17 @@ class Request:
         if self._owes:
             self._num_retries = 0
             self.deadline_s = now_s + self.limits.retry_s
-        elif self.drafter:
-            self.deadline_s = now_s + self._pace.wait_s(self.limits.max_draft_wait_s)
+            if (
+                not self._window.drafts
+                and self._decode_until < self._run_end() - _RUN // 2
+                and not self._expects_drafts
+            ):
+                yield self._decode_on()
+        elif self._expects_drafts:
+            self.deadline_s = now_s + self._pace.wait_s(self.policy.max_length, self.limits.max_draft_wait_s)
         else:
-            yield from self._self_decode("no drafter", now_s)
+            reason = "no drafter" if self.drafter is None else "resting" if self._is_resting else "silent drafter"
+            yield from self._self_decode(reason, now_s)
 
     def tick(self, now_s: float) -> Iterator[Command]:
         """The armed deadline has passed."""
@@ -237,6 +325,7 @@ class Request:
         elif self._owes:
             yield from self._retry(now_s)
         else:
+            self._pace.is_silent = True
             yield from self._self_decode("late draft", now_s)
             if self.drafter:
                 self._pace.breaker.late(now_s)
@@ -262,31 +351,41 @@ class Request:
         if self._answered and not self._window.drafts:
             yield self._decode(self._decode_until - len(self.committed))
 
-    def _self_decode(self, reason: str, now_s: float) -> Iterator[Command]:
-        """Let the verifier go on alone: one token at first, longer runs while no usable draft comes."""
-        num_tokens = self._run_length if self.drafter else self.end - len(self.committed)
-        num_tokens = min(num_tokens, self.end - len(self.committed))
-        self._run_length = min(2 * self._run_length, _LONGEST_RUN)
-        if self.mode is not Mode.OFF:
+    def _self_decode(self, reason: str, now_s: float, num_tokens: int = _RUN) -> Iterator[Command]:
+        """Let the verifier go on alone until a draft ends the run: a drafter that hangs costs one wait, no more."""
+        if self.spec.mode is not Mode.OFF:
             self.metrics.fallbacks[reason] += 1
-        self._decode_until = len(self.committed) + num_tokens
-        yield self._decode(num_tokens)
+        yield self._decode_on(num_tokens)
         yield from self._await(now_s)
+
+    def _run_end(self, num_tokens: int = _RUN) -> int:
+        """Up to where the verifier may decode without being asked again."""
+        return min(self.end, len(self.committed) + num_tokens)
+
+    def _decode_on(self, num_tokens: int = _RUN) -> Ask:
+        self._decode_until = self._run_end(num_tokens)
+        return self._decode(self._decode_until - len(self.committed))
 
     # --- asks
 
     def _open_draft(self, epoch: int) -> Ask:
         assert self.drafter is not None
         spec = self.spec
+        self._told = len(self.committed)
+        sampling = spec.sampling
+        if self.rule is not Rule.COUPLED and sampling.seed is not None:
+            sampling = replace(
+                sampling, seed=0
+            )  # the verifier's coins are no drafter's to see; only that there are any
         ask = OpenDraft(
             request_id=spec.request_id,
             epoch=epoch,
             token_ids=tuple(self.committed),
-            sampling=spec.sampling,
+            sampling=sampling,
             rule=self.rule,
             seed=spec.seed if self.rule is Rule.COUPLED else spec.draft_seed,
-            policy=spec.policy,
-            window=self.window_size,
+            policy=self.policy,
+            window=self.window,
             end=self.end,
             stop_token_ids=spec.stop_token_ids,
             num_prompt_tokens=len(spec.token_ids),
@@ -336,10 +435,3 @@ class Request:
         self.deadline_s = math.inf
         for worker in filter(None, (self.verifier, self.drafter)):
             yield Ask(worker, Close(self.spec.request_id))
-
-
-def choose_rule(spec: RequestSpec) -> Rule:
-    """`auto`: exact, and the one that accepts most of those that suit the sampling parameters."""
-    if spec.sampling.is_greedy:
-        return Rule.MATCH
-    return Rule.COUPLED if spec.sampling.seed is not None else Rule.BLOCK

@@ -4,19 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from drafter.policies.policy import Policy, Seen
+
 
 @dataclass(frozen=True, slots=True)
-class Fixed:
+class Fixed(Policy):
     """Stop after `length` tokens."""
 
     length: int
 
-    @property
-    def needs_entropy(self) -> bool:
-        return False
-
-    def stops(self, draft_length: int, entropy_nats: float) -> bool:
-        return draft_length >= self.length
-
-    def observe(self, num_tested: int, num_accepted: int) -> None:
-        """Outcomes change nothing."""
+    def stops_after(self, seen: Seen) -> bool:
+        return seen.draft_length >= self.length

@@ -9,21 +9,19 @@ literature has three thresholds for the same rule, so ours is the entropy itself
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
+
+from drafter.policies.policy import Need, Policy, Seen
 
 
 @dataclass(frozen=True, slots=True)
-class Svip:
+class Svip(Policy):
     """Stop after a token whose row's entropy exceeds `threshold_nats`, or after `max_length` tokens."""
+
+    needs: ClassVar[Need] = Need.ENTROPY
 
     threshold_nats: float
     max_length: int
 
-    @property
-    def needs_entropy(self) -> bool:
-        return True
-
-    def stops(self, draft_length: int, entropy_nats: float) -> bool:
-        return entropy_nats > self.threshold_nats or draft_length >= self.max_length
-
-    def observe(self, num_tested: int, num_accepted: int) -> None:
-        """Outcomes change nothing."""
+    def stops_after(self, seen: Seen) -> bool:
+        return seen.entropy_nats > self.threshold_nats or seen.draft_length >= self.max_length

@@ -126,8 +126,8 @@ def measure(runner: Runner, within_s: float = 1.5, clock: Callable[[], float] = 
             runner.forward(chunks)
             ms = 1e3 * (clock() - started_s)
             model.observe(num_seqs * num_new, num_seqs, context, ms, at_start=True)
-            runner.forward([Chunk(name, 0, [], 0) for name in names])  # nothing of this is worth caching
         finally:
             for name in names:
+                runner.forget(name)  # nothing of this is worth caching
                 runner.close(name)
     return model

@@ -22,3 +22,4 @@ class ModelInfo:
     dtype: str
     device: str
     num_parameters: int
+    folder: str = ""  # where its files are

@@ -16,9 +16,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch.nn.functional import embedding, linear, rms_norm, silu
+from torch.nn.functional import embedding, rms_norm, silu
 
+from paceline.engine.projection import Projection, free
 from paceline.engine.step import Attends, Site
+from paceline.engine.transfer import upload
 
 _FAMILIES = frozenset({"LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM"})
 # Ropes whose angles depend on nothing but the position.
@@ -30,21 +32,20 @@ _MAX_TABLE_BYTES = 64 << 20
 @dataclass(frozen=True, slots=True)
 class _Layer:
     input_norm: torch.Tensor
-    qkv: torch.Tensor  # [(H + 2 KV) * D, hidden]
-    qkv_bias: torch.Tensor | None
+    qkv: Projection  # hidden to (H + 2 KV) * D
     qk_norm: torch.Tensor | None  # [H + KV, D]
-    output: torch.Tensor  # [H * D, hidden]
+    output: Projection  # H * D to hidden
     mlp_norm: torch.Tensor
-    gate_up: torch.Tensor  # [2 * inner, hidden]
-    down: torch.Tensor  # [inner, hidden]
+    gate_up: Projection  # hidden to 2 * inner
+    down: Projection  # inner to hidden
     site: Site
 
 
 class LeanDecoder:
-    """The forward pass of one model, over its own weights. Create it with `adopt`."""
+    """The forward pass of one model, over its weights. Create it with `adopt`."""
 
     def __init__(self, model: Any, sites: Sequence[Site], max_model_len: int) -> None:
-        """Fuses the model's projections in place: its modules then hold views, so memory does not grow."""
+        """Takes the projections' weights from the model, which cannot run by itself any more; memory does not grow."""
         base, config = model.model, model.config
         attention = base.layers[0].self_attn
         self._size: int = attention.head_dim
@@ -54,7 +55,7 @@ class LeanDecoder:
         self._hidden = (config.hidden_size,)
         self._embedding = base.embed_tokens.weight.detach()
         self._norm = base.norm.weight.detach()
-        self._head = model.lm_head.weight.detach()
+        self._head = _take([model.lm_head])
         self._rotary = base.rotary_emb
         self._layers = [self._make_layer(layer, site) for layer, site in zip(base.layers, sites, strict=True)]
         self._table: tuple[torch.Tensor, torch.Tensor] | None = None
@@ -81,21 +82,30 @@ class LeanDecoder:
         return cls(model, sites, max_model_len)
 
     def forward(
-        self, token_ids: torch.Tensor, positions: Sequence[int], step: Attends, rows: torch.Tensor | None
-    ) -> torch.Tensor:
-        """token_ids: [N] -> logits [len(rows), vocab_size], of all tokens if `rows` is None."""
+        self,
+        token_ids: torch.Tensor,
+        positions: Sequence[int] | torch.Tensor,
+        step: Attends,
+        rows: torch.Tensor | None,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """token_ids: [N] -> logits [len(rows), vocab_size] and the hidden states that they come from.
+
+        Of all tokens if `rows` is None. `positions` as a tensor make the pass depend on no integer of the host, as a
+        CUDA graph needs it.
+        """
         hidden = embedding(token_ids, self._embedding)
         cos, sin = self._rotation(positions)
         for index, layer in enumerate(self._layers):
             inputs = rms_norm(hidden, self._hidden, layer.input_norm, self._eps)
             mixed = self._attend(index, layer, inputs, cos, sin, step)
-            hidden = torch.addmm(hidden, mixed, layer.output)
+            hidden = layer.output.onto(hidden, mixed)
             inputs = rms_norm(hidden, self._hidden, layer.mlp_norm, self._eps)
-            gate, up = linear(inputs, layer.gate_up).chunk(2, dim=-1)
-            hidden = torch.addmm(hidden, silu(gate).mul_(up), layer.down)
+            gate, up = layer.gate_up(inputs).chunk(2, dim=-1)
+            hidden = layer.down.onto(hidden, silu(gate).mul_(up))
         if rows is not None:
             hidden = hidden.index_select(0, rows)
-        return linear(rms_norm(hidden, self._hidden, self._norm, self._eps), self._head)
+        hidden = rms_norm(hidden, self._hidden, self._norm, self._eps)
+        return self._head(hidden), hidden
 
     def _attend(
         self,
@@ -107,7 +117,7 @@ class LeanDecoder:
         step: Attends,
     ) -> torch.Tensor:
         """[N, hidden] -> [N, H * D]."""
-        heads = linear(inputs, layer.qkv, layer.qkv_bias).view(inputs.shape[0], -1, self._size)
+        heads = layer.qkv(inputs).view(inputs.shape[0], -1, self._size)
         rotated, value = heads.split_with_sizes((self._num_heads + self._num_kv_heads, self._num_kv_heads), 1)
         if layer.qk_norm is not None:
             rotated = rms_norm(rotated, (self._size,), None, self._eps).mul_(layer.qk_norm)
@@ -119,16 +129,19 @@ class LeanDecoder:
         mixed = step.attend(index, query, key, value, layer.site)
         return mixed.reshape(inputs.shape[0], -1)
 
-    def _rotation(self, positions: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
+    def _rotation(self, positions: Sequence[int] | torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Cosines and signed sines, [N, 1, D] each."""
+        if self._table is not None and not isinstance(positions, torch.Tensor):
+            cos, sin = self._table
+            first, count = positions[0], len(positions)
+            if positions[-1] == first + count - 1 and (count < 3 or list(positions) == [*range(first, first + count)]):
+                return cos[first : first + count], sin[first : first + count]
+        if not isinstance(positions, torch.Tensor):
+            positions = upload(positions, self._embedding.device)
         if self._table is None:
-            return self._angles(torch.tensor(positions, device=self._embedding.device))
+            return self._angles(positions)
         cos, sin = self._table
-        first, count = positions[0], len(positions)
-        if positions[-1] == first + count - 1 and (count < 3 or list(positions) == [*range(first, first + count)]):
-            return cos[first : first + count], sin[first : first + count]
-        index = torch.tensor(positions, device=self._embedding.device)
-        return cos.index_select(0, index), sin.index_select(0, index)
+        return cos.index_select(0, positions), sin.index_select(0, positions)
 
     def _angles(self, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         cos, sin = self._rotary(self._embedding[:1, None], position_ids=positions[None])
@@ -138,33 +151,27 @@ class LeanDecoder:
 
     def _make_layer(self, layer: Any, site: Site) -> _Layer:
         attention, mlp = layer.self_attn, layer.mlp
-        qkv, bias = _fuse([attention.q_proj, attention.k_proj, attention.v_proj])
-        gate_up, _ = _fuse([mlp.gate_proj, mlp.up_proj])
         norms = None
         if hasattr(attention, "q_norm"):
             query = attention.q_norm.weight.detach().expand(self._num_heads, -1)
             norms = torch.cat([query, attention.k_norm.weight.detach().expand(self._num_kv_heads, -1)])
         return _Layer(
             input_norm=layer.input_layernorm.weight.detach(),
-            qkv=qkv,
-            qkv_bias=bias,
+            qkv=_take([attention.q_proj, attention.k_proj, attention.v_proj]),
             qk_norm=norms,
-            output=attention.o_proj.weight.detach().t(),
+            output=_take([attention.o_proj]),
             mlp_norm=layer.post_attention_layernorm.weight.detach(),
-            gate_up=gate_up,
-            down=mlp.down_proj.weight.detach().t(),
+            gate_up=_take([mlp.gate_proj, mlp.up_proj]),
+            down=_take([mlp.down_proj]),
             site=site,
         )
 
 
-def _fuse(modules: Sequence[Any]) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """One weight, and one bias if there are any, for projections of the same input; they become views of it."""
-    weight = torch.cat([module.weight.detach() for module in modules])
-    first = 0
+def _take(modules: Sequence[Any]) -> Projection:
+    """One projection for linear layers of the same input, whose own weights are freed."""
+    weights = [module.weight.detach() for module in modules]
+    biases = [module.bias.detach() for module in modules if module.bias is not None]
+    fused = Projection(torch.cat(weights) if len(weights) > 1 else weights[0], torch.cat(biases) if biases else None)
     for module in modules:
-        last = first + module.weight.shape[0]
-        module.weight = torch.nn.Parameter(weight[first:last], requires_grad=False)
-        first = last
-    if modules[0].bias is None:
-        return weight, None
-    return weight, torch.cat([module.bias.detach() for module in modules])
+        free(module)
+    return fused

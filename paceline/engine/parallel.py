@@ -5,15 +5,15 @@ tensor parallel layers exchange their partial sums. Only rank 0 sees logits that
 
 Rules.
 1. A group lives and dies whole. A rank that fails, hangs or falls out of step cannot be repaired: the leader ends
-   all followers, and every call from then on raises Unavailable. Whoever owns the process starts a new group.
+   all followers, and every call from then on raises EngineLost. Whoever owns the process starts a new group.
 2. Followers never outlive the leader. Each holds the reading end of a pipe from it; end of file means it is gone,
    however it died.
 3. No pickle. Options travel as JSON through that pipe, plans as msgpack in a broadcast of bytes.
 4. Nothing listens beyond this host: ranks meet in a private folder and talk over the loopback device.
 
 The process group's timeout also applies to a follower that merely waits for work, so an idle leader sends a
-heartbeat every third of it. The same timeout bounds how long a hung rank can hold up a step; a killed one is
-noticed at once, because its connections close.
+heartbeat every third of it, at which all ranks meet. The same timeout bounds how long a hung rank can hold up a step
+or a heartbeat. A killed one is noticed at once in a step, because its connections close, and else by the heartbeat.
 """
 
 from __future__ import annotations
@@ -39,12 +39,14 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch.distributed import distributed_c10d
+from transformers import PreTrainedConfig
 
 from paceline.engine import weights
 from paceline.engine.executor import Executor, Options, prepare
 from paceline.engine.plan import StepPlan
+from paceline.engine.step import Outputs
 from paceline.engine.weights import Checkpoint
-from paceline.errors import InvalidInput, Unavailable
+from paceline.errors import EngineLost, InvalidInput, Unavailable, Unsupported
 
 # A follower imports torch and transformers before it reports: seconds on a laptop, more on a cold disk.
 _START_TIMEOUT_S = 120.0
@@ -63,10 +65,10 @@ def check(checkpoint: Checkpoint, size: int, device: str) -> None:
     if importlib.util.find_spec("accelerate") is None:
         fix = "transformers splits models only with accelerate installed; pip install accelerate"
         raise InvalidInput("tensor_parallel_size", size, fix)
-    config = checkpoint.config
-    num_heads = config.num_attention_heads
-    num_kv_heads = getattr(config, "num_key_value_heads", None) or num_heads
-    for name, count in (("attention heads", num_heads), ("key-value heads", num_kv_heads)):
+    if not getattr(checkpoint.config, "base_model_tp_plan", None):
+        fix = f"transformers has no plan for splitting {checkpoint.config.model_type} models; use 1"
+        raise Unsupported("tensor_parallel_size", size, fix)
+    for name, count in _parts(checkpoint.config):
         if count % size:
             fix = f"the model's {count} {name} cannot be split evenly; choose a divisor of {count}"
             raise InvalidInput("tensor_parallel_size", size, fix)
@@ -83,11 +85,22 @@ def check(checkpoint: Checkpoint, size: int, device: str) -> None:
         raise InvalidInput("tensor_parallel_size", size, fix)
 
 
+def _parts(config: PreTrainedConfig) -> list[tuple[str, int]]:
+    """What is dealt out to the ranks in equal shares."""
+    num_heads = config.num_attention_heads
+    parts = [("attention heads", num_heads)]
+    parts.append(("key-value heads", getattr(config, "num_key_value_heads", None) or num_heads))
+    if getattr(config, "num_local_experts", None) or getattr(config, "num_experts", None):
+        size = getattr(config, "moe_intermediate_size", None) or config.intermediate_size
+        parts.append(("values inside an expert", size))
+    return parts
+
+
 class Leader:
     """Rank 0: an executor whose steps all ranks run. Create it with `start`."""
 
     def __init__(self, executor: Executor, followers: Sequence[_Follower], channel: _Channel, timeout_s: float):
-        self.model = executor.model
+        self.model, self.num_parameters = executor.model, executor.num_parameters
         self.vocab_size = executor.vocab_size
         self.num_blocks = executor.num_blocks
         self._executor = executor
@@ -96,6 +109,7 @@ class Leader:
         self._timeout_s = timeout_s
         self._lock = threading.Lock()  # one collective at a time: forward passes and heartbeats
         self._ended: str | None = None  # why the group is no more; never reset
+        self.lost: str | None = None  # the same, unless it was shut down on purpose
         self._stop = threading.Event()
         self._heart = threading.Thread(target=self._beat, name="tensor-parallel-heartbeat", daemon=True)
         self._heart.start()
@@ -125,17 +139,17 @@ class Leader:
             raise
         return cls(executor, followers, channel, timeout_s)
 
-    def run(self, plan: StepPlan) -> torch.Tensor:
+    def run(self, plan: StepPlan) -> Outputs:
         """`Executor.run` on all ranks. Raises Unavailable if the group has ended, or ends during the step."""
         with self._lock:
             if self._ended is not None:
-                raise Unavailable(f"the tensor parallel group has ended: {self._ended}")
+                raise EngineLost(self.lost or "the tensor parallel group was shut down")
             try:
                 self._channel.send(_PLAN, plan.pack())
                 return self._executor.run(plan)
             except Exception as error:  # whatever it was, the ranks are no longer in step
                 self._fail(error)
-                raise Unavailable(f"the tensor parallel group has ended: {self._ended}") from error
+                raise EngineLost(self.lost) from error
             except BaseException as error:
                 self._fail(error)
                 raise
@@ -161,6 +175,7 @@ class Leader:
                     for follower in self._followers:
                         follower.check_alive()
                     self._channel.send(_HEARTBEAT)
+                    self._channel.meet()  # a broadcast fits into a connection's buffers: it shows no hung rank
                 except RuntimeError as error:
                     self._fail(error)
 
@@ -170,6 +185,7 @@ class Leader:
             self._ended = f"a rank was silent for {self._timeout_s:g} s"
         else:
             self._ended = _name_the_dead(self._followers) or f"{type(error).__name__}: {str(error)[:200]}"
+        self.lost = f"the tensor parallel group has ended: {self._ended}"
         _end(self._followers)
 
 
@@ -253,6 +269,10 @@ class _Channel:
             whole = torch.frombuffer(bytearray(payload), dtype=torch.uint8)
             dist.broadcast(whole, src=0, group=self.group)
 
+    def meet(self) -> None:
+        """Returns when all ranks are here."""
+        dist.barrier(group=self.group)
+
     def receive(self) -> tuple[int, bytes]:
         """The next message's (kind, payload)."""
         dist.broadcast(self._buffer, src=0, group=self.group)
@@ -307,6 +327,8 @@ def _follow(order: dict[str, Any]) -> None:
         kind, payload = channel.receive()
         if kind == _STOP:
             return
+        if kind == _HEARTBEAT:
+            channel.meet()
         if kind == _PLAN:
             executor.run(StepPlan.unpack(payload))
 

@@ -19,9 +19,10 @@ from paceline.engine.plan import Chunk, build
 from paceline.engine.pool import BlockPool, Extension, PoolFull
 from paceline.engine.prefix import PrefixStats
 from paceline.engine.room import Claim, Sharing, share
+from paceline.engine.step import Outputs
 from paceline.errors import InvalidInput
 
-__all__ = ["Chunk", "Claim", "ModelInfo", "PoolFull", "PrefixStats", "Runner"]
+__all__ = ["Chunk", "Claim", "ModelInfo", "Outputs", "PoolFull", "PrefixStats", "Runner"]
 
 
 class Runner:
@@ -48,17 +49,17 @@ class Runner:
         tensor_parallel_size: int = 1,
         tensor_parallel_timeout_s: float = 20.0,
         prefix_caching: bool = True,
+        enforce_eager: bool = False,
     ) -> Runner:
         """Loads and validates `model`, a folder or a Hugging Face name.
 
         The pool holds `max_num_tokens` tokens over all sequences, or what fits in `kv_cache_bytes` on each
-        rank; by default what is left of `gpu_memory_utilization`, or 1 GiB on a CPU. Sets torch to one thread for
-        this process: a second OpenMP thread makes a busy CPU ten times slower. Raises InvalidInput for bad options
-        or a bad model folder, Unsupported for a model this engine cannot serve.
+        rank; by default what is left of `gpu_memory_utilization`, or 1 GiB on a CPU. `max_model_len` must fit into it;
+        by default it is the model's, whatever the pool holds. `enforce_eager`: no CUDA graphs. Sets torch to one
+        thread for this process: a second OpenMP thread makes a busy CPU ten times slower. Raises InvalidInput for bad
+        options or a bad model folder, Unsupported for a model this engine cannot serve.
         """
         _check_options(dtype, device, max_num_tokens, kv_cache_bytes, block_size, tensor_parallel_size)
-        if not 0 < gpu_memory_utilization <= 1:
-            raise InvalidInput("gpu_memory_utilization", gpu_memory_utilization, "must be over 0 and at most 1")
         torch.set_num_threads(1)
         checkpoint = weights.inspect(model, revision=revision, max_model_len=max_model_len)
         options = Options(
@@ -71,12 +72,14 @@ class Runner:
             max_model_len=max_model_len,
             tensor_parallel_size=tensor_parallel_size,
             gpu_memory_utilization=gpu_memory_utilization,
+            enforce_eager=enforce_eager,
         )
         executor: Executor | Leader
         if tensor_parallel_size > 1:
             executor = Leader.start(checkpoint, options, timeout_s=tensor_parallel_timeout_s)
         else:
             executor = prepare(checkpoint, options)
+        _check_room(executor, options)
         model_hash, tokenizer_hash = checkpoint.hashes()
         info = ModelInfo(
             model_hash=model_hash,
@@ -86,7 +89,8 @@ class Runner:
             eos_token_ids=weights.eos_token_ids(executor.model),
             dtype=dtype,
             device=device,
-            num_parameters=sum(parameter.numel() for parameter in executor.model.parameters()),
+            folder=str(checkpoint.folder),
+            num_parameters=executor.num_parameters,
         )
         salt = f"{model_hash} {dtype}"
         return cls(executor, BlockPool(executor.num_blocks, block_size, salt=salt, prefix_caching=prefix_caching), info)
@@ -111,6 +115,10 @@ class Runner:
         """Takes all blocks from a sequence, which stays open: its tokens must be forwarded, or adopted, anew."""
         self._pool.close(sequence)
         self._pool.open(sequence)
+
+    def forget(self, sequence: str) -> None:
+        """Frees all that a sequence has cached, for the prefix cache too. Raises UnknownRequest if it is not open."""
+        self._pool.cut(sequence, 0)
 
     def length(self, sequence: str) -> int:
         """Cached tokens of a sequence. Raises UnknownRequest if it is not open."""
@@ -144,23 +152,33 @@ class Runner:
 
         The result is an inference tensor: arithmetic in place needs `torch.inference_mode()` around it.
         """
+        return self.forward_with_hidden(chunks).logits
+
+    def forward_with_hidden(self, chunks: Sequence[Chunk]) -> Outputs:
+        """`forward`, and beside each row of logits the hidden state that it comes from."""
         self._check(chunks)
         chunks = [self._from_writable_start(chunk) for chunk in chunks]
         wishes = [Extension(chunk.sequence, chunk.start, chunk.start + len(chunk.token_ids)) for chunk in chunks]
         tables = self._pool.extend(wishes)
         pairs = [pair for pair in zip(chunks, tables, strict=True) if len(pair[0].token_ids)]
         if not pairs:
-            return torch.empty(0, self.info.vocab_size, device=self.info.device)
+            nothing = torch.empty(0, self.info.vocab_size, device=self.info.device)
+            return Outputs(nothing, nothing[:, :0])
         plan = build([chunk for chunk, _ in pairs], [table for _, table in pairs])
         try:
-            logits = self._executor.run(plan)
+            rows = self._executor.run(plan)
         except BaseException:
             for chunk in chunks:
                 self._pool.cut(chunk.sequence, chunk.start)
             raise
         for chunk, _ in pairs:
             self._pool.record(chunk.sequence, chunk.start, chunk.token_ids)
-        return logits
+        return rows
+
+    @property
+    def lost(self) -> str | None:
+        """Why no forward pass will ever succeed again, if so: a tensor parallel group has lost a rank."""
+        return self._executor.lost
 
     def shutdown(self) -> None:
         """Ends the other ranks of a tensor parallel group, if there are any. May be repeated."""
@@ -192,6 +210,14 @@ class Runner:
                 raise ValueError(f"{chunk.sequence!r} exceeds max_model_len={self.info.max_model_len}")
             if count and (min(chunk.token_ids) < 0 or max(chunk.token_ids) >= self.info.vocab_size):
                 raise ValueError(f"{chunk.sequence!r} has a token id outside 0..{self.info.vocab_size - 1}")
+
+
+def _check_room(executor: Executor | Leader, options: Options) -> None:
+    num_slots = executor.num_blocks * options.block_size
+    if options.max_model_len is not None and options.max_model_len > num_slots:
+        executor.shutdown()
+        fix = f"the KV cache holds only {num_slots} tokens; lower it, or give the cache more memory"
+        raise InvalidInput("max_model_len", options.max_model_len, fix)
 
 
 def _check_options(

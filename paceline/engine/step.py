@@ -7,7 +7,7 @@ long sequence a quarter faster on a CPU than slots-first does.
 Two forms of the same attention, each chosen by what the spans look like:
 
 - `_Run`: one sequence whose blocks are consecutive. Keys are a *view* of the pool, nothing is gathered.
-- `_Batch`: any sequences, padded to [B, T] queries and [B, L] keys; one gather and one call a layer.
+- `Batch`: any sequences, padded to [B, T] queries and [B, L] keys; one gather and one call a layer.
 
 Both fold the G query heads of a kv head into the query axis, so keys are never repeated and one [G*T, L] mask
 serves all heads; a lone decode token needs no mask at all.
@@ -23,6 +23,7 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention
 
 from paceline.engine.plan import MAX_BATCHED_TOKENS, Span, StepPlan
+from paceline.engine.transfer import upload
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +59,13 @@ class Site(NamedTuple):
     scaling: float | None
     window: int | None
     softcap: float | None
+
+
+class Outputs(NamedTuple):
+    """What a pass gives of each wanted row, float32."""
+
+    logits: torch.Tensor  # [num_rows, vocab_size]
+    hidden: torch.Tensor  # [num_rows, hidden size]: the inputs of the output embedding
 
 
 class Attends(Protocol):
@@ -115,10 +123,10 @@ def _group(spans: Sequence[Span], store: KVStore, heads_per_kv: int) -> list[_Gr
         num_batched = 0
     groups: list[_Group] = []
     if num_batched:
-        groups.append(_Batch(spans[:num_batched], store, heads_per_kv))
+        groups.append(Batch(spans[:num_batched], store, heads_per_kv))
     for span in spans[num_batched:]:
         is_run = _is_consecutive(span.blocks)
-        groups.append(_Run(span, store, heads_per_kv) if is_run else _Batch([span], store, heads_per_kv))
+        groups.append(_Run(span, store, heads_per_kv) if is_run else Batch([span], store, heads_per_kv))
     return groups
 
 
@@ -184,7 +192,7 @@ class _Run:
         return _Reads(keys, values, mask, False)
 
 
-class _Batch:
+class Batch:
     """Sequences in any blocks, padded to a common number of queries and keys."""
 
     def __init__(self, spans: Sequence[Span], store: KVStore, heads_per_kv: int) -> None:
@@ -194,11 +202,11 @@ class _Batch:
         self._max_queries = max(span.num_tokens for span in spans)
         self._heads_per_kv = heads_per_kv
         self._store = store
-        starts = torch.tensor([[span.start] for span in spans], device=device)
+        starts = upload([[span.start] for span in spans], device)
         self._positions = starts + torch.arange(self._max_queries, device=device)  # [B, T]
         self._slots = _read_slots(spans, size, device)
         written = [_slot(span, size, offset) for span in spans for offset in range(span.num_tokens)]
-        self._write_slots = torch.tensor(written, device=device)
+        self._write_slots = upload(written, device)
         self._padded: torch.Tensor | None = None
         self._kept: torch.Tensor | None = None
         if self.num_tokens != len(spans) * self._max_queries:
@@ -216,8 +224,18 @@ class _Batch:
             padded.extend([first] * (self._max_queries - span.num_tokens))
             kept.extend(range(index * self._max_queries, index * self._max_queries + span.num_tokens))
             first += span.num_tokens
-        self._padded = torch.tensor(padded, device=device)
-        self._kept = torch.tensor(kept, device=device)
+        self._padded = upload(padded, device)
+        self._kept = upload(kept, device)
+
+    def renew(self) -> None:
+        """Forgets what was derived from positions and slots, which may be others now."""
+        self._masks.clear()
+
+    def load(self, other: Batch) -> None:
+        """Takes over the positions and slots of a batch of the same shape, into the memory that this one has."""
+        self._positions.copy_(other._positions)
+        self._slots.copy_(other._slots)
+        self._write_slots.copy_(other._write_slots)
 
     def attend(
         self,
@@ -281,8 +299,8 @@ def _read_slots(spans: Sequence[Span], block_size: int, device: torch.device) ->
     padded = [[*span.blocks, *[0] * (width - len(span.blocks))] for span in spans]
     ends = [span.start + span.num_tokens for span in spans]
     places = torch.arange(max(ends), device=device)
-    places = places.minimum(torch.tensor(ends, device=device)[:, None] - 1)
-    return torch.tensor(padded, device=device).gather(1, places // block_size) * block_size + places % block_size
+    places = places.minimum(upload(ends, device)[:, None] - 1)
+    return upload(padded, device).gather(1, places // block_size) * block_size + places % block_size
 
 
 def _attend(

@@ -8,7 +8,6 @@ code when it is read. Code that ships with a model is never executed.
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +19,7 @@ from transformers.distributed.configuration_utils import DistributedConfig
 from transformers.utils import logging as transformers_logging
 
 from paceline.engine.attention import NAME as ATTENTION
+from paceline.engine.files import check_tokenizer, find_shards, first_line, read_json
 from paceline.errors import InvalidInput, Unsupported
 from paceline.tokenizer import tokenizer_hash
 
@@ -51,20 +51,19 @@ class Checkpoint:
 def inspect(model: str, *, revision: str | None = None, max_model_len: int | None = None) -> Checkpoint:
     """Finds and checks a model's files. Raises InvalidInput, or Unsupported for what we cannot serve."""
     folder = _resolve(model, revision)
-    _read_json(folder, "config.json", "copy the whole model folder, config.json included")
+    read_json(folder, "config.json", "copy the whole model folder, config.json included")
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
     except Exception as error:
         raise InvalidInput(
             "model",
             str(folder),
-            f"config.json describes no model that transformers knows ({_first_line(error)}); "
+            f"config.json describes no model that transformers knows ({first_line(error)}); "
             "code that ships with a model is never executed",
         ) from error
     text = config.get_text_config()
-    shards = _find_shards(folder)
-    tokenizer = _read_json(folder, "tokenizer.json", "save the fast tokenizer into the same folder")
-    _check_tokenizer(folder, tokenizer, text.vocab_size)
+    shards = find_shards(folder)
+    check_tokenizer(folder, text.vocab_size)
     _check_layers(folder, text)
     return Checkpoint(folder, text, _max_model_len(folder, text, max_model_len), shards)
 
@@ -92,7 +91,7 @@ def load(checkpoint: Checkpoint, *, dtype: str, device: str, tensor_parallel_siz
             **(shares if tensor_parallel_size > 1 else {}),
         )
     except Exception as error:
-        fix = f"the weights do not load ({_first_line(error)}); download or export the model again"
+        fix = f"the weights do not load ({first_line(error)}); download or export the model again"
         raise InvalidInput("model", folder, fix) from error
     for problem, what in (("missing_keys", "is missing"), ("mismatched_keys", "has the wrong shape")):
         if report.get(problem):
@@ -130,59 +129,9 @@ def _resolve(model: str, revision: str | None) -> Path:
         raise InvalidInput(
             "model",
             model,
-            f"neither a folder nor a model that can be downloaded ({_first_line(error)}); "
+            f"neither a folder nor a model that can be downloaded ({first_line(error)}); "
             "check the spelling, the network and HF_TOKEN, or give a local folder",
         ) from error
-
-
-def _read_json(folder: Path, name: str, fix: str) -> dict[str, Any]:
-    path = folder / name
-    if not path.is_file():
-        raise InvalidInput("model", str(folder), f"{name} is missing; {fix}")
-    try:
-        parsed = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error:
-        problem = f"{name} is not valid JSON ({_first_line(error)}); {fix}"
-        raise InvalidInput("model", str(folder), problem) from error
-    if not isinstance(parsed, dict):
-        raise InvalidInput("model", str(folder), f"{name} is not a JSON object; {fix}")
-    return parsed
-
-
-def _find_shards(folder: Path) -> tuple[Path, ...]:
-    single = folder / "model.safetensors"
-    if single.is_file():
-        return (single,)
-    if not (folder / "model.safetensors.index.json").is_file():
-        fix = "no model.safetensors; other formats can run code when read: save the model as safetensors"
-        raise InvalidInput("model", str(folder), fix)
-    fix = "download the model again"
-    weight_map = _read_json(folder, "model.safetensors.index.json", fix).get("weight_map")
-    if not isinstance(weight_map, dict) or not weight_map:
-        raise InvalidInput("model", str(folder), f"model.safetensors.index.json names no weights; {fix}")
-    shards = tuple(folder / str(name) for name in sorted(set(weight_map.values())))
-    for shard in shards:
-        if not shard.is_file():
-            raise InvalidInput("model", str(folder), f"{shard.name} is missing; {fix}")
-    return shards
-
-
-def _check_tokenizer(folder: Path, tokenizer: dict[str, Any], vocab_size: int) -> None:
-    try:
-        ids = [int(entry["id"]) for entry in tokenizer.get("added_tokens") or []]
-        vocab = tokenizer["model"]["vocab"]
-        # Unigram has a list of [token, score] pairs, every other model a map from token to id.
-        ids += [len(vocab) - 1] if isinstance(vocab, list) else [int(id_) for id_ in vocab.values()]
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        fix = "tokenizer.json has no readable vocabulary; save the fast tokenizer into the same folder"
-        raise InvalidInput("model", str(folder), fix) from error
-    if ids and max(ids) >= vocab_size:
-        raise InvalidInput(
-            "model",
-            str(folder),
-            f"tokenizer.json has ids up to {max(ids)}, but the embedding only {vocab_size} rows; "
-            "use the tokenizer that belongs to this model",
-        )
 
 
 def _check_layers(folder: Path, config: PreTrainedConfig) -> None:
@@ -243,8 +192,3 @@ def _samples(path: Path) -> Iterator[bytes]:
         for index in range(_NUM_SAMPLES):
             file.seek((num_bytes - _SAMPLE_BYTES) * index // (_NUM_SAMPLES - 1))
             yield file.read(_SAMPLE_BYTES)
-
-
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0][:200]}" if lines else type(error).__name__

@@ -5,11 +5,23 @@ from __future__ import annotations
 import pytest
 
 from coordinator.core.commands import Ask, Command, Fail
-from coordinator.core.events import Arrived, Drafted, Faulted, RequestSpec, Tick, Verified, WorkerDown, WorkerUp
+from coordinator.core.events import (
+    Arrived,
+    Drafted,
+    Ended,
+    Faulted,
+    Passed,
+    RequestSpec,
+    Tick,
+    Verified,
+    WorkerDown,
+    WorkerUp,
+)
 from coordinator.core.limits import Limits
 from coordinator.core.metrics import RequestMetrics, _overlap_s
 from coordinator.core.pipeline import Pipeline
-from paceline.errors import InvalidInput, Overloaded, Unavailable
+from paceline.errors import InvalidInput, Overloaded, Unavailable, Unsupported
+from paceline.length_policy import LengthPolicy
 from paceline.types import (
     Blame,
     Close,
@@ -20,6 +32,7 @@ from paceline.types import (
     Mode,
     OpenDraft,
     OpenVerify,
+    Pass,
     Role,
     Rule,
     SamplingParams,
@@ -33,15 +46,15 @@ from tests.world import Network, World
 GREEDY = SamplingParams(temperature=0)
 
 
-def info(role: Role, places: int = 4) -> WorkerInfo:
-    return WorkerInfo(role, "", 1, "toy", "", "", 50, 4096, places, (), "float32", "cpu")
+def info(role: Role, places: int = 4, address: str = "", policies: tuple[str, ...] = ()) -> WorkerInfo:
+    return WorkerInfo(role, address, 1, "toy", "", "", 50, 4096, places, (), "float32", "cpu", policies=policies)
 
 
 def pipeline(*, drafter: bool = True, places: int = 4, limits: Limits | None = None) -> Pipeline:
     it = Pipeline(limits)
     it.handle(WorkerUp("v", info(Role.VERIFIER, places)), 0.0)
     if drafter:
-        it.handle(WorkerUp("d", info(Role.DRAFTER, places)), 0.0)
+        it.handle(WorkerUp("d", info(Role.DRAFTER, places), is_trusted=True), 0.0)
     return it
 
 
@@ -65,6 +78,13 @@ def test_both_workers_start_prefilling_at_once() -> None:
     assert second.num_decode == 1, "the first token is plain target output and does not wait for a draft"
 
 
+def test_in_mode_auto_nobody_waits_for_a_drafter_that_is_not_known_yet() -> None:
+    drafted, verified = asks(pipeline().handle(Arrived(spec(mode=None)), 0.0))
+    assert isinstance(drafted, OpenDraft)
+    assert isinstance(verified, OpenVerify)
+    assert verified.num_decode == 20
+
+
 def test_without_a_drafter_the_verifier_decodes_on_without_being_asked_again() -> None:
     it = pipeline(drafter=False)
     (opened,) = asks(it.handle(Arrived(spec()), 0.0))
@@ -86,8 +106,10 @@ def test_losing_the_drafter_lets_the_verifier_decode_the_rest() -> None:
     it = pipeline()
     it.handle(Arrived(spec()), 0.0)
     it.handle(verdict(3, 7), 0.1)
+    it.handle(Drafted("d", Draft("r", 2, 4, (8, 9))), 0.15)
+    it.handle(verdict(4, 8, 9, 5), 0.17)
     (decode,) = asks(it.handle(WorkerDown("d"), 0.2))
-    assert decode == Decode("r", 2, 4, 19)
+    assert decode == Decode("r", 3, 7, 16)
 
 
 def test_losing_the_verifier_moves_committed_tokens_and_drafts_in_flight() -> None:
@@ -139,8 +161,114 @@ def test_a_drafter_that_refuses_costs_only_its_drafts() -> None:
     it = pipeline()
     it.handle(Arrived(spec()), 0.0)
     it.handle(verdict(3, 7), 0.1)
+    it.handle(Drafted("d", Draft("r", 2, 4, (8, 9))), 0.15)
+    it.handle(verdict(4, 8, 9, 5), 0.17)
     commands = it.handle(Faulted("d", "r", "no place"), 0.2)
     assert any(isinstance(ask, Decode) for ask in asks(commands))
+
+
+def passed(start: int, epoch: int = 2) -> Passed:
+    return Passed("d", Pass("r", epoch, start))
+
+
+def test_a_drafter_that_passes_is_not_waited_for() -> None:
+    it = pipeline()
+    it.handle(Arrived(spec()), 0.0)
+    it.handle(verdict(3, 7), 0.1)
+    assert asks(it.handle(passed(4), 0.101)) == [Decode("r", 2, 4, 1)]
+    commands = it.handle(verdict(4, 8), 0.2)
+    assert asks(commands) == [Commit("r", 3, 4, (8,))], "it is asked again after that token"
+
+
+def test_a_pass_that_is_repeated_late_or_early_changes_nothing() -> None:
+    it = pipeline()
+    it.handle(Arrived(spec()), 0.0)
+    assert asks(it.handle(passed(3, 1), 0.05)) == [], "the first token is on its way already"
+    it.handle(verdict(3, 7), 0.1)
+    assert asks(it.handle(passed(3, 1), 0.11)) == [], "what is committed since is on its way to the drafter"
+    assert asks(it.handle(passed(5), 0.12)) == [], "no honest drafter is ahead of what is committed"
+    assert len(asks(it.handle(passed(4), 0.13))) == 1
+    assert asks(it.handle(passed(4), 0.14)) == []
+
+
+def test_a_pass_while_a_draft_is_judged_changes_nothing() -> None:
+    it = pipeline()
+    it.handle(Arrived(spec()), 0.0)
+    it.handle(verdict(3, 7), 0.1)
+    it.handle(Drafted("d", Draft("r", 2, 4, (8, 9))), 0.15)
+    assert asks(it.handle(passed(4), 0.16)) == []
+
+
+def test_a_pass_of_another_drafter_is_not_heard() -> None:
+    it = pipeline()
+    it.handle(Arrived(spec()), 0.0)
+    it.handle(verdict(3, 7), 0.1)
+    assert it.handle(Passed("e", Pass("r", 2, 4)), 0.11) == []
+
+
+def test_the_verifier_decodes_on_while_a_slow_drafter_has_nothing() -> None:
+    """Each answer takes twice as long as a pass, so waiting for one after every token would treble the time."""
+    it = pipeline()
+    it.handle(Arrived(spec(max_tokens=90)), 0.0)
+    now_s, lengths = 0.0, []
+    for start in range(3, 9):
+        it.handle(Verified("v", Verdict("r", 0, start, (7,), (Source.SELF_DECODED,), verify_ms=10)), now_s)
+        now_s += 0.02
+        lengths += [ask.num_tokens for ask in asks(it.handle(passed(start + 1), now_s)) if isinstance(ask, Decode)]
+    (length,) = lengths
+    assert length > 16, "one run, long enough for all"
+
+
+HEAD = LengthPolicy.parse("specdecpp")
+
+
+def with_drafters(**policies: tuple[str, ...]) -> Pipeline:
+    it = pipeline(drafter=False)
+    for name, offered in policies.items():
+        it.handle(WorkerUp(name, info(Role.DRAFTER, places=1, policies=offered)), 0.0)
+    return it
+
+
+def test_a_policy_that_no_drafter_offers_is_refused_with_those_that_are_offered() -> None:
+    it = with_drafters(d=("fixed",), e=("fixed", "svip"))
+    (fail,) = it.handle(Arrived(spec(policy=HEAD)), 0.0)
+    assert isinstance(fail, Fail)
+    assert isinstance(fail.error, Unsupported)
+    assert "the drafters that are here offer fixed, svip" in str(fail.error)
+    assert asks(it.handle(Arrived(spec("off", policy=HEAD, mode=Mode.OFF)), 0.0)), "nothing is drafted"
+
+
+def test_a_request_goes_to_a_drafter_that_offers_its_policy() -> None:
+    it = with_drafters(d=("fixed",), e=("fixed", "specdecpp"))
+    first = it.handle(Arrived(spec(policy=HEAD)), 0.0)[0]
+    assert isinstance(first, Ask)
+    assert (first.worker, type(first.ask)) == ("e", OpenDraft)
+
+
+def test_a_drafter_that_has_not_said_what_it_offers_is_asked() -> None:
+    first = pipeline().handle(Arrived(spec(policy=HEAD)), 0.0)[0]
+    assert isinstance(first, Ask)
+    assert isinstance(first.ask, OpenDraft)
+
+
+def test_a_request_that_waits_for_a_drafter_of_its_policy_holds_up_no_other() -> None:
+    it = with_drafters(e=("fixed", "specdecpp"))
+    for name in ("a", "b"):  # one place: b waits for it
+        it.handle(Arrived(spec(name, policy=HEAD)), 0.0)
+    it.handle(Arrived(spec("c")), 0.0)
+    (opened,) = asks(it.handle(WorkerUp("d", info(Role.DRAFTER, places=1, policies=("fixed",))), 0.1))
+    assert isinstance(opened, OpenDraft)
+    assert opened.request_id == "c"
+    opened = next(a for a in asks(it.handle(Ended("a", FinishReason.CANCELLED), 0.2)) if isinstance(a, OpenDraft))
+    assert opened.request_id == "b"
+
+
+def test_a_policy_for_a_head_goes_on_without_drafts_while_there_is_no_drafter_at_all() -> None:
+    it = pipeline(drafter=False)
+    (opened,) = asks(it.handle(Arrived(spec(policy=HEAD)), 0.0))
+    assert isinstance(opened, OpenVerify)
+    it.handle(WorkerUp("d", info(Role.DRAFTER, policies=("fixed",))), 0.1)
+    assert asks(it.handle(WorkerUp("e", info(Role.DRAFTER, policies=("specdecpp",))), 0.2))
 
 
 @pytest.mark.parametrize(("tokens", "kept"), [((7, 9, 5, 9), (7, 9)), ((9,), (9,))])
@@ -194,6 +322,13 @@ def test_only_the_coupled_rule_shares_its_seed_with_the_drafter() -> None:
     for sampling, shared in ((SamplingParams(seed=5), True), (SamplingParams(), False)):
         drafted, verified = asks(pipeline().handle(Arrived(spec(sampling=sampling)), 0.0))
         assert (drafted.seed == verified.seed) is shared  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("rule", [Rule.TOKEN, Rule.BLOCK, Rule.MATCH])
+def test_a_seed_that_the_client_gave_stays_with_the_verifier(rule: Rule) -> None:
+    drafted, verified = asks(pipeline().handle(Arrived(spec(sampling=SamplingParams(seed=5), seed=5, rule=rule)), 0.0))
+    assert 5 not in (drafted.seed, drafted.sampling.seed)  # type: ignore[attr-defined]
+    assert verified.seed == 5  # type: ignore[attr-defined]
 
 
 def test_metrics_account_for_every_token() -> None:

@@ -78,7 +78,7 @@ class Served:
 
     def __init__(self, *arguments: str) -> None:
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "deploy.cli", "serve", *arguments],
+            [sys.executable, "-m", "deploy.cli", "serve", "--port", "0", *arguments],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -94,6 +94,7 @@ class Served:
             reader.start()
         self.ready_line = ""
         self.address = ""
+        self.url = ""  # of HTTP
 
     def wait_until_ready(self) -> None:
         try:
@@ -102,6 +103,7 @@ class Served:
             self.ready_line = ""
         assert self.ready_line.startswith("paceline ready: gRPC on "), (self.ready_line, self.messages)
         self.address = self.ready_line.split("gRPC on ")[1].split(",")[0]
+        self.url = self.ready_line.split("HTTP on ")[1].split(",")[0]
 
     def end(self, number: int = signal.SIGTERM) -> int:
         self.process.send_signal(number)

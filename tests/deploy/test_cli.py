@@ -21,7 +21,7 @@ from paceline.errors import (
 )
 from tests.deploy.conftest import fails, paceline
 
-DEMO = Path(__file__).parents[2] / "models/demo-target"
+TARGET = Path(__file__).parents[2] / "models/demo-target"
 TLS = ("--tls-cert", "/none/{role}.crt", "--tls-key", "/none/{role}.key", "--tls-ca", "/none/ca.crt")
 
 
@@ -83,18 +83,37 @@ def test_no_command_is_an_error_that_shows_the_help(capsys: pytest.CaptureFixtur
         (["serve", "--target", "./missing", "--drafter", "x"], ["--target='./missing'", "no such folder"]),
         (["serve", "--target", "x", "--drafter", "x", "--host", "0.0.0.0"], ["host='0.0.0.0'", "--insecure"]),
         (["serve", "--target", "x", "--drafter", "x", "--grpc-port", "70000"], ["--grpc-port='70000'", "65535"]),
+        (["serve", "--target", "x", "--drafter", "x", "--port", "of"], ["--port='of'", "65535, or off"]),
         (["verifier", "--model", "x", "--kv-cache-memory", "much"], ["--kv-cache-memory='much'", "1GiB"]),
         (["verifier", "--model", "x", "--host", "10.0.0.1"], ["host='10.0.0.1'", "--insecure"]),
         (["drafter", "--model", "x", "--host", "0.0.0.0", "--insecure"], ["--advertise", "--host"]),
         (["verifier", "--model", "x", "--tls-cert", "a"], ["tls-key", "--tls-ca", "together, or none"]),
         (["drafter", "--model", "x", *TLS], ["tls-cert='/none/drafter.crt'", "paceline certs"]),
         (["coordinator", "--tokenizer", "x", *TLS], ["tls-cert='/none/coordinator.crt'"]),
-        (["coordinator", "--tokenizer", str(DEMO), "--api-keys", "/none"], ["api-keys='/none'", "cannot be read"]),
+        (["coordinator", "--tokenizer", str(TARGET), "--api-keys", "/none"], ["api-keys='/none'", "cannot be read"]),
         (["serve", "--target", "x", "--drafter", "x", *TLS], ["tls-cert='/none/client.crt'"]),
         (["generate", "--prompt", "x", *TLS], ["tls-cert='/none/client.crt'"]),
         (["generate", "--prompt", "x", "--api-key", "two words"], ["api_key"]),
         (["generate", "--prompt", "x", "--server", "a:1,b"], ["--server='a:1,b'", "HOST:PORT"]),
         (["verifier", "--model", "x", "--drain-s", "-1"], ["--drain-s='-1'", "from 0 to 3600"]),
+        (["drafter", "--model", "prompt-lokup"], ["--model='prompt-lokup'", "did you mean prompt-lookup?"]),
+        (["serve", "--target", str(TARGET), "--drafter", "sufix"], ["--drafter='sufix'", "did you mean suffix?"]),
+        (["drafter", "--model", "suffix", "--max-ngram", "65"], ["--max-ngram='65'", "from 1 to 64"]),
+        (
+            ["drafter", "--model", "prompt-lookup", "--max-ngram", "2", "--min-ngram", "3"],
+            ["--min-ngram=3", "at most --max-ngram, which is 2"],
+        ),
+        (["drafter", "--model", "x", "--min-ngram", "2"], ["--min-ngram=2", "--model prompt-lookup or suffix"]),
+        (
+            ["serve", "--target", "x", "--drafter", "prompt-lookup", "--share-between-requests"],
+            ["--share-between-requests=True", "is for --drafter suffix"],
+        ),
+        (
+            ["drafter", "--model", "suffix", "--suffix-tokens", "9"],
+            ["--suffix-tokens=9", "add --share-between-requests"],
+        ),
+        (["drafter", "--model", "suffix", "--host", "0.0.0.0"], ["host='0.0.0.0'", "--insecure"]),
+        (["drafter", "--model", "suffix", "--suffix-tokens", "0"], ["--suffix-tokens='0'", "from 1"]),
         (["verifier", "--model", "x", "--dtype", "float16"], ["--dtype='float16'", "did you mean bfloat16?"]),
     ],
 )
@@ -155,7 +174,7 @@ def test_what_a_laptop_runs_does_not_import_torch() -> None:
     program = """
 import sys
 from deploy.cli import main
-import deploy.generate, deploy.serve, deploy.demo, coordinator.api
+import deploy.generate, deploy.serve, deploy.demo, coordinator.api, coordinator.http.server
 assert main(["--help"]) == main(["serve", "--help"]) == main(["coordinator", "--help"]) == 0
 assert main(["generate", "--server", "127.0.0.1:1", "--prompt", "x"]) == 1
 print({"torch", "transformers"} & set(sys.modules), file=sys.stderr)

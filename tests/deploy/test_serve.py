@@ -6,12 +6,14 @@ import json
 import os
 import signal
 import socket
+import urllib.request
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from deploy.certs import flags, make
+from paceline import acceptance_head
 from paceline.client import Client
 from paceline.security import PeerRole, Tls
 from paceline.wire import coordinator_pb2
@@ -37,7 +39,10 @@ def prompt_file(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def test_serve_says_in_one_line_that_all_processes_are_ready(served: Served) -> None:
-    assert served.ready_line == f"paceline ready: gRPC on {served.address}, 1 verifier, 1 drafter, mode auto\n"
+    where = f"gRPC on {served.address}, HTTP on {served.url}"
+    assert served.ready_line == f"paceline ready: {where}, 1 verifier, 1 drafter, mode auto\n"
+    with urllib.request.urlopen(f"{served.url}/health", timeout=10) as response:
+        assert json.load(response)["num_drafters"] == 1
     assert set(served.child_pids()) == {"coordinator", "verifier", "drafter"}
     assert len(set(served.child_pids().values())) == 3
 
@@ -48,7 +53,8 @@ def test_json_has_text_token_ids_finish_reason_and_every_metric(served: Served) 
     assert answer["finish_reason"] == "length"
     assert len(answer["token_ids"]) == 12
     assert set(answer["metrics"]) == METRICS
-    assert answer["metrics"]["mode"] == "pearl"
+    assert answer["metrics"]["mode"] in ("off", "sequential", "pearl"), "auto says what it chose"
+    assert sum(answer["metrics"]["tokens_by_mode"].values()) == 12
     assert answer["metrics"]["num_generated_tokens"] == 12
 
 
@@ -100,13 +106,16 @@ def test_one_bad_prompt_among_many_is_reported_in_its_place(served: Served, tmp_
     assert len(first["token_ids"]) == len(last["token_ids"]) == 4
 
 
-def test_a_port_in_use_is_refused(pair: tuple[Path, Path]) -> None:
+@pytest.mark.parametrize("option", ["--grpc-port", "--port"])
+def test_a_port_in_use_is_refused(option: str, pair: tuple[Path, Path]) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
-        line = fails("serve", "--target", str(pair[0]), "--drafter", str(pair[1]), "--grpc-port", str(port))
-    assert f"--grpc-port={port}" in line
+        line = fails(
+            "serve", "--target", str(pair[0]), "--drafter", str(pair[1]), "--grpc-port", "0", option, str(port)
+        )
+    assert f"{option}={port}" in line
     assert "choose another, or 0 for a free one" in line
 
 
@@ -116,6 +125,17 @@ def test_a_drafter_with_another_tokenizer_is_refused(pair: tuple[Path, Path], tm
     assert "paceline: --drafter='" in line
     assert "is not that of --target" in line
     assert "same model family" in line
+
+
+def test_another_drafters_acceptance_head_is_refused_at_the_start(pair: tuple[Path, Path], tmp_path: Path) -> None:
+    shipped = Path(__file__).parents[2] / "models/demo-drafter" / acceptance_head.FILE
+    for file in (*pair[1].iterdir(), shipped):
+        (tmp_path / file.name).symlink_to(file)
+    result = paceline("drafter", "--model", str(tmp_path), timeout_s=180)  # it loads the model first
+    assert result.code == 2, result
+    assert "paceline: acceptance_head='" in result.err
+    assert "it was trained for the drafter sha256:" in result.err
+    assert "python -m models.train_acceptance_head" in result.err
 
 
 @pytest.mark.parametrize(
@@ -150,7 +170,8 @@ def test_a_killed_drafter_is_restarted_and_requests_go_on_meanwhile(served: Serv
     assert served.child_pids()["drafter"] != pid
     (after,) = generate(served, *options)
     assert after["token_ids"] == before["token_ids"]
-    assert after["metrics"]["num_draft_tokens"] > 0
+    (drafted,) = generate(served, *options, "--max-tokens", "200", "--mode", "pearl")
+    assert drafted["metrics"]["num_draft_tokens"] > 0
     assert any("drafter was ended by signal 9" in line for line in served.messages)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -18,10 +19,10 @@ PROMPT = (1, 2)
 PENALISED = SamplingParams(frequency_penalty=1.5, repetition_penalty=1.3)
 
 
-def engine(width: int = 3) -> DrafterEngine:
+def engine(width: int = 3, **more: Any) -> DrafterEngine:
     info = WorkerInfo(Role.DRAFTER, "h:1", 1, "m", "0" * 64, "0" * 64, VOCAB, 1000, 8, (), "float32", "cpu")
     runner: Any = ToyRunner(info)
-    return DrafterEngine(runner, info, row_width=width)
+    return DrafterEngine(runner, info, row_width=width, **more)
 
 
 def opened(rule: Rule, seed: int, given: SamplingParams) -> OpenDraft:
@@ -37,44 +38,50 @@ def drafted(it: DrafterEngine) -> list[Draft]:
     return found
 
 
-def law_after(prefix: Tokens, given: SamplingParams) -> Any:
+def law_after(prefix: Tokens, given: SamplingParams, temperature: float | None = None) -> Any:
     row = chain(prefix, VOCAB)[None]
     row = sampling.adjusted_logits(row, given, prefix, num_prompt_tokens=len(PROMPT))
-    return sampling.target_probs(row, given)
+    return sampling.target_probs(row, replace(given, temperature=temperature or given.temperature))
 
 
-def check(draft: Draft, prefix: Tokens, seed: int, given: SamplingParams) -> None:
+def check(
+    draft: Draft, prefix: Tokens, seed: int, given: SamplingParams, bits: int, temperature: float | None = None
+) -> None:
     assert draft.rows is not None
+    assert draft.rows.bits == bits
     assert len(draft.token_ids) == 3, "nothing that was drawn is dropped"
     sent = rows.unpack(draft.rows, VOCAB, token_ids=draft.token_ids)
     for at, x in enumerate(draft.token_ids):
         before = prefix + draft.token_ids[:at]
-        kept = rows.truncate(law_after(before, given), 3)
+        kept = rows.truncate(law_after(before, given, temperature), 3, bits)
         assert sent.ids[at].tolist() == kept.ids[0].tolist()
-        assert (sent.probs[at] * rows.TOTAL).round().long().tolist() == kept.counts[0].tolist()
+        assert (sent.probs[at] * rows.total(bits)).round().long().tolist() == kept.counts[0].tolist()
         coin = noise.uniform(seed, Domain.DRAFT, len(before), epoch=draft.epoch)
         assert x == rows.sample_row(kept.ids[0], kept.counts[0], coin), "not drawn from the row that was sent"
 
 
 @pytest.mark.parametrize("rule", [Rule.TOKEN, Rule.BLOCK])
 @pytest.mark.parametrize("given", [SamplingParams(), PENALISED], ids=["plain", "penalised"])
-def test_a_token_is_drawn_from_the_row_that_is_sent_by_the_noise_of_its_run(rule: Rule, given: SamplingParams) -> None:
+@pytest.mark.parametrize(("bits", "temperature"), [(8, None), (12, 0.5), (16, 2.0)])
+def test_a_token_is_drawn_from_the_row_that_is_sent_by_the_noise_of_its_run(
+    rule: Rule, given: SamplingParams, bits: int, temperature: float | None
+) -> None:
     for seed in range(12):
-        it = engine()
+        it = engine(row_bits=bits, draft_temperature=temperature)
         it.handle(0, opened(rule, seed, given))
         first, second = drafted(it)
-        check(first, PROMPT, seed, given)
-        check(second, PROMPT + first.token_ids, seed, given)
+        check(first, PROMPT, seed, given, bits, temperature)
+        check(second, PROMPT + first.token_ids, seed, given, bits, temperature)
         other = (first.token_ids[0] + 1) % VOCAB
         it.handle(0, Commit("r", 1, len(PROMPT), (other,)))
         again = drafted(it)
         assert {draft.epoch for draft in again} == {1}
-        check(again[0], (*PROMPT, other), seed, given)
+        check(again[0], (*PROMPT, other), seed, given, bits, temperature)
 
 
 @pytest.mark.parametrize("given", [SamplingParams(0), SamplingParams(0, frequency_penalty=2, repetition_penalty=2)])
 def test_a_greedy_draft_is_the_likeliest_token_of_the_adjusted_row(given: SamplingParams) -> None:
-    it = engine()
+    it = engine(draft_temperature=2.0)
     it.handle(0, opened(Rule.MATCH, 1, given))
     prefix: Tokens = PROMPT
     for draft in drafted(it):

@@ -33,8 +33,8 @@ def engine(folder: Path, max_num_tokens: int) -> DrafterEngine:
     return DrafterEngine(runner, info, max_num_batched_tokens=16)
 
 
-def ask(index: int, end: int | None = None) -> OpenDraft:
-    policy, sampling = LengthPolicy.of("fixed", {"length": 3}), SamplingParams(temperature=1.0)
+def ask(index: int, end: int | None = None, policy_text: str = "fixed:length=3") -> OpenDraft:
+    policy, sampling = LengthPolicy.parse(policy_text), SamplingParams(temperature=1.0)
     end = len(PROMPTS[index]) + NUM_TOKENS if end is None else end
     return OpenDraft(f"r{index}", 0, PROMPTS[index], sampling, Rule.TOKEN, index, policy, 64, end)
 
@@ -59,13 +59,15 @@ def contents(drafts: dict[str, list[Draft]]) -> dict[str, list[tuple[int, tuple[
     return {name: [(draft.start, draft.token_ids) for draft in given] for name, given in drafts.items()}
 
 
-def test_six_requests_in_room_for_one_and_a_half_draft_what_each_drafts_alone(folder: Path) -> None:
+@pytest.mark.parametrize("policy_text", ["fixed:length=3", "adaedl:threshold=0.1,max_length=5"])
+def test_six_requests_in_room_for_one_and_a_half_draft_what_each_drafts_alone(folder: Path, policy_text: str) -> None:
     large = engine(folder, 2048)
     alone: dict[str, list[Draft]] = {}
     for index in range(len(PROMPTS)):
-        alone |= run(large, [ask(index)])
+        alone |= run(large, [ask(index, policy_text=policy_text)])
     small = engine(folder, 3 * LONGEST // 2)
-    assert contents(run(small, [ask(index) for index in range(len(PROMPTS))])) == contents(alone)
+    asks = [ask(index, policy_text=policy_text) for index in range(len(PROMPTS))]
+    assert contents(run(small, asks)) == contents(alone)
     assert small.num_preemptions > 0
     assert large.num_preemptions == 0
 

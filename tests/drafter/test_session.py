@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from drafter.session import Session
+import itertools
+
+import pytest
+
+from drafter.session import Outcome, Session
 from paceline.length_policy import LengthPolicy
-from paceline.types import Commit, Draft, OpenDraft, Rule, SamplingParams
+from paceline.types import Commit, Draft, OpenDraft, Pass, Rule, SamplingParams
 
 
 def opened(window: int = 2, end: int = 100, stop_token_ids: tuple[int, ...] = (), epoch: int = 0) -> OpenDraft:
@@ -89,3 +93,101 @@ def test_a_commit_that_leaves_a_gap_is_ignored() -> None:
     it: Session[None] = Session(opened())
     it.commit(Commit("r", 1, 9, (10,)))
     assert it.tokens == [1, 2, 3]
+
+
+def test_a_draft_after_which_nothing_is_found_is_closed_and_ends_the_run() -> None:
+    it: Session[None] = Session(opened(window=3))
+    it.push(10, stop=True)
+    it.exhaust()
+    assert not it.send(None).is_open
+    assert not it.wants_token()
+    assert it.passes() == [], "a verdict is on its way, which says more"
+    it.commit(Commit("r", 1, 3, (10, 11)))
+    assert it.wants_token(), "after the bonus something may be found"
+
+
+def test_with_nothing_in_flight_and_nothing_found_it_passes_and_says_so_again_when_opened_again() -> None:
+    it: Session[None] = Session(opened(epoch=4))
+    it.exhaust()
+    assert it.passes() == it.passes() == [Pass("r", 4, 3)]
+    assert it.reopen(opened(epoch=4)) == [Pass("r", 4, 3)]
+    it.commit(Commit("r", 5, 3, (10,)))
+    assert it.passes() == it.reopen(opened()) == []
+    assert it.wants_token()
+
+
+def test_after_its_whole_chain_is_committed_it_looks_again() -> None:
+    it: Session[None] = Session(opened(window=3))
+    draft(it, 10, 11)
+    it.push(12, stop=True)
+    it.exhaust()
+    it.send(None)
+    it.commit(Commit("r", 1, 3, (10, 11)))
+    assert not it.wants_token(), "the last draft is in flight"
+    it.commit(Commit("r", 1, 5, (12,)))
+    assert it.wants_token()
+
+
+def outcome_of(it: Session[None], start: int, *tokens: int) -> tuple[int, int]:
+    """Tested and accepted by a commit of these tokens."""
+    it.commit(Commit("r", it.epoch + 1, start, tokens))
+    outcome = it.take_outcome()
+    assert it.take_outcome() == Outcome(), "it is told once"
+    return outcome.num_tested, outcome.num_accepted
+
+
+def chained() -> Session[None]:
+    """The chain 10 … 14 from position 3: two drafts of two are sent, the fifth token is of a draft being made."""
+    it: Session[None] = Session(opened(window=3))
+    draft(it, 10, 11)
+    draft(it, 12, 13)
+    it.push(14, stop=False)
+    return it
+
+
+@pytest.mark.parametrize("agrees", list(itertools.product([True, False], repeat=6)))
+def test_a_commit_tests_what_was_sent_up_to_the_first_token_that_disagrees(agrees: tuple[bool, ...]) -> None:
+    """Of each pattern every commit of one or more tokens; the sixth lies beyond the chain."""
+    for length in range(1, 7):
+        committed = [10 + i if same else 99 for i, same in enumerate(agrees[:length])]
+        sent = agrees[: min(length, 4)]
+        num_accepted = next((i for i, same in enumerate(sent) if not same), len(sent))
+        assert outcome_of(chained(), 3, *committed) == (min(num_accepted + 1, len(sent)), num_accepted)
+
+
+def test_outcomes_of_one_chain_add_up_over_its_commits() -> None:
+    for cut in range(1, 4):
+        it = chained()
+        whole = (10, 11, 12, 99)
+        first, second = outcome_of(it, 3, *whole[:cut]), outcome_of(it, 3 + cut, *whole[cut:])
+        assert (first[0] + second[0], first[1] + second[1]) == (4, 3)
+
+
+def test_a_token_is_tested_once_however_often_it_is_committed() -> None:
+    it = chained()
+    assert outcome_of(it, 3, 10, 11) == (2, 2)
+    assert outcome_of(it, 3, 10, 11) == (0, 0)
+    assert outcome_of(it, 3, 10, 11, 12) == (1, 1)
+    it.reopen(opened(window=3))
+    assert it.take_outcome() == Outcome()
+
+
+def test_what_the_target_decoded_before_a_draft_was_sent_is_no_test_of_it() -> None:
+    it: Session[None] = Session(opened())
+    it.push(10, stop=False)
+    assert outcome_of(it, 3, 10) == (0, 0)
+    it = Session(opened())
+    it.push(10, stop=False)
+    assert outcome_of(it, 3, 99, 98) == (0, 0)
+
+
+def test_a_run_that_was_given_up_is_not_tested_any_more() -> None:
+    it = chained()
+    assert outcome_of(it, 3, 99) == (1, 0)
+    assert outcome_of(it, 4, 11) == (0, 0), "the token at that place was of the run before"
+
+
+def test_a_commit_that_leaves_a_gap_tests_nothing_and_one_within_the_chain_tests_its_own_tokens() -> None:
+    it = chained()
+    assert outcome_of(it, 99, 10) == (0, 0)
+    assert outcome_of(it, 4, 11, 12) == (2, 2), "the commit before it was lost"

@@ -41,9 +41,16 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
         "attn_logit_softcapping": 1.0,
         "query_pre_attn_scalar": 16,
     },
-    "Gemma3": {"sliding_window": WINDOW, "layer_types": _ALTERNATING, "query_pre_attn_scalar": 16},
+    "Gemma3": {"sliding_window": WINDOW, "layer_types": _ALTERNATING, "query_pre_attn_scalar": 48},
     "Phi3": {},
     "Mixtral": {"num_local_experts": 4, "num_experts_per_tok": 2},
+    "Qwen2Moe": {
+        "num_experts": 4,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 32,
+        "shared_expert_intermediate_size": 48,
+    },
+    "Qwen3Moe": {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32},
     "GPTNeoX": {},
 }
 

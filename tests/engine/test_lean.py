@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
 
 from paceline.engine import lean
 from paceline.engine.executor import Executor
@@ -39,11 +41,12 @@ def test_only_the_plain_families_run_lean(model_folder: Folders, architecture: s
 
 
 @pytest.mark.parametrize("architecture", ["Llama", "Qwen2", "Qwen3", "Mistral"])
-def test_lean_and_full_code_agree(model_folder: Folders, architecture: str) -> None:
-    runner = Runner.load(str(model_folder(architecture)), max_num_tokens=128)
-    found = logits(runner)
-    assert isinstance(runner._executor, Executor)
-    runner._executor._lean = None
+def test_lean_and_full_code_agree(model_folder: Folders, monkeypatch: pytest.MonkeyPatch, architecture: str) -> None:
+    folder = str(model_folder(architecture))
+    found = logits(Runner.load(folder, max_num_tokens=128))
+    monkeypatch.setattr(lean.LeanDecoder, "adopt", lambda *_: None)
+    runner = Runner.load(folder, max_num_tokens=128)
+    assert lean_decoder(runner) is None
     assert float((logits(runner) - found).abs().max()) < 1e-5
 
 
@@ -56,15 +59,39 @@ def test_long_contexts_compute_their_angles_step_by_step(
     assert float((logits(Runner.load(folder, max_num_tokens=128)) - expected).abs().max()) < 1e-6
 
 
-def test_fused_projections_share_their_memory_with_the_model(model_folder: Folders) -> None:
-    runner = Runner.load(str(model_folder("Llama")), max_num_tokens=64)
-    decoder = lean_decoder(runner)
-    assert decoder is not None
-    attention = runner._executor.model.model.layers[0].self_attn
-    assert attention.q_proj.weight.data_ptr() == decoder._layers[0].qkv.data_ptr()
+@pytest.mark.parametrize("architecture", ["Llama", "Gemma2"])
+def test_weights_are_not_held_twice(model_folder: Folders, architecture: str) -> None:
+    runner = Runner.load(str(model_folder(architecture)), max_num_tokens=64)
+    assert isinstance(runner._executor, Executor)
+    model = runner._executor.model
+    assert runner.info.num_parameters > sum(parameter.numel() for parameter in model.parameters())
+    assert model.model.layers[0].self_attn.q_proj.weight.numel() == 0
+    assert model.model.embed_tokens.weight.numel() > 0
 
 
 @pytest.mark.parametrize("option", ["mlp_bias", "attention_bias"])
 def test_a_model_with_other_biases_runs_on_its_own_code(tmp_path: Path, option: str) -> None:
     runner = Runner.load(str(save_model(tmp_path, make_config("Llama", **{option: True}))), max_num_tokens=64)
     assert lean_decoder(runner) is None
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_hidden_states_are_what_the_output_embedding_reads(model_folder: Folders, architecture: str) -> None:
+    """On the lean path and on transformers' own; of the rows that were asked for, in their order."""
+    folder = str(model_folder(architecture))
+    runner = Runner.load(folder, max_num_tokens=128)
+    model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    for sequence in "ab":
+        runner.open(sequence)
+    found = runner.forward_with_hidden([Chunk("a", 0, [5, 6, 7, 8], 2), Chunk("b", 0, [9], 1)])
+    with torch.inference_mode():
+        expected = model.get_output_embeddings()(found.hidden)
+    if cap := getattr(model.config, "final_logit_softcapping", None):
+        expected = (expected / cap).tanh() * cap
+    assert found.hidden.shape == (3, model.config.hidden_size)
+    assert float((found.logits - expected).abs().max()) < 1e-5
+    assert torch.equal(
+        runner.forward([Chunk("a", 2, [7, 8], 2), Chunk("b", 0, [9], 1)]).argmax(-1), expected.argmax(-1)
+    )
+    empty = runner.forward_with_hidden([Chunk("a", 1, [], 0)])
+    assert len(empty.logits) == len(empty.hidden) == 0

@@ -16,8 +16,8 @@ import torch
 from paceline.engine.executor import Options
 from paceline.engine.parallel import _BUFFER_BYTES, Leader, _Follower
 from paceline.engine.runner import Chunk, Runner
-from paceline.errors import InvalidInput, Unavailable
-from tests.engine.conftest import VOCAB_SIZE
+from paceline.errors import EngineLost, InvalidInput, Unsupported
+from tests.engine.conftest import VOCAB_SIZE, make_config, save_model
 
 Folders = Callable[[str], Path]
 TOLERANCE = 1e-5
@@ -84,6 +84,33 @@ def test_two_ranks_give_the_tokens_of_one(alone: Runner, pair: Runner) -> None:
 
 
 @needs_accelerate
+def test_two_ranks_give_the_whole_hidden_states_of_one(alone: Runner, pair: Runner) -> None:
+    found = []
+    for runner in (alone, pair):
+        runner.open("hidden")
+        found.append(runner.forward_with_hidden([Chunk("hidden", 0, [3, 1, 4, 1, 5], 2)]).hidden)
+        runner.close("hidden")
+    assert found[0].shape == found[1].shape
+    assert float((found[0] - found[1]).abs().max()) <= TOLERANCE
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("architecture", ["Gemma2", "Phi3", "Mixtral"])
+def test_other_families_split_too(model_folder: Folders, groups: list[Runner], architecture: str) -> None:
+    """Windows and caps, fused projections, experts; the leader compares with transformers' own code on all ranks."""
+    while groups:  # one at a time
+        groups.pop().shutdown()
+    folder = model_folder(architecture)
+    groups.append(start_pair(folder, timeout_s=20.0))
+    tokens, logits = greedy(groups[0], [3, 1, 4, 1, 5], num_tokens=8)
+    alone = Runner.load(str(folder), max_num_tokens=640, block_size=1)
+    expected_tokens, expected = greedy(alone, [3, 1, 4, 1, 5], num_tokens=8)
+    assert tokens == expected_tokens
+    assert float((logits - expected).abs().max()) <= TOLERANCE
+    groups.pop().shutdown()
+
+
+@needs_accelerate
 def test_a_plan_larger_than_the_buffer_reaches_the_followers(alone: Runner, pair: Runner) -> None:
     chunks = []
     for number in range(20):
@@ -133,13 +160,37 @@ def test_a_lost_rank_ends_the_group_within_seconds(
     pair.forward([Chunk("a", 0, [1, 2, 3], 0)])
     os.kill(process.pid, sent)
     began_s = time.monotonic()
-    with pytest.raises(Unavailable, match=said):
+    with pytest.raises(EngineLost, match=said):
         pair.forward([Chunk("a", 3, [4], 1)])
     assert time.monotonic() - began_s < TIMEOUT_S + 5
     assert process.returncode is not None
     assert pair.length("a") == 3
-    with pytest.raises(Unavailable, match="has ended"):
+    with pytest.raises(EngineLost, match="has ended"):
         pair.forward([Chunk("a", 3, [4], 1)])
+    pair.shutdown()
+    assert said in str(pair.lost), "whoever owns the process must start another group"
+
+
+@needs_accelerate
+@pytest.mark.parametrize(
+    ("sent", "said"),
+    [(signal.SIGKILL, "lost rank 1"), pytest.param(signal.SIGSTOP, "silent", marks=pytest.mark.slow)],
+)
+def test_a_rank_that_is_lost_while_nothing_is_asked_is_noticed(
+    pair: Runner, groups: list[Runner], sent: signal.Signals, said: str
+) -> None:
+    """A broadcast to a hung rank fits into the connection's buffers; only a meeting shows that nobody comes."""
+    groups.clear()
+    assert isinstance(pair._executor, Leader)
+    process = pair._executor._followers[0]._process
+    assert pair.lost is None
+    os.kill(process.pid, sent)
+    deadline_s = time.monotonic() + 2 * TIMEOUT_S + 10
+    while pair.lost is None:
+        assert time.monotonic() < deadline_s
+        time.sleep(0.05)
+    assert said in pair.lost
+    assert process.returncode is not None
     pair.shutdown()
 
 
@@ -151,7 +202,7 @@ def test_shutdown_ends_the_followers_and_may_be_repeated(model_folder: Folders, 
     pair.shutdown()
     assert process.returncode == 0
     pair.open("late")
-    with pytest.raises(Unavailable, match="shut down"):
+    with pytest.raises(EngineLost, match="shut down"):
         pair.forward([Chunk("late", 0, [1], 1)])
 
 
@@ -175,6 +226,16 @@ def test_a_follower_dies_when_the_leaders_end_of_its_pipe_closes(model_folder: F
     follower._process.stdin.close()
     assert follower._process.wait(timeout=10) == 1
     follower.end(0)
+
+
+@needs_accelerate
+def test_a_family_without_a_plan_or_with_experts_that_cannot_be_split_is_refused(tmp_path: Path) -> None:
+    gpt2 = save_model(tmp_path / "gpt2", make_config("GPT2"))
+    with pytest.raises(Unsupported, match="no plan for splitting gpt2 models"):
+        Runner.load(str(gpt2), max_num_tokens=64, tensor_parallel_size=2)
+    odd = save_model(tmp_path / "odd", make_config("Mixtral", intermediate_size=97))
+    with pytest.raises(InvalidInput, match="97 values inside an expert"):
+        Runner.load(str(odd), max_num_tokens=64, tensor_parallel_size=2)
 
 
 @needs_accelerate

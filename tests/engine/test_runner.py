@@ -166,11 +166,28 @@ def test_a_corrupted_key_is_noticed(model_folder: Folders) -> None:
     assert error(found, reference(folder)(text)[-1:]) > 100 * TOLERANCE
 
 
-@pytest.mark.parametrize(("architecture", "ignored"), [("Mistral", "window"), ("Gemma2", "softcap")])
+def test_a_wrong_draft_that_is_not_rolled_back_is_noticed(model_folder: Folders) -> None:
+    """Negative control: naming the start that a wrong token took gives other logits."""
+    folder = model_folder("Qwen3Moe")
+    runner, text = Runner.load(str(folder), max_num_tokens=256), list(range(30))
+    runner.open("a")
+    runner.forward([Chunk("a", 0, text[:20], 0)])
+    runner.forward([Chunk("a", 20, [99, 98], 2)])
+    wrong = runner.forward([Chunk("a", 22, text[20:], 1)])
+    right = runner.forward([Chunk("a", 20, text[20:], 1)])
+    expected = reference(folder)(text)[-1:]
+    assert error(right, expected) <= TOLERANCE
+    assert error(wrong, expected) > 100 * TOLERANCE
+
+
+@pytest.mark.parametrize(
+    ("architecture", "ignored"),
+    [("Mistral", "window"), ("Gemma2", "softcap"), ("Gemma2", "window"), ("Gemma3", "window"), ("Gemma3", "scaling")],
+)
 def test_ignoring_an_argument_of_the_attention_is_noticed(
     model_folder: Folders, architecture: str, ignored: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Negative control: without its window or its cap the model gives other logits."""
+    """Negative control: without its window, its cap or its own scale the model gives other logits."""
     attend = step.Step.attend
 
     def forgetful(self: step.Step, layer: int, query: Any, key: Any, value: Any, site: step.Site) -> Any:
@@ -255,6 +272,11 @@ def test_bfloat16_agrees_within_its_precision(model_folder: Folders) -> None:
     found = runner.forward([Chunk("a", 0, text, 20)])
     assert found.dtype == torch.float32
     assert error(found, reference(folder)(text)) < 0.1
+
+
+def test_a_length_that_the_pool_cannot_hold_is_refused(model_folder: Folders) -> None:
+    with pytest.raises(InvalidInput, match="max_model_len=65: the KV cache holds only 64 tokens"):
+        Runner.load(str(model_folder("Llama")), max_num_tokens=64, max_model_len=65)
 
 
 def test_the_pool_is_sized_from_a_memory_budget(model_folder: Folders) -> None:

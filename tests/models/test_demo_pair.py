@@ -10,6 +10,8 @@ from transformers import AutoTokenizer, LlamaForCausalLM
 
 from models.distil import continuations
 from models.measure import compare
+from paceline import acceptance_head
+from paceline.engine import weights
 
 MODELS = Path(__file__).parents[2] / "models"
 PAIR = [MODELS / "demo-target", MODELS / "demo-drafter"]
@@ -38,7 +40,8 @@ def test_folders_hold_what_serving_needs_and_no_pickle() -> None:
     for directory in PAIR:
         names = {path.name for path in directory.iterdir()}
         assert needed <= names
-        assert names - needed <= {"special_tokens_map.json", "figures.json"}
+        extras = {"special_tokens_map.json", "figures.json", "chat_template.jinja", acceptance_head.FILE}
+        assert names - needed <= extras
 
 
 @pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json"])
@@ -55,6 +58,16 @@ def test_vocabularies_and_ends_are_the_same() -> None:
         assert config.get("bos_token_id") is None
         assert config["max_position_embeddings"] == 1024
     assert tokenizer.eos_token == tokenizer.pad_token == "<|endoftext|>"
+
+
+def test_the_shipped_head_is_the_shipped_drafters_and_small() -> None:
+    (target_hash, _), (drafter_hash, _) = (weights.inspect(str(directory)).hashes() for directory in PAIR)
+    head = acceptance_head.beside(PAIR[1], drafter_hash=drafter_hash)
+    assert head is not None
+    assert head.info.target_hash == target_hash
+    assert head.info.hidden_size == config_of(PAIR[1])["hidden_size"]
+    assert {6.0, 12.0, 25.0} <= set(head.info.thresholds)
+    assert (PAIR[1] / acceptance_head.FILE).stat().st_size < 200_000
 
 
 def test_tensor_parallel_over_two_devices_can_split_both_models() -> None:

@@ -75,6 +75,69 @@ def test_each_row_of_a_draft_has_the_law_of_transformers_after_its_own_prefix(se
         torch.testing.assert_close(got[at], want[0], rtol=1e-5, atol=1e-8)
 
 
+ALONE: list[dict[str, Any]] = [
+    {"temperature": 0.6},
+    {"top_k": 5},
+    {"top_p": 0.8},
+    {"min_p": 0.2},
+    {"repetition_penalty": 1.4},
+    {"logit_bias": ((3, 4.0), (5, -2.5))},
+    {"min_tokens": 9, "stop_token_ids": (1, 2)},
+]
+
+
+@pytest.mark.parametrize("given", ALONE, ids=lambda given: next(iter(given)))
+def test_each_parameter_alone_is_that_of_transformers_at_every_place_of_a_draft(given: dict[str, Any]) -> None:
+    params = SamplingParams(**given)
+    torch.manual_seed(5)
+    prefix, draft_ids = (7, 7, 9, 11, 3), (9, 20, 9, 31)
+    logits = torch.randn(5, VOCAB) * 3
+    rows = sampling.adjusted_logits(logits, params, prefix, draft_ids, num_prompt_tokens=2)
+    got = sampling.target_probs(rows, params)
+    plain = sampling.target_probs(logits, SamplingParams())
+    assert not torch.equal(got, plain), "the parameter does something here"
+    for at in range(5):
+        want = of_transformers(logits[at : at + 1], params, prefix + draft_ids[:at], 2)
+        torch.testing.assert_close(got[at], want[0], rtol=1e-5, atol=1e-8)
+
+
+def in_vllms_order(logits: Tensor, given: SamplingParams) -> Tensor:
+    """The law [vocab] of a row by vLLM's order: temperature, min-p, top-k, top-p, each written out anew."""
+    probs = (logits.double() / given.temperature).softmax(-1)
+    kept = probs >= given.min_p * probs.max()
+    kth = probs[kept].sort(descending=True).values[: given.top_k or None][-1]
+    kept &= probs >= kth
+    probs = torch.where(kept, probs, 0.0) / probs[kept].sum()
+    order = probs.argsort(descending=True, stable=True)
+    before = probs[order].cumsum(-1) - probs[order]  # the mass of all that is likelier
+    kept = torch.zeros_like(kept).scatter(0, order, before < given.top_p) & kept
+    return torch.where(kept, probs, 0.0) / probs[kept].sum()
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_vllms_order_gives_the_same_law_but_for_min_p_with_top_p(seed: int) -> None:
+    """Where both are given, vLLM counts top-p's mass among what min-p has left, and may keep fewer; we follow
+    transformers."""
+    rng = random.Random(seed)
+    torch.manual_seed(seed)
+    given = random_params(rng)
+    logits = torch.randn(VOCAB) * 3
+    ours = sampling.target_probs(logits[None], given)[0].double()
+    theirs = in_vllms_order(logits, given)
+    if given.min_p and given.top_p < 1:
+        assert ((theirs == 0) | (ours > 0)).all()
+    else:
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-8)
+
+
+def test_with_min_p_and_top_p_vllm_keeps_fewer() -> None:
+    """Of 0.5, 0.3, 0.15, 0.05 top-p 0.6 keeps two; of the two that min-p 0.5 leaves, now 5/8 and 3/8, one."""
+    logits = torch.tensor([0.5, 0.3, 0.15, 0.05]).log()
+    given = SamplingParams(top_p=0.6, min_p=0.5)
+    assert (sampling.target_probs(logits[None], given)[0] > 0).tolist() == [True, True, False, False]
+    assert (in_vllms_order(logits, given) > 0).tolist() == [True, False, False, False]
+
+
 def test_frequency_and_presence_count_the_output_only() -> None:
     """As OpenAI and vLLM have it: score - frequency * count - presence * (count > 0)."""
     given = SamplingParams(presence_penalty=0.5, frequency_penalty=0.25)

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import subprocess
+import sys
 from collections.abc import AsyncIterator
 from functools import partial
 from typing import Any
 
 import pytest
 
+import paceline
 from paceline import rpc
 from paceline.client import AsyncClient, Chunk, Client, Completion
 from paceline.errors import InvalidInput, Overloaded, PacelineError, PeerFault, Unavailable, UnknownRequest
@@ -255,3 +258,12 @@ async def test_the_other_calls(served: Any) -> None:
 
 def test_modes_are_strings_too() -> None:
     assert Mode("pearl") is Mode.PEARL
+
+
+def test_the_clients_are_the_packages_own_and_imported_only_when_asked_for() -> None:
+    assert (paceline.Client, paceline.AsyncClient) == (Client, AsyncClient)
+    with pytest.raises(AttributeError, match="Cleint"):
+        _ = paceline.Cleint
+    program = "import sys, paceline; print('grpc' in sys.modules); paceline.Client; print('grpc' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout.split() == ["False", "True"]

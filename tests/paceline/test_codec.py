@@ -25,6 +25,7 @@ from paceline.types import (
     Mode,
     OpenDraft,
     OpenVerify,
+    Pass,
     Role,
     Rows,
     Rule,
@@ -130,7 +131,7 @@ class World:
             ),
             "verifier_reply": (self.verdict(), fault),
             "drafter_ask": (self.open_draft(), Commit(self.request_id(), 1, 2, self.ids(0, 65)), close),
-            "drafter_reply": (self.draft(), fault),
+            "drafter_reply": (self.draft(), fault, Pass(self.request_id(), self.num(0, 9), self.num(0, 2**32 - 1))),
         }
         return self.rng.choice(choices[envelope])
 
@@ -150,6 +151,7 @@ def worker_info(**changes: Any) -> WorkerInfo:
         "dtype": "float32",
         "device": "cpu",
         "cost": StepCost(10.0, 0.5, 0.25, 0.001),
+        "policies": ("fixed", "one of a newer drafter"),
     }
     return WorkerInfo(**(given | changes))
 
@@ -165,6 +167,11 @@ def test_every_message_comes_back_as_it_was_sent(envelope: str) -> None:
 
 def test_a_worker_info_comes_back_as_it_was_sent() -> None:
     info = worker_info()
+    assert codec.worker_info_from_wire(codec.worker_info_to_wire(info)) == info
+
+
+def test_a_worker_without_a_model_has_no_tokenizer_and_no_dtype() -> None:
+    info = worker_info(tokenizer_hash="", dtype="", vocab_size=2**32 - 1, eos_token_ids=())
     assert codec.worker_info_from_wire(codec.worker_info_to_wire(info)) == info
 
 
@@ -264,7 +271,6 @@ MALFORMED: list[tuple[str, dict[str, Any], str]] = [
     ("verifier_ask", open_verify(sampling={"top_p": 1, "logit_bias": {3: 101}}), "logit_bias"),
     ("verifier_ask", open_verify(sampling={"top_p": 1, "logit_bias": dict.fromkeys(range(1025), 1)}), "logit_bias"),
     ("verifier_ask", open_verify(sampling={"top_p": 1, "stop_token_ids": range(257)}), "stop_token_ids"),
-    ("drafter_ask", open_draft(window=0), "open.window"),
     ("drafter_ask", open_draft(window=65), "open.window"),
     ("drafter_ask", open_draft(seed=2**63), "open.seed"),
     ("drafter_ask", open_draft(policy={"name": "guess"}), "length_policy"),
@@ -311,6 +317,9 @@ def test_a_malformed_message_is_refused_by_the_name_of_its_field(
         ("max_num_seqs", 0),
         ("dtype", "float8"),
         ("device", ""),
+        ("policies", ("fixed", "")),
+        ("policies", ("x" * 65,)),
+        ("policies", ("fixed",) * 65),
     ],
 )
 def test_a_malformed_worker_info_is_refused_by_the_name_of_its_field(field: str, value: object) -> None:

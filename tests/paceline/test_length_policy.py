@@ -14,6 +14,8 @@ from paceline.length_policy import POLICIES, LengthPolicy
         ("fixed", "fixed:length=8"),
         ("fixed:length=3", "fixed:length=3"),
         ("svip", "svip:threshold_nats=0.6,max_length=40"),
+        ("confidence", "confidence:threshold=0.4,max_length=20"),
+        ("specdecpp:cost_ratio=6", "specdecpp:threshold=0,cost_ratio=6,max_length=20"),
         ("svip: max_length=12 ,threshold_nats=1.5", "svip:threshold_nats=1.5,max_length=12"),
     ],
 )
@@ -35,9 +37,14 @@ def test_defaults_are_within_their_ranges() -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "the policies are fixed, svip"),
-        ("magic", "the policies are fixed, svip"),
+        ("", "the policies are adaedl, confidence, fixed, specdecpp, svip"),
+        ("magic", "the policies are adaedl, confidence, fixed, specdecpp, svip"),
         ("fixed:lenght=3", "did you mean length"),
+        ("adaedl:max_length=65", "must be from 1 to 64"),
+        ("adaedl:entropy_factor=0", "must be from 0.001 to 10"),
+        ("confidence:treshold=0.5", "did you mean threshold"),
+        ("confidence:threshold=1.5", "must be from 0 to 1"),
+        ("specdecpp:cost_ratio=0", "must be from 1 to 1000"),
         ("svip:zzz=3", "svip has threshold_nats, max_length"),
         ("fixed:length=0", "must be from 1 to 64"),
         ("fixed:length=65", "must be from 1 to 64"),

@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
+import os
+import struct
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -138,9 +144,40 @@ def test_a_key_too_wide_for_its_word_is_refused(seed: int, position: int, epoch:
         noise.gumbel(seed, Domain.DRAFT, [position], 4, epoch=epoch)
 
 
+def fingerprint() -> str:
+    """SHA-256 of noise of every kind, as this process and its vector units compute it."""
+    digest = hashlib.sha256()
+    for domain in Domain:
+        digest.update(struct.pack("<d", noise.uniform(2**63 - 1, domain, 12345, epoch=7)))
+        digest.update(noise.gumbel(77, domain, range(5), 4097, epoch=3).numpy().tobytes())
+    return digest.hexdigest()
+
+
+@pytest.mark.parametrize(
+    "environment",
+    [{"OMP_NUM_THREADS": "1"}, {"OMP_NUM_THREADS": "2"}, {"ATEN_CPU_CAPABILITY": "default"}],
+    ids=lambda given: next(iter(given)),
+)
+def test_another_process_draws_the_same_bits(environment: dict[str, str]) -> None:
+    """With another number of threads, and with other vector instructions than this one."""
+    program = "from tests.paceline.test_noise import fingerprint; print(fingerprint())"
+    root = Path(__file__).parents[2]
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=root,
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.strip() == fingerprint()
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_cuda_agrees_bit_for_bit() -> None:
     here = noise.gumbel(77, Domain.COUPLED, range(8), 4097)
     there = noise.gumbel(77, Domain.COUPLED, range(8), 4097, device="cuda")
     assert torch.equal(here, there.cpu())
+    some = torch.tensor([4096, 0, 17, 18])
+    assert torch.equal(noise.gumbel_at(77, Domain.COUPLED, 3, some.cuda()).cpu(), here[3, some])

@@ -12,8 +12,9 @@ from scipy import stats
 from paceline import noise, rows
 from paceline.errors import PeerFault
 from paceline.noise import Domain
-from paceline.rows import TOTAL
 from paceline.types import Rows
+
+TOTAL = rows.total(16)
 
 
 def random_probs(n: int, vocab_size: int, scale: float, seed: int) -> torch.Tensor:
@@ -35,15 +36,18 @@ def test_equal_shares_go_to_the_lowest_ids_first() -> None:
 
 @pytest.mark.parametrize("width", [1, 2, 7, 64, 300])
 @pytest.mark.parametrize("scale", [0.0, 1.0, 5.0, 40.0])
-def test_counts_sum_exactly_and_are_within_one_of_their_share(width: int, scale: float) -> None:
+@pytest.mark.parametrize("bits", [8, 12, 16])
+def test_counts_sum_exactly_and_are_within_one_of_their_share(width: int, scale: float, bits: int) -> None:
     probs = random_probs(20, 300, scale, seed=width)
-    ids, counts = rows.truncate(probs, width)
+    ids, counts = rows.truncate(probs, width, bits)
     assert ids.dtype == counts.dtype == torch.int64
     assert ids.shape == counts.shape == (20, width)
-    assert (counts.sum(-1) == TOTAL).all()
+    assert (counts.sum(-1) == rows.total(bits)).all()
     assert (counts >= 0).all()
     kept = probs.double().gather(-1, ids)
-    assert ((counts - kept / kept.sum(-1, keepdim=True) * TOTAL).abs() < 1).all()
+    assert ((counts - kept / kept.sum(-1, keepdim=True) * rows.total(bits)).abs() < 1).all()
+    assert (counts[:, 1:] <= counts[:, :-1]).all(), "a likelier token has never the smaller count"
+    assert (probs.gather(-1, ids[:, :1]).squeeze(-1) == probs.amax(-1)).all(), "the likeliest comes first"
     assert (kept.min(-1).values == probs.double().topk(width).values.min(-1).values).all()
 
 
@@ -70,9 +74,31 @@ def test_what_is_packed_is_read_bit_for_bit() -> None:
     assert torch.equal(rows.unpack(packed.drop(2), 200_000).ids, ids[2:])
 
 
+@pytest.mark.parametrize("width", [1, 2, 3, 64])
+@pytest.mark.parametrize("bits", [8, 11, 12, 16])
+def test_counts_of_any_bits_come_back_as_they_were(width: int, bits: int) -> None:
+    ids, counts = rows.truncate(random_probs(5, 200, 0.1, seed=width), width, bits)
+    packed = rows.pack(ids, counts, bits)
+    assert len(packed.counts) == 5 * ((width * bits + 7) // 8)
+    assert (packed.bits, packed.num_rows) == (bits, 5)
+    read = rows.unpack(packed, 200)
+    assert torch.equal(read.ids, ids)
+    assert torch.equal(read.probs, counts.double() / rows.total(bits))
+    assert torch.equal(rows.unpack(packed.drop(3), 200).probs, read.probs[3:])
+
+
 def test_the_wire_is_little_endian() -> None:
     packed = rows.pack(torch.tensor([[258]]), torch.tensor([[TOTAL]]))
     assert packed == Rows(1, b"\x02\x01\x00\x00", b"\xff\xff")
+    assert rows.pack(torch.tensor([[7, 8]]), torch.tensor([[0xFED, 18]]), 12).counts == b"\xed\x2f\x01"
+
+
+def test_what_was_rounded_to_nothing_in_every_row_is_not_sent() -> None:
+    ids, counts = rows.truncate(torch.tensor([[0.9, 0.0999, 0.0001], [0.0, 1.0, 0.0]]), 3, bits=8)
+    assert counts.tolist() == [[230, 25, 0], [255, 0, 0]]
+    packed = rows.pack(ids, counts, 8)
+    assert packed.width == 2
+    assert rows.dense(*rows.unpack(packed, 3), 3).tolist() == [[230 / 255, 25 / 255, 0], [0, 1, 0]]
 
 
 def test_no_rows_are_lawful() -> None:
@@ -93,13 +119,17 @@ GOOD = wire([[3, 1], [0, 2]], [[TOTAL, 0], [1, TOTAL - 1]])
         (replace(GOOD, width=0), "width 0"),
         (replace(GOOD, width=-2), "width -2"),
         (replace(GOOD, width=1025), "width 1025"),
+        (replace(GOOD, bits=7), "7 bits"),
+        (replace(GOOD, bits=17), "17 bits"),
+        (replace(GOOD, bits=8), "8 of counts are no rows"),
+        (replace(GOOD, bits=12), "8 of counts are no rows"),
         (replace(GOOD, width=3), "no rows of width 3"),
         (replace(GOOD, ids=GOOD.ids[:-1]), "15 bytes of ids"),
         (replace(GOOD, counts=GOOD.counts[:-1]), "7 of counts"),
         (replace(GOOD, counts=b""), "0 of counts"),
-        (wire([[3, 4]], [[TOTAL, 0]]), "token id 4 is outside"),
-        (wire([[3, 2**32 - 1]], [[TOTAL, 0]]), "outside the vocabulary of 4"),
-        (wire([[3, 3]], [[TOTAL, 0]]), "twice in one row"),
+        (wire([[3, 4]], [[TOTAL - 1, 1]]), "token id 4 is outside"),
+        (wire([[3, 2**32 - 1]], [[TOTAL - 1, 1]]), "outside the vocabulary of 4"),
+        (wire([[3, 3]], [[TOTAL - 1, 1]]), "twice in one row"),
         (wire([[3, 1]], [[TOTAL, 1]]), "do not sum"),
         (wire([[3, 1]], [[TOTAL - 1, 0]]), "do not sum"),
         (wire([[3, 1], [0, 2]], [[TOTAL, 0], [0, 0]]), "do not sum"),

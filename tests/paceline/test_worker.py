@@ -17,10 +17,11 @@ import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from bench.processes import free_port
 from drafter.server import DRAFTER
 from drafter.server import serve as serve_drafter
 from paceline import codec, outbox, rpc, worker
-from paceline.errors import InvalidInput, PacelineError, Unsupported
+from paceline.errors import EngineLost, InvalidInput, PacelineError, Unsupported
 from paceline.types import (
     Blame,
     Close,
@@ -84,7 +85,7 @@ class Toy:
         ]
 
     def has_work(self) -> bool:
-        return bool(self.work)
+        return bool(self.work) or isinstance(self.step_error, EngineLost)
 
     def drop(self, peer: int) -> None:
         self.dropped.append(peer)
@@ -263,6 +264,22 @@ async def test_three_failed_steps_in_a_row_end_the_worker(toy: Any, capsys: pyte
     call.cancel()
 
 
+@pytest.mark.parametrize("is_idle", [True, False])
+async def test_a_lost_engine_ends_the_worker_without_another_try(
+    toy: Any, is_idle: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    engine, server, stub = toy
+    call = stub.Connect()
+    engine.step_error = EngineLost("rank 1 is gone")
+    if not is_idle:
+        await call.write(ask("r"))
+        assert await read(call) == Fault("r", "step failed")
+    assert await asyncio.wait_for(asyncio.shield(server.ended), 5) == 1
+    assert engine.num_steps == 1
+    assert "rank 1 is gone" in capsys.readouterr().err
+    call.cancel()
+
+
 async def test_a_peer_that_does_not_read_loses_its_stream_and_no_other(
     toy: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -429,6 +446,27 @@ async def test_sigterm_ends_a_worker_with_code_0(capsys: pytest.CaptureFixture[s
     assert output.endswith(" (model toy)\n")
     os.kill(os.getpid(), signal.SIGTERM)
     assert await asyncio.wait_for(serving, 5) == 0
+
+
+@pytest.mark.parametrize(
+    ("advertise", "registered"),
+    [
+        ("example.org", "example.org:PORT"),
+        ("example.org:99", "example.org:99"),
+        ("::1", "[::1]:PORT"),
+        ("[::1]:99", "[::1]:99"),
+        (None, "127.0.0.1:PORT"),
+    ],
+)
+async def test_a_worker_is_registered_by_the_name_and_the_port_it_is_told(
+    advertise: str | None, registered: str
+) -> None:
+    """Behind a forwarder it is reached by another port than the one it listens on."""
+    server = WorkerServer(Toy(), VERIFIER)
+    port = free_port()
+    await server.start(advertise=advertise, port=port)
+    assert server.info.address == registered.replace("PORT", str(port))
+    assert await server.stop(2)
 
 
 async def test_a_worker_on_all_hosts_must_say_how_it_is_reached() -> None:

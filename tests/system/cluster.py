@@ -13,8 +13,10 @@ from coordinator.api import CoordinatorServer
 from coordinator.config import CoordinatorConfig
 from drafter.engine import DrafterEngine
 from drafter.server import DRAFTER
+from paceline import acceptance_head
 from paceline.client import AsyncClient
 from paceline.engine.runner import Runner
+from paceline.kind import Place
 from paceline.security import PeerRole, Tls
 from paceline.types import Role, WorkerInfo
 from paceline.worker import WorkerServer
@@ -41,8 +43,8 @@ def worker_info(role: Role, model: Path, runner: Runner, max_num_seqs: int = 16)
     )
 
 
-def load(model: Path) -> Runner:
-    return Runner.load(str(model), dtype="float32", max_num_tokens=8192)
+def load(model: Path, max_num_tokens: int = 8192) -> Runner:
+    return Runner.load(str(model), dtype="float32", max_num_tokens=max_num_tokens)
 
 
 @dataclass
@@ -61,19 +63,34 @@ class Cluster:
     def client(self, api_key: str | None = None) -> AsyncClient:
         return AsyncClient(self.address, tls=self.tls(PeerRole.CLIENT), api_key=api_key)
 
-    async def add(self, name: str, role: Role, model: Path) -> None:
-        """Start a worker and wait until the coordinator uses it."""
-        runner = load(model)
+    async def add(
+        self,
+        name: str,
+        role: Role,
+        model: Path,
+        max_num_tokens: int = 8192,
+        *,
+        kind: type[DrafterEngine] = DrafterEngine,
+        place: Place | None = None,
+        **options: Any,
+    ) -> None:
+        """Start a worker with a pool of so many tokens, and wait until the coordinator uses it.
+
+        `options` are a drafter engine's.
+        """
+        runner = load(model, max_num_tokens)
         info = worker_info(role, model, runner)
         worker: WorkerServer[Any, Any]
         if role is Role.VERIFIER:
             verifier = self.engines[name] = VerifierEngine(runner, info)
             worker = WorkerServer(verifier, VERIFIER)
         else:
-            drafter = self.engines[name] = DrafterEngine(runner, info, row_width=16)
+            head = acceptance_head.beside(model, drafter_hash=info.model_hash)
+            drafter = self.engines[name] = kind(runner, info, **{"row_width": 16, "head": head, **options})
             worker = WorkerServer(drafter, DRAFTER)
         self.workers[name] = worker
-        await worker.start(coordinators=[self.address], tls=self.tls(PeerRole(role)))
+        own = Place(coordinators=[self.address], tls=self.tls(PeerRole(role)))
+        await worker.start(**((place or Place()) | own))
         address = worker.info.address
         pools = self.server.coordinator.pipeline.pools
         await until(lambda: any(member.info.address == address for member in pools))

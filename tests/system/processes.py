@@ -20,7 +20,7 @@ STOP_WITHIN_S = 20.0
 
 
 class Process:
-    """One role; `address` is where it serves."""
+    """One role; `address` is where it serves gRPC, `url` where HTTP, if it does."""
 
     def __init__(self, role: str, *options: str) -> None:
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -35,8 +35,14 @@ class Process:
         for line in self._process.stdout:
             if found := re.search(r"ready.*?(127\.0\.0\.1:\d+)", line):
                 self.address = found.group(1)
+                http = re.search(r"HTTP on (\S+)", line)
+                self.url = http.group(1) if http else ""
                 return
         raise RuntimeError(f"paceline {role} ended with code {self._process.wait()} before it was ready")
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
 
     def kill(self) -> None:
         """As `kill -9` does."""
@@ -79,15 +85,16 @@ def running(*processes: Process) -> Iterator[None]:
 
 
 def coordinator(target: Path, *options: str) -> Process:
-    return Process("coordinator", "--tokenizer", str(target), "--grpc-port", "0", *options)
+    return Process("coordinator", "--tokenizer", str(target), "--grpc-port", "0", "--port", "off", *options)
 
 
 def worker(role: Role, model: Path, coordinator_address: str, *options: str) -> Process:
-    """A worker that the coordinator uses already when this returns."""
+    """A worker that the coordinator (or each of several, with commas between) uses already when this returns."""
     process = Process(role, "--model", str(model), "--coordinator", coordinator_address, "--dtype", "float32", *options)
     deadline_s = time.monotonic() + START_WITHIN_S
-    with Client(coordinator_address) as client:
-        while all(member.address != process.address for member in client.server_info().workers):
-            assert time.monotonic() < deadline_s, f"{role} was not taken in"
-            time.sleep(0.02)
+    for address in coordinator_address.split(","):
+        with Client(address) as client:
+            while all(member.address != process.address for member in client.server_info().workers):
+                assert time.monotonic() < deadline_s, f"{role} was not taken in"
+                time.sleep(0.02)
     return process

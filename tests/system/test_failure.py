@@ -70,7 +70,7 @@ def test_roles_start_in_any_order_and_end_cleanly_on_sigterm() -> None:
     port = it.address.rpartition(":")[2]
     verifier = processes.worker(Role.VERIFIER, TARGET, it.address)
     assert it.stop() == 0
-    again = processes.Process("coordinator", "--tokenizer", str(TARGET), "--grpc-port", port)
+    again = processes.Process("coordinator", "--tokenizer", str(TARGET), "--grpc-port", port, "--port", "off")
     with processes.running(again, verifier), Client(again.address) as client:
         answer = client.complete(prompt(), max_tokens=4, ignore_eos=True, timeout_s=60)
         assert len(answer.token_ids) == 4

@@ -81,7 +81,27 @@ async def test_a_seed_and_a_law_that_depends_on_history_agree_in_every_rule(rule
                 assert answer.token_ids[: len(want)] == want, mode
 
 
-@pytest.mark.parametrize("rule", ["match", "token", "block"])
+@pytest.mark.parametrize("rule", ["match", "coupled", "token", "block"])
+async def test_stop_strings_end_the_text_wherever_they_fall_in_drafts(rule: str, pair: tuple[Path, Path]) -> None:
+    """Inside a draft, across two of them, ended by a bonus: a byte is a token here, drafts have four of them."""
+    target, drafter = pair
+    given: Any = {"temperature": 0.8, "top_k": 1, "seed": 4, "rule": rule, "ignore_eos": True, "max_tokens": NUM_TOKENS}
+    given |= {"length_policy": "fixed:length=4", "repetition_penalty": 1.4}
+    async with cluster(target) as it:
+        await it.add("v", Role.VERIFIER, target)
+        await it.add("d", Role.DRAFTER, drafter)
+        async with it.client() as client:
+            whole = await client.complete(PROMPT, mode="off", **given)
+            for start in range(2, 12):
+                stop = whole.text[start : start + 3]
+                for mode in MODES:
+                    answer = await client.complete(PROMPT, mode=mode, stop=stop, **given)
+                    assert answer.text == whole.text[: whole.text.index(stop)], (start, mode)
+                    assert answer.finish_reason == "stop"
+                    assert answer.token_ids == whole.token_ids[: len(answer.token_ids)]
+
+
+@pytest.mark.parametrize("rule", ["match", "coupled", "token", "block"])
 async def test_logprobs_are_of_the_targets_law_for_accepted_tokens_too(rule: str, pair: tuple[Path, Path]) -> None:
     """Recomputed from one plain pass of the target over prompt and output."""
     target, drafter = pair

@@ -18,10 +18,12 @@ from torch import Tensor
 from paceline import rows
 from paceline.noise import Domain
 from paceline.rows import DraftRows
-from paceline.types import Rows, SamplingParams, Source, Tokens
+from paceline.types import SamplingParams, Source, Tokens
 from tests.verifier.test_enumeration import (
     LARGE,
+    ROUNDED,
     SMALL,
+    Cuts,
     Law,
     Row,
     ScriptedCoins,
@@ -70,10 +72,8 @@ def normal(row: Row, otherwise: Row) -> Row:
     return tuple(weight / sum(row) for weight in row) if any(row) else otherwise
 
 
-def judgements(
-    world: World, prefix: Tokens, chain: Sequence[Tokens], *, take_bonus: bool = True
-) -> Iterator[tuple[Fraction, Judgement]]:
-    """What the shipped `judge_blocks` says of this chain of drafts, and how likely it is to."""
+def block_cuts(world: World, prefix: Tokens, chain: Sequence[Tokens]) -> Cuts:
+    """Where the coins of the rule `block` are cut when it judges this chain of drafts, by its equations."""
     draft_ids: Tokens = sum(chain, ())
     start, before = len(prefix), [prefix + draft_ids[:at] for at in range(len(draft_ids) + 1)]
     place = [(sum(map(len, chain[:n])), ids) for n, ids in enumerate(chain) for _ in ids]
@@ -91,11 +91,18 @@ def judgements(
         rows_ = [leftover(world, before[at], scale) for scale in (keep, ONE)]  # the second for the controls
         return [cut for row in [*rows_, target] for cut in cuts_of(normal(row, target))]
 
-    wire = [world.wire_row(at) for at in before[:-1]]
-    width = min(world.width, world.vocab_size)
-    packed = Rows(width, b"".join(row.ids for row in wire), b"".join(row.counts for row in wire))
+    return cuts
+
+
+def judgements(
+    world: World, prefix: Tokens, chain: Sequence[Tokens], *, take_bonus: bool = True
+) -> Iterator[tuple[Fraction, Judgement]]:
+    """What the shipped `judge_blocks` says of this chain of drafts, and how likely it is to."""
+    draft_ids: Tokens = sum(chain, ())
+    start, cuts = len(prefix), block_cuts(world, prefix, chain)
+    before = [prefix + draft_ids[:at] for at in range(len(draft_ids) + 1)]
     logits = torch.stack([world.logits(at) for at in (before if take_bonus else before[:-1])])
-    draft_rows = rows.unpack(packed, world.vocab_size) if draft_ids else None
+    draft_rows = rows.unpack(world.wire_rows(before[:-1]), world.vocab_size) if draft_ids else None
 
     def run(coins: ScriptedCoins) -> Judgement:
         return judge_blocks(
@@ -140,7 +147,7 @@ def drafting(
     return step
 
 
-@pytest.mark.parametrize("world", SMALL + LARGE, ids=str)
+@pytest.mark.parametrize("world", SMALL + LARGE + ROUNDED, ids=str)
 @pytest.mark.parametrize("length", [1, 2])
 def test_one_draft_then_the_target_is_exact(world: World, length: int) -> None:
     assert error(world, 3, output_law(world, 3, drafting(world, [length]), then=plain(world))) == 0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,14 +11,17 @@ import pytest
 import torch
 from torch import Tensor
 
+from drafter.engine import DrafterEngine
 from paceline import noise, rows, sampling
 from paceline.engine.room import Claim, Sharing, share
 from paceline.engine.runner import Chunk
+from paceline.length_policy import LengthPolicy
 from paceline.noise import Domain
 from paceline.types import (
     Blame,
     Draft,
     Fault,
+    OpenDraft,
     OpenVerify,
     Role,
     Rule,
@@ -38,11 +41,13 @@ PENALISED = SamplingParams(repetition_penalty=1.5, frequency_penalty=0.5, logit_
 
 @dataclass
 class ToyRunner:
-    """The runner's interface over `chain`: it keeps tokens where a real one keeps keys and values."""
+    """The runner's interface over `row_after`: it keeps tokens where a real one keeps keys and values."""
 
     info: Any
+    row_after: Callable[[Tokens], Tensor] = lambda prefix: chain(prefix, VOCAB)
     held: dict[str, list[int]] = field(default_factory=dict)
     num_passes: int = 0
+    lost: str | None = None
 
     def room(self) -> int:
         return 1000
@@ -53,8 +58,14 @@ class ToyRunner:
     def adopt(self, sequence: str, token_ids: Sequence[int]) -> int:
         return 0
 
+    def restart(self, sequence: str) -> None:
+        self.held[sequence] = []
+
     def close(self, sequence: str) -> None:
         del self.held[sequence]
+
+    def forget(self, sequence: str) -> None:
+        self.held[sequence].clear()
 
     def length(self, sequence: str) -> int:
         return len(self.held[sequence])
@@ -67,14 +78,14 @@ class ToyRunner:
 
     def forward(self, chunks: Sequence[Chunk]) -> Tensor:
         self.num_passes += 1
-        out = [torch.zeros(0, VOCAB)]
+        out = []
         for chunk in chunks:
             held = self.held[chunk.sequence]
             assert chunk.start <= len(held), "a position was skipped"
             held[chunk.start :] = chunk.token_ids
             ends = range(len(held) - chunk.num_rows + 1, len(held) + 1)
-            out += [chain(tuple(held[:end]), VOCAB)[None] for end in ends]
-        return torch.cat(out)
+            out += [self.row_after(tuple(held[:end])) for end in ends]
+        return torch.stack(out) if out else torch.zeros(0, self.info.vocab_size)
 
 
 def engine() -> VerifierEngine:
@@ -179,3 +190,39 @@ def test_nothing_that_is_asked_reaches_beyond_the_context() -> None:
     ((_, fault),) = it.handle(0, Verify(draft))
     assert isinstance(fault, Fault)
     assert fault.blame is Blame.DRAFTER
+
+
+@pytest.mark.parametrize("role", Role)
+def test_what_a_pass_takes_is_told_and_follows_a_machine_that_becomes_slower(role: Role) -> None:
+    """`WorkerInfo.cost` is what the coordinator plans with: measured at the start, renewed while running."""
+    now_s, pass_s = [0.0], [0.005]
+    runner = slow_runner(now_s, pass_s)
+    it: VerifierEngine | DrafterEngine
+    if role is Role.VERIFIER:
+        it = VerifierEngine(runner, runner.info, clock=lambda: now_s[0])
+        it.handle(0, OpenVerify("r", (1, 2), SamplingParams(0), Rule.MATCH, 1, num_decode=900))
+    else:
+        it = DrafterEngine(runner, runner.info, clock=lambda: now_s[0])
+        policy = LengthPolicy.parse("fixed:length=64")
+        it.handle(0, OpenDraft("r", 0, (1, 2), SamplingParams(0), Rule.MATCH, 1, policy, window=64, end=900))
+    assert it.info.cost is None, "nothing is known yet"
+    for context, ms in ((400, 5.0), (800, 10.0)):
+        pass_s[0] = ms / 1e3
+        for _ in range(400):
+            it.step()
+        assert it.info.cost is not None
+        assert it.info.cost.ms(num_tokens=1, num_seqs=1, context=context) == pytest.approx(ms, rel=0.15)
+
+
+def slow_runner(now_s: list[float], pass_s: list[float]) -> Any:
+    """A runner each of whose passes takes `pass_s[0]` of the clock `now_s[0]`."""
+    runner: Any = engine().runner
+    forward = runner.forward
+
+    def timed(chunks: Sequence[Chunk]) -> Tensor:
+        now_s[0] += pass_s[0]
+        rows: Tensor = forward(chunks)
+        return rows
+
+    runner.forward = timed
+    return runner

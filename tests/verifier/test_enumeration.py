@@ -28,6 +28,8 @@ from torch import Tensor
 
 from paceline import rows
 from paceline.noise import Domain
+from paceline.rows import CountRows
+from paceline.sampling import target_probs
 from paceline.types import Rows, SamplingParams, Tokens
 from verifier.rules import Judgement, token
 
@@ -35,19 +37,22 @@ Row = tuple[Fraction, ...]
 Law = dict[Tokens, Fraction]
 # What a strategy makes of a prefix: (weight, tokens committed next), covering all its coins and drafts.
 Strategy = Callable[[Tokens], Iterator[tuple[Fraction, Tokens]]]
+Cuts = Callable[[Domain, int], list[Fraction]]
 
 
 @dataclass(frozen=True)
 class World:
-    """Random laws by prefix; the draft rows are truncated to `width`, quantised, and have been on the
-    wire."""
+    """Random laws by prefix; the draft rows are heated, truncated to `width`, quantised to `bits`, and have been on
+    the wire."""
 
     seed: int
     vocab_size: int
     width: int
+    bits: int = 16
+    draft_temperature: float = 1.0
 
     def __hash__(self) -> int:
-        return hash((self.seed, self.vocab_size, self.width))
+        return hash((self.seed, self.vocab_size, self.width, self.bits, self.draft_temperature))
 
     def _row(self, name: str, prefix: Tokens) -> Row:
         weights = [0] * self.vocab_size
@@ -65,24 +70,36 @@ class World:
         return self._row("draft", prefix)
 
     @cache  # noqa: B019
-    def wire_row(self, prefix: Tokens) -> Rows:
-        full = torch.tensor([[float(p) for p in self.full_draft(prefix)]], dtype=torch.float64)
-        return rows.pack(*rows.truncate(full, self.width))
+    def counts(self, prefix: Tokens) -> CountRows:
+        """What a drafter truncates and rounds, by its own functions."""
+        logits = as_logits(self.full_draft(prefix))[None]
+        heated = target_probs(logits, SamplingParams(temperature=self.draft_temperature))
+        return rows.truncate(heated, self.width, self.bits)
+
+    def wire_rows(self, prefixes: Sequence[Tokens]) -> Rows:
+        """The rows after each of `prefixes`, as they cross."""
+        kept = [self.counts(prefix) for prefix in prefixes]
+        return rows.pack(torch.cat([row.ids for row in kept]), torch.cat([row.counts for row in kept]), self.bits)
 
     @cache  # noqa: B019
     def draft(self, prefix: Tokens) -> Row:
         """The law that is sampled and sent."""
-        ids, probs = rows.unpack(self.wire_row(prefix), self.vocab_size)
-        counts = rows.dense(ids, probs * rows.TOTAL, self.vocab_size)[0].round().long().tolist()
-        assert sum(counts) == rows.TOTAL
-        return tuple(Fraction(count, rows.TOTAL) for count in counts)
+        ids, probs = rows.unpack(self.wire_rows([prefix]), self.vocab_size)
+        total = rows.total(self.bits)
+        counts = rows.dense(ids, probs * total, self.vocab_size)[0].round().long().tolist()
+        assert sum(counts) == total
+        return tuple(Fraction(count, total) for count in counts)
 
     def residual(self, prefix: Tokens) -> Row:
         excess = [max(t - d, Fraction(0)) for t, d in zip(self.target(prefix), self.draft(prefix), strict=True)]
         return tuple(e / sum(excess) for e in excess) if any(excess) else self.target(prefix)
 
     def logits(self, prefix: Tokens) -> Tensor:
-        return torch.tensor([float(p) for p in self.target(prefix)], dtype=torch.float64).log()
+        return as_logits(self.target(prefix))
+
+
+def as_logits(row: Row) -> Tensor:
+    return torch.tensor([float(p) for p in row], dtype=torch.float64).log()
 
 
 def cuts_of(row: Row) -> list[Fraction]:
@@ -93,7 +110,7 @@ def cuts_of(row: Row) -> list[Fraction]:
 class ScriptedCoins:
     """Coins that fall into the interval that `script` names, and into the first one beyond its end."""
 
-    cuts: Callable[[Domain, int], list[Fraction]]
+    cuts: Cuts
     script: Sequence[int]
     choices: list[int] = field(default_factory=list)
     num_choices: list[int] = field(default_factory=list)
@@ -116,9 +133,7 @@ class ScriptedCoins:
         raise AssertionError("the rule `token` draws by inverse CDF")
 
 
-def every_way(
-    cuts: Callable[[Domain, int], list[Fraction]], run: Callable[[ScriptedCoins], Judgement]
-) -> Iterator[tuple[Fraction, Judgement]]:
+def every_way(cuts: Cuts, run: Callable[[ScriptedCoins], Judgement]) -> Iterator[tuple[Fraction, Judgement]]:
     """Run with every combination of coins (an odometer whose wheels appear as they are asked for)."""
     script: list[int] = []
     while True:
@@ -133,13 +148,12 @@ def every_way(
         script[-1] += 1
 
 
-def judged(world: World, prefix: Tokens, draft_ids: Tokens, *, take_bonus: bool = True) -> Law:
-    """The law of what the shipped `judge` commits, given this draft: fractions that sum to 1."""
+def token_cuts(world: World, prefix: Tokens, draft_ids: Tokens) -> Cuts:
+    """Where the coins of the rule `token` are cut when it judges this draft, by its equations."""
     start = len(prefix)
-    before = [prefix + draft_ids[:at] for at in range(len(draft_ids) + 1)]
 
     def cuts(domain: Domain, position: int) -> list[Fraction]:
-        at = before[position - start]
+        at = prefix + draft_ids[: position - start]
         if domain is Domain.SAMPLE:
             return cuts_of(world.target(at))
         if domain is Domain.RECOVER:  # and the target's cuts, for the control that samples from it
@@ -149,14 +163,15 @@ def judged(world: World, prefix: Tokens, draft_ids: Tokens, *, take_bonus: bool 
         draft = world.draft(at)[x]
         return [world.target(at)[x] / draft] if draft else []
 
-    wire = [world.wire_row(at) for at in before[:-1]]
-    packed = Rows(
-        width=min(world.width, world.vocab_size),
-        ids=b"".join(row.ids for row in wire),
-        counts=b"".join(row.counts for row in wire),
-    )
+    return cuts
+
+
+def judged(world: World, prefix: Tokens, draft_ids: Tokens, *, take_bonus: bool = True) -> Law:
+    """The law of what the shipped `judge` commits, given this draft: fractions that sum to 1."""
+    start, cuts = len(prefix), token_cuts(world, prefix, draft_ids)
+    before = [prefix + draft_ids[:at] for at in range(len(draft_ids) + 1)]
     logits = torch.stack([world.logits(at) for at in (before if take_bonus else before[:-1])])
-    draft_rows = rows.unpack(packed, world.vocab_size)
+    draft_rows = rows.unpack(world.wire_rows(before[:-1]), world.vocab_size) if draft_ids else None
 
     def run(coins: ScriptedCoins) -> Judgement:
         return token.judge(
@@ -245,9 +260,14 @@ LARGE = [
     World(seed=6, vocab_size=4, width=3),
     World(seed=7, vocab_size=5, width=4),
 ]
+# Coarse counts, and drafts colder or hotter than the request: other laws to draft by, and so no matter.
+ROUNDED = [
+    World(seed=8, vocab_size=4, width=width, bits=bits, draft_temperature=temperature)
+    for width, bits, temperature in itertools.product((1, 2, 4), (8, 12, 16), (0.5, 1.0, 2.0))
+]
 
 
-@pytest.mark.parametrize("world", SMALL + LARGE, ids=str)
+@pytest.mark.parametrize("world", SMALL + LARGE + ROUNDED, ids=str)
 @pytest.mark.parametrize("length", [1, 2])
 def test_one_draft_then_the_target_is_exact(world: World, length: int) -> None:
     law = output_law(world, 3, closed(world, length), then=plain(world))

@@ -7,6 +7,8 @@ is sum_v target_probs(v) draft_probs(v), against 1 - TV under `token`; with temp
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from torch import Tensor
 
 from paceline import sampling as law
@@ -49,10 +51,15 @@ def judge_by_own_sample(
     if len(target_logits) != num_drafted + 1:
         raise ValueError(f"{len(target_logits)} target rows for {num_drafted} drafted tokens: needs one more")
     own_ids = own_sample(target_logits, sampling, coins, start=start, domain=domain).tolist()
+    return compare(draft_ids, own_ids)
+
+
+def compare(draft_ids: Tokens, own_ids: Sequence[int]) -> Judgement:
+    """Keep while draft_i == y_i, then emit y_i, given the target's own tokens y: one more than were drafted."""
     for at, (draft_id, own_id) in enumerate(zip(draft_ids, own_ids, strict=False)):
         if draft_id != own_id:
             return Judgement(at, own_id, Source.RECOVERED)
-    return Judgement(num_drafted, own_ids[-1], Source.BONUS if draft_ids else Source.SELF_DECODED)
+    return Judgement(len(draft_ids), own_ids[len(draft_ids)], Source.BONUS if draft_ids else Source.SELF_DECODED)
 
 
 def own_sample(target_logits: Tensor, sampling: SamplingParams, coins: Coins, *, start: int, domain: Domain) -> Tensor:

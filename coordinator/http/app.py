@@ -1,0 +1,38 @@
+"""The application: every route, and who may call it."""
+
+from __future__ import annotations
+
+from fastapi import Depends, FastAPI, Request
+from fastapi.responses import Response
+
+from coordinator.http import chat, completions, pages, playground, probes, tokens
+from coordinator.http.errors import BodyLimit, add_handlers
+from coordinator.http.face import ClientLeft, Face, check_key
+from paceline import __version__
+from paceline.rpc import MAX_MESSAGE_BYTES
+
+CLIENT_LEFT = 499  # nginx's number; nobody is there to read it
+
+
+def create_app(face: Face) -> FastAPI:
+    """What is not public asks for the key, unknown paths too once there is one to ask for."""
+    app = FastAPI(
+        title="Paceline",
+        version=__version__,
+        docs_url=None,  # these pages load scripts from elsewhere; the schema is at /openapi.json
+        redoc_url=None,
+        strict_content_type=True,  # a form on a foreign page cannot send JSON without the browser's asking first
+    )
+    app.state.face = face
+    app.add_middleware(BodyLimit, max_bytes=MAX_MESSAGE_BYTES)  # as over gRPC
+    add_handlers(app)
+
+    @app.exception_handler(ClientLeft)
+    async def left(request: Request, error: ClientLeft) -> Response:
+        return Response(status_code=CLIENT_LEFT)
+
+    app.include_router(probes.public)
+    app.include_router(pages.router)
+    for part in (completions, chat, tokens, probes, playground):
+        app.include_router(part.router, dependencies=[Depends(check_key)])
+    return app

@@ -1,0 +1,59 @@
+"""`POST /v1/completions`: text after a prompt, or after each of several."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends, Request
+from fastapi.responses import Response
+
+from coordinator.http import logprobs
+from coordinator.http.call import Call, finish
+from coordinator.http.face import Face, choices, face
+from coordinator.http.schema import CompletionBody
+from coordinator.service import Reply
+from paceline.tokenizer import Tokenizer
+
+router = APIRouter()
+DEFAULT_MAX_TOKENS = 16  # OpenAI's
+
+
+@dataclass(frozen=True, slots=True)
+class CompletionShape:
+    tokenizer: Tokenizer
+    has_logprobs: bool
+    prefix: str = "cmpl"
+    kind: str = "text_completion"
+    chunk_kind: str = "text_completion"
+
+    def choice(self, place: int, reply: Reply, offset: int = 0) -> dict[str, Any]:
+        return {
+            "index": place,
+            "text": reply.text,
+            "logprobs": logprobs.of_completion(reply, self.tokenizer, offset) if self.has_logprobs else None,
+            "finish_reason": finish(reply.finish_reason),
+        }
+
+    def chunks(self, place: int, reply: Reply, offset: int, *, is_first: bool) -> list[dict[str, Any]]:
+        is_news = reply.text or reply.finish_reason or self.has_logprobs
+        return [self.choice(place, reply, offset)] if is_news else []
+
+
+@router.post("/v1/completions", response_model=None)
+async def completions(request: Request, body: CompletionBody, it: Annotated[Face, Depends(face)]) -> Response:
+    it.check_model(body.model)
+    logprobs.refuse_others("logprobs", body.logprobs)
+    admitted = []
+    for number, prompt in enumerate(body.prompts):
+        asked = body.request(
+            prompt,
+            it.service.coordinator.config.policy,
+            max_tokens=DEFAULT_MAX_TOKENS if body.max_tokens is None else body.max_tokens,
+            logprobs=body.logprobs is not None,
+            add_special_tokens=body.add_special_tokens,
+            request_id=f"{body.request_id}-{number}" if body.request_id and number else body.request_id or "",
+        )
+        admitted += await choices(it.service, asked, body.num_choices)
+    shape = CompletionShape(it.service.tokenizer, body.logprobs is not None)
+    return await Call(it, body, shape, admitted).respond(request)

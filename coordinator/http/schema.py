@@ -1,0 +1,273 @@
+"""What clients may send, field by field. Strict: a wrong type is an error, and so is a field that nobody would read.
+
+OpenAI's names and defaults, then vLLM's extra ones, then `speculative`, which is ours. Ranges are not checked here but
+where every face has them checked: `paceline.types.SamplingParams` and `coordinator.service`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, model_validator
+
+from coordinator.service import GenerationRequest
+from paceline.errors import InvalidInput
+from paceline.length_policy import LengthPolicy
+from paceline.types import Mode, Rule, SamplingParams, Tokens, member
+
+MAX_CHOICES = 128  # of one call, over all its prompts; each is a request of its own
+_CAPS = ("length", "max_length")  # a policy's parameter that bounds a draft, in tokens
+
+# Fields that OpenAI or vLLM have and that are not served, each with the values that ask for nothing. To ignore one
+# that asks for something would be a lie.
+REFUSED: Mapping[str, tuple[tuple[Any, ...], str]] = {
+    "audio": ((), "only text is served"),
+    "echo": ((False,), "the prompt is not sent back"),
+    "function_call": (("none",), "tools are not served"),
+    "functions": (([],), "tools are not served"),
+    "guided_choice": ((), "constrained output is not served"),
+    "guided_grammar": ((), "constrained output is not served"),
+    "guided_json": ((), "constrained output is not served"),
+    "guided_regex": ((), "constrained output is not served"),
+    "include_stop_str_in_output": ((False,), "output ends before a stop string"),
+    "length_penalty": ((1, 1.0), "there is no beam search"),
+    "modalities": ((["text"],), "only text is served"),
+    "parallel_tool_calls": ((True, False), "tools are not served"),
+    "prediction": ((), "drafts come from the drafters"),
+    "priority": ((0,), "requests are served first come, first served"),
+    "prompt_logprobs": ((), "only output tokens have log-probabilities"),
+    "reasoning_effort": ((), "the target's chat template decides; see chat_template_kwargs"),
+    "response_format": (({"type": "text"},), "constrained output is not served"),
+    "service_tier": (("auto", "default"), "there is one tier"),
+    "spaces_between_special_tokens": ((True,), "the tokenizer decides"),
+    "store": ((False,), "nothing is stored"),
+    "structured_outputs": ((), "constrained output is not served"),
+    "suffix": (("",), "text is only written after the prompt"),
+    "tool_choice": (("none", "auto"), "tools are not served"),
+    "tools": (([],), "tools are not served"),
+    "truncate_prompt_tokens": ((), "a prompt is never cut"),
+    "use_beam_search": ((False,), "there is no beam search"),
+}
+
+
+class Body(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, protected_namespaces=())
+
+
+class StreamOptions(Body):
+    include_usage: bool | None = None
+    include_obfuscation: Literal[False] | None = None
+    continuous_usage_stats: Literal[False] | None = None
+
+
+class Speculative(Body):
+    """How to draft for this request; nothing here changes the output's distribution."""
+
+    mode: str | None = None  # off, sequential, pearl, …; auto = the server's choice
+    rule: str | None = None
+    length_policy: str | None = None  # as on the command line, for example "svip:threshold_nats=0.6"
+    max_length: int | None = None  # tokens in a draft at most
+    window: int | None = None  # drafts unverified at a time
+
+    def policy(self, default: LengthPolicy | None) -> LengthPolicy | None:
+        """The policy asked for, with drafts of `max_length` at most. Raises InvalidInput."""
+        policy = default if self.length_policy is None else LengthPolicy.parse(self.length_policy)
+        if self.max_length is None:
+            return policy
+        if self.max_length < 1:
+            fix = 'must be at least 1; for no drafts: mode "off"'
+            raise InvalidInput("speculative.max_length", self.max_length, fix)
+        if policy is None:
+            return LengthPolicy.of("fixed", {"length": self.max_length})
+        caps = {key: min(value, self.max_length) for key, value in policy.parameters if key in _CAPS}
+        return LengthPolicy.of(policy.name, {**dict(policy.parameters), **caps})
+
+
+class SamplingBody(Body):
+    """What every way to generate has in common."""
+
+    model: str | None = None
+    max_tokens: int | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    n: int | None = None
+    best_of: int | None = None
+    stop: str | list[str] | None = None
+    seed: int | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    logit_bias: dict[str, float] | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    user: str | None = None  # of OpenAI's accounting; nothing hangs on it
+    metadata: dict[str, str] | None = None  # likewise
+
+    top_k: int | None = None
+    min_p: float | None = None
+    repetition_penalty: float | None = None
+    ignore_eos: bool = False
+    stop_token_ids: list[int] | None = None
+    min_tokens: int | None = None
+    skip_special_tokens: bool = True
+    request_id: str | None = None
+
+    speculative: Speculative | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_what_asks_for_nothing(cls, body: Any) -> Any:
+        """The body without REFUSED fields. Raises InvalidInput for one that asks for something."""
+        if not isinstance(body, dict):
+            return body
+        for name in body.keys() & REFUSED.keys():
+            neutral, reason = REFUSED[name]
+            # 0 == False and 1 == True in Python, but not in JSON.
+            if body[name] is not None and not any(
+                type(body[name]) is type(one) and body[name] == one for one in neutral
+            ):
+                raise InvalidInput(name, body[name], f"is not supported: {reason}; leave it out")
+        return {name: value for name, value in body.items() if name not in REFUSED}
+
+    @property
+    def num_choices(self) -> int:
+        """Outputs a prompt. Raises InvalidInput."""
+        n = 1 if self.n is None else self.n
+        if not 1 <= n <= MAX_CHOICES:
+            raise InvalidInput("n", n, f"must be from 1 to {MAX_CHOICES}")
+        if self.best_of not in (None, n):
+            raise InvalidInput(
+                "best_of", self.best_of, "is not supported: nothing is generated to be thrown away; use n"
+            )
+        return n
+
+    @property
+    def include_usage(self) -> bool:
+        """Raises InvalidInput."""
+        if self.stream_options and not self.stream:
+            raise InvalidInput("stream_options", "…", 'needs "stream": true')
+        return bool(self.stream_options and self.stream_options.include_usage)
+
+    def request(self, prompt: str | Tokens, default: LengthPolicy | None, **more: Any) -> GenerationRequest:
+        """What is asked of the service for one prompt; `more` are further fields of it. Raises InvalidInput."""
+        how = self.speculative or Speculative()
+        stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
+        given = {
+            "prompt": prompt,
+            "max_tokens": self.max_tokens,
+            "sampling": self._sampling(logprobs=more.pop("logprobs", False)),
+            "stop": stop,
+            "ignore_eos": self.ignore_eos,
+            "mode": member(Mode, "speculative.mode", how.mode),
+            "rule": member(Rule, "speculative.rule", how.rule),
+            "policy": how.policy(default),
+            "window": how.window or 0,
+            "request_id": self.request_id or "",
+            "skip_special_tokens": self.skip_special_tokens,
+        }
+        return GenerationRequest(**(given | more))
+
+    def _sampling(self, *, logprobs: bool) -> SamplingParams:
+        names = ("temperature", "top_p", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty")
+        given = {name: value for name in (*names, "min_tokens") if (value := getattr(self, name)) is not None}
+        return SamplingParams(
+            **given,
+            top_k=0 if self.top_k is None or self.top_k == -1 else self.top_k,  # vLLM writes -1 for off
+            seed=self.seed,
+            logit_bias=tuple(sorted(_biases(self.logit_bias or {}))),
+            stop_token_ids=tuple(self.stop_token_ids or ()),
+            logprobs=logprobs,
+        )
+
+
+class CompletionBody(SamplingBody):
+    """`POST /v1/completions`."""
+
+    prompt: str | list[str] | list[int] | list[list[int]]
+    logprobs: int | None = None
+    add_special_tokens: bool = True
+
+    @property
+    def prompts(self) -> list[str | Tokens]:
+        """Each prompt by itself. Raises InvalidInput."""
+        if isinstance(self.prompt, str):
+            return [self.prompt]
+        many = [one if isinstance(one, str) else tuple(one) for one in self.prompt if not isinstance(one, int)]
+        prompts: list[str | Tokens] = [*many] if many else [tuple(one for one in self.prompt if isinstance(one, int))]
+        if len(prompts) * self.num_choices > MAX_CHOICES:
+            raise InvalidInput("prompt", len(prompts), f"prompts times n must be at most {MAX_CHOICES}")
+        return prompts
+
+
+class TextPart(Body):
+    type: Literal["text"]
+    text: str
+
+
+class Message(Body):
+    role: Literal["system", "developer", "user", "assistant"]
+    content: str | list[TextPart] | None = None
+    name: str | None = None
+
+    # What an assistant's message has when it is sent back as it came.
+    refusal: None = None
+    annotations: list[Any] | None = None
+    audio: None = None
+    function_call: None = None
+    tool_calls: None = None
+    reasoning_content: str | None = None
+
+    def plain(self) -> dict[str, Any]:
+        """What the template sees."""
+        parts = self.content if isinstance(self.content, list) else None
+        content = "".join(part.text for part in parts) if parts is not None else self.content or ""
+        more = {key: value for key in ("name", "reasoning_content") if (value := getattr(self, key)) is not None}
+        return {"role": self.role, "content": content, **more}
+
+
+class ChatBody(SamplingBody):
+    """`POST /v1/chat/completions`."""
+
+    messages: list[Message]
+    max_completion_tokens: int | None = None
+    logprobs: bool | None = None
+    top_logprobs: int | None = None
+    add_generation_prompt: bool = True
+    chat_template_kwargs: dict[str, Any] | None = None
+
+
+class PlaygroundBody(SamplingBody):
+    """`POST /paceline/generate`: a prompt, or messages for the chat template."""
+
+    prompt: str | None = None
+    messages: list[Message] | None = None
+
+
+class TokenizeBody(Body):
+    """`POST /tokenize`: a prompt, or messages for the chat template."""
+
+    model: str | None = None
+    prompt: str | None = None
+    messages: list[Message] | None = None
+    add_special_tokens: bool | None = None
+    add_generation_prompt: bool = True
+    chat_template_kwargs: dict[str, Any] | None = None
+    return_token_strs: bool | None = None
+
+
+class DetokenizeBody(Body):
+    """`POST /detokenize`."""
+
+    model: str | None = None
+    tokens: list[int]
+
+
+def _biases(given: Mapping[str, float]) -> list[tuple[int, float]]:
+    for key in given:
+        if not re.fullmatch(r"\d{1,10}", key):
+            raise InvalidInput("logit_bias", key, 'the keys are token ids, such as "42"')
+    return [(int(key), float(value)) for key, value in given.items()]
+
+
+KNOWN_FIELDS = sorted({*CompletionBody.model_fields, *ChatBody.model_fields, *Speculative.model_fields})

@@ -1,0 +1,41 @@
+"""`POST /tokenize` and `POST /detokenize`, as vLLM has them."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends
+
+from coordinator.http.face import Face, face
+from coordinator.http.schema import DetokenizeBody, TokenizeBody
+
+router = APIRouter()
+
+
+@router.post("/tokenize")
+async def tokenize(body: TokenizeBody, it: Annotated[Face, Depends(face)]) -> dict[str, Any]:
+    it.check_model(body.model)
+    prompt = it.prompt(
+        body.prompt,
+        body.messages,
+        add_generation_prompt=body.add_generation_prompt,
+        more=body.chat_template_kwargs,
+    )
+    is_plain = body.messages is None
+    add = is_plain if body.add_special_tokens is None else body.add_special_tokens
+    token_ids = await it.service.tokenize(prompt, add_special_tokens=add)
+    told: dict[str, Any] = {
+        "count": len(token_ids),
+        "max_model_len": it.service.max_model_len,
+        "tokens": token_ids,
+    }
+    if body.return_token_strs:
+        told["token_strs"] = it.service.tokenizer.pieces(token_ids)
+    return told
+
+
+@router.post("/detokenize")
+async def detokenize(body: DetokenizeBody, it: Annotated[Face, Depends(face)]) -> dict[str, str]:
+    it.check_model(body.model)
+    it.service.check_token_ids("tokens", body.tokens)
+    return {"prompt": it.service.tokenizer.decode(body.tokens)}

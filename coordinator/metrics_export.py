@@ -1,0 +1,234 @@
+"""Prometheus metrics: vLLM's names for what vLLM has too, so that its dashboards and tools work here, and our own.
+
+An observer of the coordinator counts; what is a state rather than an event (who is here, who waits) is read when the
+metrics are. Nothing that a client chooses freely becomes a label. docs/metrics.md has every name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+from prometheus_client import CollectorRegistry, Counter, Histogram, disable_created_metrics, generate_latest
+from prometheus_client.metrics_core import GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from coordinator.core.commands import Command, Emit, Fail, Finish
+from coordinator.core.events import Arrived, Drafted, Event, Verified
+from coordinator.core.metrics import RequestMetrics
+from coordinator.server import Coordinator
+from paceline.types import FinishReason, Role
+
+MODEL = "model_name"
+# vLLM's, so that panels over both add up; finer at the low end where tokens come several at a time.
+_TTFT_S = (0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10, 20, 40, 80, 160, 640)
+_TOKEN_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1, 2.5, 5, 10, 40)
+_REQUEST_S = (0.3, 0.5, 0.8, 1, 1.5, 2, 2.5, 5, 10, 15, 20, 30, 40, 50, 60, 120, 240, 480, 960, 1920)
+_STEP_S = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5)
+_TOKENS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10_000, 20_000, 50_000, 100_000)
+_LENGTHS = (1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 24, 32, 48, 64)
+_SHARES = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1)
+
+
+@dataclass(slots=True)
+class _Running:
+    """What is remembered of a request between its events."""
+
+    arrived_s: float
+    num_prompt_tokens: int
+    last_token_s: float | None = None
+
+
+class MetricsExport:
+    """See the top of the file. An observer of the coordinator."""
+
+    def __init__(self, coordinator: Coordinator) -> None:
+        # Else every counter is there twice, once as the time at which it began.
+        disable_created_metrics()  # type: ignore[no-untyped-call]
+        self.registry = CollectorRegistry()
+        self._model = coordinator.config.model_name
+        self._running: dict[str, _Running] = {}
+        self._make_vllms()
+        self._make_ours()
+        self.registry.register(_State(coordinator, self._model))
+
+    def render(self) -> bytes:
+        """Everything in Prometheus' text format."""
+        return generate_latest(self.registry)
+
+    def _make_vllms(self) -> None:
+        self._ttft = self._histogram("vllm:time_to_first_token_seconds", "Arrival to first token.", _TTFT_S)
+        self._itl = self._histogram("vllm:inter_token_latency_seconds", "Between two tokens.", _TOKEN_S)
+        self._itl_old = self._histogram("vllm:time_per_output_token_seconds", "The same, by its older name.", _TOKEN_S)
+        self._tpot = self._histogram(
+            "vllm:request_time_per_output_token_seconds", "A request's mean time a token after the first.", _TOKEN_S
+        )
+        self._e2e = self._histogram("vllm:e2e_request_latency_seconds", "Arrival to last token.", _REQUEST_S)
+        self._queue = self._histogram("vllm:request_queue_time_seconds", "Waiting for a verifier.", _REQUEST_S)
+        self._prefill = self._histogram("vllm:request_prefill_time_seconds", "A verifier to first token.", _REQUEST_S)
+        self._decode = self._histogram("vllm:request_decode_time_seconds", "First token to last.", _REQUEST_S)
+        self._inference = self._histogram(
+            "vllm:request_inference_time_seconds", "A verifier to last token.", _REQUEST_S
+        )
+        self._num_prompt = self._histogram("vllm:request_prompt_tokens", "Tokens of a prompt.", _TOKENS)
+        self._num_output = self._histogram("vllm:request_generation_tokens", "Tokens of an output.", _TOKENS)
+        self._prompt = self._counter("vllm:prompt_tokens", "Tokens of prompts that have been read.")
+        self._generated = self._counter("vllm:generation_tokens", "Tokens committed.")
+        self._success = self._counter("vllm:request_success", "Requests that ended well.", "finished_reason")
+        self._drafts = self._counter("vllm:spec_decode_num_drafts", "Drafts judged.")
+        self._draft_tokens = self._counter("vllm:spec_decode_num_draft_tokens", "Tokens drafted.")
+        self._accepted = self._counter("vllm:spec_decode_num_accepted_tokens", "Drafted tokens accepted.")
+        self._accepted_at = self._counter(
+            "vllm:spec_decode_num_accepted_tokens_per_pos",
+            "Drafted tokens accepted, by place in their draft.",
+            "position",
+        )
+
+    def _make_ours(self) -> None:
+        self._draft_s = self._histogram("paceline_draft_seconds", "Computing one draft.", _STEP_S)
+        self._verify_s = self._histogram(
+            "paceline_verify_seconds", "A verifier's pass, for each request in it.", _STEP_S
+        )
+        self._verify_queue_s = self._histogram("paceline_verify_queue_seconds", "Waiting for that pass.", _STEP_S)
+        self._wire_s = self._histogram("paceline_wire_seconds", "A request's mean wire time a verification.", _STEP_S)
+        self._length = self._histogram("paceline_draft_length_tokens", "Length of the drafts received.", _LENGTHS)
+        self._overlap = self._histogram(
+            "paceline_overlap_share", "A request's share of drafting during which a verification ran.", _SHARES
+        )
+        self._tested = self._counter("paceline_tested_tokens", "Drafted tokens that a rule looked at.")
+        self._wasted = self._counter("paceline_wasted_tokens", "Tokens drafted and never accepted.")
+        self._stale = self._counter("paceline_stale_drafts", "Drafts of a run that had ended.")
+        self._by_source = self._counter("paceline_committed_tokens", "Tokens committed.", "source")
+        self._fallbacks = self._counter("paceline_fallbacks", "Self-decodes, by reason.", "reason")
+        self._chosen = self._counter(
+            "paceline_requests",
+            "Requests that ended well, by what was chosen for them.",
+            "mode",
+            "rule",
+            "length_policy",
+        )
+        self._failures = self._counter("paceline_request_failures", "Requests that ended badly.", "error")
+        self._coordinator_s = self._histogram(
+            "paceline_coordinator_seconds", "The coordinator's own work on a request.", _STEP_S
+        )
+
+    def _histogram(self, name: str, what: str, buckets: Sequence[float]) -> Histogram:
+        return Histogram(name, what, [MODEL], buckets=buckets, registry=self.registry).labels(self._model)
+
+    def _counter(self, name: str, what: str, *labels: str) -> Counter:
+        counter = Counter(name, what, [MODEL, *labels], registry=self.registry)
+        return counter if labels else counter.labels(self._model)
+
+    def observe(self, event: Event, commands: Sequence[Command], now_s: float) -> None:
+        match event:
+            case Arrived(spec):
+                self._running[spec.request_id] = _Running(now_s, len(spec.token_ids))
+            case Drafted(_, draft):
+                self._draft_s.observe(draft.draft_ms / 1e3)
+                self._length.observe(len(draft.token_ids))
+            case Verified(_, verdict) if verdict.verify_ms:
+                self._verify_s.observe(verdict.verify_ms / 1e3)
+                self._verify_queue_s.observe(verdict.queue_ms / 1e3)
+        for command in commands:
+            match command:
+                case Emit(request_id, token_ids):
+                    self._emitted(request_id, len(token_ids), now_s)
+                case Finish(request_id, reason, metrics):
+                    self._running.pop(request_id, None)
+                    self._finished(reason, metrics)
+                case Fail(request_id, error):
+                    if self._running.pop(request_id, None):
+                        self._failures.labels(self._model, type(error).__name__).inc()
+
+    def _emitted(self, request_id: str, num_tokens: int, now_s: float) -> None:
+        """Tokens that come together share the time since the last ones evenly, so that the sum is the truth."""
+        request = self._running.get(request_id)
+        if request is None or not num_tokens:
+            return
+        self._generated.inc(num_tokens)
+        if request.last_token_s is None:
+            self._prompt.inc(request.num_prompt_tokens)
+            self._ttft.observe(now_s - request.arrived_s)
+            request.last_token_s = now_s
+            num_tokens -= 1
+        each_s = (now_s - request.last_token_s) / max(num_tokens, 1)
+        for _ in range(num_tokens):
+            self._itl.observe(each_s)
+            self._itl_old.observe(each_s)
+        request.last_token_s = now_s
+
+    def _finished(self, reason: FinishReason, metrics: RequestMetrics) -> None:
+        self._success.labels(self._model, "abort" if reason is FinishReason.CANCELLED else str(reason)).inc()
+        self._chosen.labels(self._model, metrics.mode, metrics.rule, metrics.length_policy.partition(":")[0]).inc()
+        self._count(metrics)
+        if not metrics.num_generated_tokens:
+            return  # cancelled before its first token: it has no times
+        ttft_s, queue_s, e2e_s = metrics.ttft_ms / 1e3, metrics.queue_ms / 1e3, metrics.e2e_ms / 1e3
+        self._e2e.observe(e2e_s)
+        self._queue.observe(queue_s)
+        self._prefill.observe(ttft_s - queue_s)
+        self._decode.observe(e2e_s - ttft_s)
+        self._inference.observe(e2e_s - queue_s)
+        self._coordinator_s.observe(metrics.coordinator_ms / 1e3)
+        if metrics.num_generated_tokens > 1:
+            self._tpot.observe((e2e_s - ttft_s) / (metrics.num_generated_tokens - 1))
+        if metrics.num_draft_tokens:
+            self._overlap.observe(metrics.overlap_share)
+        if metrics.num_drafts:
+            self._wire_s.observe(metrics.wire_ms / metrics.num_drafts / 1e3)
+
+    def _count(self, metrics: RequestMetrics) -> None:
+        self._num_prompt.observe(metrics.num_prompt_tokens)
+        self._num_output.observe(metrics.num_generated_tokens)
+        self._drafts.inc(metrics.num_drafts)
+        self._draft_tokens.inc(metrics.num_draft_tokens)
+        self._accepted.inc(metrics.num_accepted_tokens)
+        self._tested.inc(metrics.num_tested_tokens)
+        self._wasted.inc(metrics.num_wasted_tokens)
+        self._stale.inc(metrics.num_stale_drafts)
+        for place, count in metrics.accepted_at.items():
+            self._accepted_at.labels(self._model, str(place)).inc(count)
+        for source, count in metrics.sources.items():
+            self._by_source.labels(self._model, str(source)).inc(count)
+        for reason, count in metrics.fallbacks.items():
+            self._fallbacks.labels(self._model, reason).inc(count)
+
+
+class _State(Collector):
+    """What is so at the moment when somebody asks."""
+
+    def __init__(self, coordinator: Coordinator, model: str) -> None:
+        self._coordinator = coordinator
+        self._model = model
+
+    def collect(self) -> Iterator[Metric]:
+        pipeline, links = self._coordinator.pipeline, self._coordinator.links
+        yield self._gauge("vllm:num_requests_running", "Requests that have a verifier.", pipeline.num_running)
+        yield self._gauge("vllm:num_requests_waiting", "Requests that wait for one.", pipeline.num_waiting)
+        here = [worker for worker in pipeline.pools if worker.name in links]
+        workers = GaugeMetricFamily(
+            "paceline_workers", "Workers that are here: connected, and their lease renewed.", labels=[MODEL, "role"]
+        )
+        for role in Role:
+            workers.add_metric([self._model, role], sum(worker.info.role is role for worker in here))
+        yield workers
+        load = self._by_worker("paceline_worker_load", "Share of its places that are taken.")
+        rtt = self._by_worker("paceline_worker_round_trip_seconds", "Of a call that needs no model.")
+        for worker in here:
+            load.add_metric([self._model, worker.info.role, worker.name], worker.load)
+            rtt_s = links[worker.name].rtt_s
+            if rtt_s is not None:
+                rtt.add_metric([self._model, worker.info.role, worker.name], rtt_s)
+        yield load
+        yield rtt
+
+    def describe(self) -> Iterable[Metric]:
+        return self.collect()
+
+    def _gauge(self, name: str, what: str, value: float) -> Metric:
+        gauge = GaugeMetricFamily(name, what, labels=[MODEL])
+        gauge.add_metric([self._model], value)
+        return gauge
+
+    def _by_worker(self, name: str, what: str) -> GaugeMetricFamily:
+        return GaugeMetricFamily(name, what, labels=[MODEL, "role", "worker"])

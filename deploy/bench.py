@@ -1,0 +1,51 @@
+"""`paceline bench`: the benchmarks behind docs/benchmarks.md, one sub-command each, imported only when asked for."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Sequence
+
+from deploy.options import UsageError
+from paceline.errors import did_you_mean
+
+# Each is `bench.NAME`, with `main(argv) -> int`.
+BENCHMARKS = {
+    "policies": "when to stop drafting: every length policy at its best, against an oracle; block against token",
+    "modes": "off, sequential and pearl at several draft lengths, against transformers' assisted generation",
+    "overhead": "what coordinator and wire add to a round of drafting and verifying",
+    "equality": "is greedy output transformers' own, in every mode and with any drafter?",
+    "engine": "the verifier's engine alone: tokens/s by concurrency, cost of a step, equality in a short pool",
+}
+
+
+def run(argv: Sequence[str]) -> int:
+    if not argv or argv[0] in ("-h", "--help", "help"):
+        print(_help(), file=sys.stdout if argv else sys.stderr)
+        return 0 if argv else 2
+    name = argv[0]
+    if name not in BENCHMARKS:
+        hint = did_you_mean(name, BENCHMARKS)
+        raise UsageError(f"bench {name}: unknown benchmark; {hint}The benchmarks are {', '.join(BENCHMARKS)}")
+    code: int = importlib.import_module(f"bench.{name}").main(list(argv[1:]))
+    return code
+
+
+def _help() -> str:
+    benchmarks = "\n".join(f"  {name:10} {summary}" for name, summary in BENCHMARKS.items())
+    return f"""usage: paceline bench BENCHMARK [options]
+
+Measure Paceline on this machine, with the demo pair or your own. The systems under test are real processes that the
+benchmark starts and ends; settings that are compared take turns prompt by prompt, so that noise falls on all alike.
+Nothing else should run meanwhile.
+
+benchmarks:
+{benchmarks}
+
+examples:
+  paceline bench policies --target big/ --drafter small/ --prompts prompts.jsonl --max-minutes 10
+  paceline bench policies --rules token,block --lengths 4,8,16 --json > rules.json
+  paceline bench modes --num-prompts 4 --no-assisted
+
+`paceline bench BENCHMARK --help` explains the options. They have no PACELINE_ twins: the figures should say all that
+they depend on."""

@@ -1,0 +1,193 @@
+"""`/v1/completions` and `/v1/chat/completions`, in the shapes that OpenAI's clients read."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from paceline.types import Mode, Rule
+from tests.coordinator.http.conftest import Called
+from tests.coordinator.toy import CONTEXT, END, LOGPROB
+
+COMPLETIONS, CHAT = "/v1/completions", "/v1/chat/completions"
+USER = [{"role": "user", "content": "hi"}]
+TEXT = "héllo"
+NUM_TOKENS = len(TEXT.encode()) + 1  # and the end
+
+
+async def test_a_completion_has_text_usage_and_what_speculation_did(called: Called) -> None:
+    answer = await called.post(COMPLETIONS, model="toy", prompt="abc", max_tokens=20)
+    (choice,) = answer["choices"]
+    assert choice == {"index": 0, "text": TEXT, "logprobs": None, "finish_reason": "stop"}
+    assert answer["usage"] == {"prompt_tokens": 3, "completion_tokens": NUM_TOKENS, "total_tokens": 3 + NUM_TOKENS}
+    assert (answer["object"], answer["model"]) == ("text_completion", "toy")
+    assert answer["id"].startswith("cmpl-")
+    assert answer["metrics"]["num_self_decoded_tokens"] == NUM_TOKENS
+    assert answer["metrics"]["speculative_decoding"]["num_draft_tokens"] == 0
+
+
+async def test_sixteen_tokens_are_the_default_and_length_is_the_reason(called: Called) -> None:
+    answer = await called.post(COMPLETIONS, prompt="abc", ignore_eos=True)
+    assert answer["usage"]["completion_tokens"] == 16
+    assert answer["choices"][0]["finish_reason"] == "length"
+
+
+async def test_a_stream_adds_up_to_the_answer(called: Called) -> None:
+    chunks = await called.stream(COMPLETIONS, prompt="abc", max_tokens=20)
+    assert "".join(chunk["choices"][0]["text"] for chunk in chunks) == TEXT
+    assert [chunk["choices"][0]["finish_reason"] for chunk in chunks[-2:]] == [None, "stop"]
+    assert len({chunk["id"] for chunk in chunks}) == 1
+    assert "usage" not in chunks[0]
+    assert "metrics" in chunks[-1]
+
+
+async def test_usage_comes_by_itself_after_the_choices_if_it_is_asked_for(called: Called) -> None:
+    options = {"include_usage": True}
+    for path, prompt in ((COMPLETIONS, {"prompt": "abc"}), (CHAT, {"messages": USER})):
+        *chunks, last = await called.stream(path, max_tokens=20, stream_options=options, **prompt)
+        assert all(chunk["usage"] is None and chunk["choices"] for chunk in chunks)
+        assert last["choices"] == []
+        assert last["usage"]["completion_tokens"] == NUM_TOKENS
+        assert last["metrics"]["num_generated_tokens"] == NUM_TOKENS
+        assert not any("metrics" in chunk for chunk in chunks)
+
+
+async def test_several_prompts_and_several_choices_each_have_their_place(called: Called) -> None:
+    answer = await called.post(COMPLETIONS, prompt=[[65], [66, 67], [65, 66, 67]], n=2, max_tokens=4)
+    assert [choice["index"] for choice in answer["choices"]] == [0, 1, 2, 3, 4, 5]
+    assert answer["usage"]["prompt_tokens"] == 1 + 2 + 3
+    assert answer["usage"]["completion_tokens"] == 6 * 4
+    assert "metrics" not in answer
+    assert [len(ask.token_ids) for ask in called.toy.opened] == [1, 1, 2, 2, 3, 3]
+    chunks = await called.stream(COMPLETIONS, prompt=["a", "bc"], n=2, max_tokens=4)
+    assert {chunk["choices"][0]["index"] for chunk in chunks} == {0, 1, 2, 3}
+
+
+async def test_choices_have_seeds_of_their_own_and_the_first_has_the_one_given(called: Called) -> None:
+    given: dict[str, Any] = {"prompt": "a", "max_tokens": 2, "temperature": 1}
+    await called.post(COMPLETIONS, n=3, seed=7, **given)
+    await called.post(COMPLETIONS, n=3, **given)
+    assert [ask.seed for ask in called.toy.opened[:3]] == [7, 8, 9]
+    assert len({ask.seed for ask in called.toy.opened}) == 6
+    assert {ask.rule for ask in called.toy.opened[:3]} == {Rule.COUPLED}
+
+
+async def test_a_chat_goes_through_the_template_and_comes_as_a_message(called: Called) -> None:
+    parts = [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]
+    messages = [{"role": "system", "content": "S"}, {"role": "user", "content": parts}]
+    answer = await called.post(CHAT, messages=messages, max_completion_tokens=20, chat_template_kwargs={"suffix": "!"})
+    (choice,) = answer["choices"]
+    assert choice["message"] == {"role": "assistant", "content": TEXT, "refusal": None}
+    assert choice["finish_reason"] == "stop"
+    assert answer["object"] == "chat.completion"
+    prompt = called.toy.tokenizer.decode(called.toy.opened[0].token_ids)
+    assert prompt == "<system>S<user>ab<assistant>!"
+
+
+async def test_a_chat_stream_begins_with_the_role_and_ends_with_the_reason(called: Called) -> None:
+    chunks = await called.stream(CHAT, messages=USER, max_tokens=20)
+    deltas = [chunk["choices"][0]["delta"] for chunk in chunks]
+    assert deltas[0] == {"role": "assistant", "content": ""}
+    assert "".join(delta["content"] for delta in deltas[1:-1]) == TEXT
+    assert deltas[-1] == {}
+    assert chunks[-1]["choices"][0]["finish_reason"] == "stop"
+    assert {chunk["object"] for chunk in chunks} == {"chat.completion.chunk"}
+
+
+async def test_a_chat_without_a_limit_may_fill_the_context(called: Called) -> None:
+    answer = await called.post(CHAT, messages=USER, ignore_eos=True)
+    assert answer["usage"]["total_tokens"] == CONTEXT
+
+
+async def test_a_message_may_be_sent_back_as_it_came(called: Called) -> None:
+    message = (await called.post(CHAT, messages=USER, max_tokens=20))["choices"][0]["message"]
+    as_clients_dump_it = message | {"annotations": None, "audio": None, "function_call": None, "tool_calls": None}
+    await called.post(CHAT, messages=[*USER, as_clients_dump_it, *USER], max_tokens=2)
+
+
+async def test_logprobs_are_there_for_every_token_and_offsets_count_characters(called: Called) -> None:
+    answer = await called.post(COMPLETIONS, prompt="a", max_tokens=20, logprobs=0)
+    logprobs = answer["choices"][0]["logprobs"]
+    assert logprobs["token_logprobs"] == [LOGPROB] * NUM_TOKENS
+    assert logprobs["text_offset"] == [0, 1, 1, 2, 3, 4, 5]  # é is two tokens, and text with the second
+    chunks = await called.stream(COMPLETIONS, prompt="a", max_tokens=20, logprobs=0)
+    offsets = [offset for chunk in chunks for offset in chunk["choices"][0]["logprobs"]["text_offset"]]
+    assert offsets == logprobs["text_offset"]
+    answer = await called.post(CHAT, messages=USER, max_tokens=20, logprobs=True, top_logprobs=0)
+    content = answer["choices"][0]["logprobs"]["content"]
+    assert [entry["logprob"] for entry in content] == [LOGPROB] * NUM_TOKENS
+    assert content[0] == {"token": "h", "logprob": LOGPROB, "bytes": [104], "top_logprobs": []}
+    assert content[1]["bytes"] is None  # half of a character
+
+
+async def test_a_stop_string_ends_the_text_before_it_and_the_request_at_the_verifier(called: Called) -> None:
+    answer = await called.post(COMPLETIONS, prompt="a", max_tokens=20, stop=["o", "lo"], ignore_eos=True)
+    assert answer["choices"][0] == {"index": 0, "text": "hél", "logprobs": None, "finish_reason": "stop"}
+    assert called.toy.closed == [called.toy.opened[0].request_id]
+
+
+async def test_a_stop_string_that_comes_with_the_last_token_is_the_reason(called: Called) -> None:
+    answer = await called.post(COMPLETIONS, prompt="a", max_tokens=NUM_TOKENS - 1, stop="o")
+    assert (answer["choices"][0]["text"], answer["choices"][0]["finish_reason"]) == ("héll", "stop")
+
+
+async def test_a_token_that_ends_the_output_has_no_text(called: Called) -> None:
+    stop = called.toy.tokenizer.encode("l")
+    answer = await called.post(COMPLETIONS, prompt="a", max_tokens=20, stop_token_ids=stop)
+    assert answer["choices"][0]["text"] == "hé"
+    answer = await called.post(COMPLETIONS, prompt="a", max_tokens=20, skip_special_tokens=False)
+    assert answer["choices"][0]["text"] == TEXT
+    answer = await called.post(COMPLETIONS, prompt="a", max_tokens=8, skip_special_tokens=False, ignore_eos=True)
+    assert answer["choices"][0]["text"] == TEXT + "</s>" + "h"
+
+
+async def test_every_parameter_reaches_the_verifier(called: Called) -> None:
+    law = {
+        "temperature": 0.5,
+        "top_p": 0.9,
+        "top_k": 7,
+        "min_p": 0.1,
+        "repetition_penalty": 1.2,
+        "presence_penalty": 0.3,
+        "frequency_penalty": -0.4,
+        "min_tokens": 2,
+    }
+    more: dict[str, Any] = {"seed": 5, "logit_bias": {"65": 2, "7": -1.5}, "stop_token_ids": [9]}
+    await called.post(COMPLETIONS, prompt="a", max_tokens=4, user="me", best_of=1, **law, **more)
+    sampling = called.toy.opened[0].sampling
+    assert {name: getattr(sampling, name) for name in law} == law
+    assert sampling.logit_bias == ((7, -1.5), (65, 2.0))
+    assert (sampling.seed, sampling.stop_token_ids) == (5, (END, 9))
+
+
+async def test_defaults_are_openais_and_nulls_are_defaults(called: Called) -> None:
+    nulls = dict.fromkeys(("temperature", "top_p", "n", "stop", "seed", "logit_bias", "stream", "max_tokens", "tools"))
+    await called.post(COMPLETIONS, prompt="a", **nulls)
+    sampling = called.toy.opened[0].sampling
+    assert (sampling.temperature, sampling.top_p, sampling.top_k) == (1.0, 1.0, 0)
+
+
+@pytest.mark.parametrize(
+    ("given", "want"),
+    [
+        ({"mode": "off"}, (Mode.OFF, "fixed:length=8", 1)),
+        ({"mode": "sequential", "max_length": 3}, (Mode.SEQUENTIAL, "fixed:length=3", 1)),
+        (
+            {"length_policy": "svip:threshold_nats=0.5", "max_length": 9},
+            (None, "svip:threshold_nats=0.5,max_length=9", 3),
+        ),
+        ({"mode": "auto", "window": 2, "rule": "match"}, (None, "fixed:length=8", 2)),
+    ],
+)
+async def test_speculation_is_each_requests_own(
+    called: Called, given: dict[str, Any], want: tuple[Mode | None, str, int]
+) -> None:
+    called.toy.config = type(called.toy.config)(called.toy.config.tokenizer, window=3)
+    answer = await called.post(COMPLETIONS, prompt="a", max_tokens=2, speculative=given)
+    metrics = answer["metrics"]
+    mode, policy, window = want
+    assert (metrics["mode"], metrics["length_policy"]) == (mode or "pearl", policy)
+    assert metrics["window"] == window
+    if "rule" in given:
+        assert metrics["rule"] == given["rule"]

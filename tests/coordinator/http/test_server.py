@@ -1,0 +1,102 @@
+"""The server itself: a real socket, in this loop."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import socket
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from coordinator.http.server import HttpServer
+from paceline.errors import InvalidInput
+from tests.coordinator.toy import Toy
+
+
+@pytest.fixture
+async def served(chat_model: Path) -> AsyncIterator[tuple[Toy, HttpServer]]:
+    toy = Toy(chat_model, port=0)
+    toy.add_verifier()
+    server = HttpServer(toy)
+    await server.start()
+    yield toy, server
+    await toy.close()
+    await server.stop()
+
+
+async def post(server: HttpServer, **body: Any) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+    content = json.dumps(body).encode()
+    head = (
+        f"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: {len(content)}"
+    )
+    writer.write(head.encode() + b"\r\n\r\n" + content)
+    await writer.drain()
+    return reader, writer
+
+
+async def until(is_so: Any) -> None:
+    async with asyncio.timeout(10):
+        while not is_so():
+            await asyncio.sleep(0.005)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_client_that_leaves_before_the_first_token_ends_its_requests(
+    served: tuple[Toy, HttpServer], stream: bool
+) -> None:
+    toy, server = served
+    toy.num_answers = 0
+    _, writer = await post(server, prompt="a", n=2, stream=stream)
+    await until(lambda: len(toy.opened) == 2)
+    writer.close()
+    await until(lambda: sorted(toy.closed) == sorted(ask.request_id for ask in toy.opened))
+    assert toy.pipeline.num_running == 0
+
+
+async def test_a_client_that_leaves_a_stream_ends_its_request(served: tuple[Toy, HttpServer]) -> None:
+    toy, server = served
+    toy.num_answers = 1
+    reader, writer = await post(server, prompt="a", stream=True)
+    async with asyncio.timeout(10):
+        assert b"200 OK" in await reader.readline()
+        await reader.readuntil(b'"text":"h"')
+    assert not toy.closed
+    writer.close()
+    await until(lambda: toy.closed == [toy.opened[0].request_id])
+    assert toy.pipeline.num_running == 0
+
+
+async def test_a_request_under_way_is_cancelled_when_the_server_stops(chat_model: Path) -> None:
+    toy = Toy(chat_model, port=0)
+    toy.add_verifier()
+    toy.num_answers = 0
+    server = HttpServer(toy)
+    await server.start()
+    reader, writer = await post(server, prompt="a")
+    await until(lambda: toy.opened)
+    await toy.close()
+    async with asyncio.timeout(5):
+        answer = await reader.readuntil(b"}]")
+        await server.stop()
+    assert b'"finish_reason":"abort"' in answer
+    writer.close()
+
+
+async def test_a_port_in_use_and_a_host_beyond_this_machine_are_refused(chat_model: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with pytest.raises(InvalidInput, match=f"port={port}"):
+            await HttpServer(Toy(chat_model, port=port)).start()
+    with pytest.raises(InvalidInput, match="--insecure"):
+        await HttpServer(Toy(chat_model, port=0, host="0.0.0.0")).start()
+
+
+async def test_the_address_is_told_as_a_browser_takes_it(served: tuple[Toy, HttpServer]) -> None:
+    _, server = served
+    assert server.url == f"http://127.0.0.1:{server.port}"

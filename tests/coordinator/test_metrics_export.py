@@ -1,0 +1,163 @@
+"""What is counted, and that the page names exactly what is exported."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from coordinator.core.commands import Emit, Fail, Finish
+from coordinator.core.events import Arrived, Drafted, RequestSpec, Tick, Verified
+from coordinator.core.metrics import RequestMetrics
+from coordinator.metrics_export import MetricsExport
+from paceline.errors import Overloaded
+from paceline.types import Draft, FinishReason, SamplingParams, Source, Verdict
+from tests.coordinator.toy import Toy, write_model
+
+PAGE = Path(__file__).parents[2] / "docs/metrics.md"
+A, R, B, S = Source.ACCEPTED, Source.RECOVERED, Source.BONUS, Source.SELF_DECODED
+
+
+@pytest.fixture
+def exported(tmp_path: Path) -> MetricsExport:
+    return MetricsExport(Toy(write_model(tmp_path / "model"), served_model_name="m"))
+
+
+def value(exported: MetricsExport, name: str, **labels: str) -> float | None:
+    return exported.registry.get_sample_value(name, {"model_name": "m"} | labels)
+
+
+def spec(request_id: str = "a") -> RequestSpec:
+    return RequestSpec(request_id, (1, 2, 3), 8, SamplingParams(), seed=1, draft_seed=2)
+
+
+def metrics(**more: Any) -> RequestMetrics:
+    return RequestMetrics("pearl", "match", "svip:threshold_nats=0.123", 4, num_prompt_tokens=3, **more)
+
+
+def test_the_page_names_what_is_exported_with_its_labels_and_kind(exported: MetricsExport) -> None:
+    told = re.findall(r"^\| `([\w:]+)(?:\{([\w,]+)\})?` \| (\w+) \|", PAGE.read_text(), flags=re.MULTILINE)
+    families = list(exported.registry.collect())
+    # A labelled counter has no sample before its first event, so labels are read from the metric itself.
+    labels = {family.name: names for collector, names in _labels(exported).items() for family in collector.describe()}
+    is_counter = {family.name: family.type == "counter" for family in families}
+    there = {
+        (name + "_total" * is_counter[name], tuple(names), next(f.type for f in families if f.name == name))
+        for name, names in labels.items()
+    }
+    assert {(name, tuple(filter(None, names.split(","))), kind) for name, names, kind in told} == there
+    assert len(told) == len(there)
+
+
+def _labels(exported: MetricsExport) -> dict[Any, tuple[str, ...]]:
+    """Every metric with the labels it has beside the model's name."""
+    found: dict[Any, tuple[str, ...]] = {}
+    for collector in exported.registry._collector_to_names:
+        names = getattr(collector, "_labelnames", None)
+        if names is not None:
+            found[collector] = tuple(names[1:])
+        else:
+            for family in collector.collect():
+                found[_One(family)] = tuple(getattr(family, "_labelnames", ()))[1:]
+    return found
+
+
+class _One:
+    """A collector of one family."""
+
+    def __init__(self, family: Any) -> None:
+        self.family = family
+
+    def describe(self) -> list[Any]:
+        return [self.family]
+
+
+def test_tokens_that_come_together_share_the_time_since_the_last(exported: MetricsExport) -> None:
+    exported.observe(Arrived(spec()), [], 10.0)
+    exported.observe(Tick(), [Emit("a", (5,), (S,))], 10.5)
+    exported.observe(Tick(), [Emit("a", (5, 6, 7, 8), (A, A, A, B))], 10.9)
+    assert value(exported, "vllm:time_to_first_token_seconds_sum") == pytest.approx(0.5)
+    assert value(exported, "vllm:time_to_first_token_seconds_count") == 1
+    for name in ("inter_token_latency", "time_per_output_token"):
+        assert value(exported, f"vllm:{name}_seconds_count") == 4
+        assert value(exported, f"vllm:{name}_seconds_sum") == pytest.approx(0.4)
+        assert value(exported, f"vllm:{name}_seconds_bucket", le="0.15") == 4
+    assert value(exported, "vllm:generation_tokens_total") == 5
+    assert value(exported, "vllm:prompt_tokens_total") == 3
+
+
+def test_tokens_that_come_with_the_first_take_no_time(exported: MetricsExport) -> None:
+    exported.observe(Arrived(spec()), [], 0.0)
+    exported.observe(Tick(), [Emit("a", (5, 6), (S, S))], 2.0)
+    assert value(exported, "vllm:inter_token_latency_seconds_count") == 1
+    assert value(exported, "vllm:inter_token_latency_seconds_sum") == 0
+
+
+def test_an_end_counts_what_the_request_did(exported: MetricsExport) -> None:
+    done = metrics(
+        num_drafts=4,
+        num_draft_tokens=30,
+        num_tested_tokens=12,
+        num_stale_drafts=1,
+        sources=Counter({A: 9, R: 2, S: 1}),
+        accepted_at=Counter({0: 4, 1: 3, 2: 2}),
+        fallbacks=Counter({"late draft": 2}),
+        queue_ms=100.0,
+        ttft_ms=300.0,
+        e2e_ms=1400.0,
+        wire_ms=8.0,
+    )
+    exported.observe(Arrived(spec()), [], 0.0)
+    exported.observe(Tick(), [Finish("a", FinishReason.LENGTH, done)], 1.4)
+    assert value(exported, "vllm:request_success_total", finished_reason="length") == 1
+    drafts = ("num_drafts", 4), ("num_draft_tokens", 30), ("num_accepted_tokens", 9)
+    for name, count in drafts:
+        assert value(exported, f"vllm:spec_decode_{name}_total") == count
+    places = [value(exported, "vllm:spec_decode_num_accepted_tokens_per_pos_total", position=str(i)) for i in range(4)]
+    assert places == [4, 3, 2, None]
+    assert value(exported, "paceline_wasted_tokens_total") == 21
+    assert value(exported, "paceline_committed_tokens_total", source="recovered") == 2
+    assert value(exported, "paceline_fallbacks_total", reason="late draft") == 2
+    chosen = {"mode": "pearl", "rule": "match", "length_policy": "svip"}  # without what the client chose freely
+    assert value(exported, "paceline_requests_total", **chosen) == 1
+    assert value(exported, "paceline_wire_seconds_sum") == pytest.approx(0.002)
+    for name, want in (("queue", 0.1), ("prefill", 0.2), ("decode", 1.1), ("inference", 1.3)):
+        assert value(exported, f"vllm:request_{name}_time_seconds_sum") == pytest.approx(want)
+    assert value(exported, "vllm:request_time_per_output_token_seconds_sum") == pytest.approx(1.1 / 11)
+
+
+def test_work_is_observed_as_it_is_reported(exported: MetricsExport) -> None:
+    exported.observe(Drafted("d", Draft("a", 0, 3, (5, 6, 7), draft_ms=12.0)), [], 1.0)
+    exported.observe(Verified("v", Verdict("a", 0, 3, (5,), (A,), verify_ms=30.0, queue_ms=4.0)), [], 1.0)
+    exported.observe(Verified("v", Verdict("a", 0, 3, (5,), (A,))), [], 1.0)  # from the log: no pass was needed
+    assert value(exported, "paceline_draft_seconds_sum") == pytest.approx(0.012)
+    assert value(exported, "paceline_draft_length_tokens_sum") == 3
+    assert value(exported, "paceline_verify_seconds_sum") == pytest.approx(0.03)
+    assert value(exported, "paceline_verify_seconds_count") == 1
+
+
+def test_a_failure_is_counted_once_and_a_request_cancelled_before_its_first_token_has_no_times(
+    exported: MetricsExport,
+) -> None:
+    failed = Fail("a", Overloaded("queue", 1, 1))
+    exported.observe(Arrived(spec()), [failed], 0.0)
+    exported.observe(Tick(), [failed], 0.0)
+    assert value(exported, "paceline_request_failures_total", error="Overloaded") == 1
+    exported.observe(Arrived(spec("b")), [], 0.0)
+    exported.observe(Tick(), [Finish("b", FinishReason.CANCELLED, metrics())], 0.0)
+    assert value(exported, "vllm:request_success_total", finished_reason="abort") == 1
+    assert value(exported, "vllm:e2e_request_latency_seconds_count") == 0
+    assert not exported._running
+
+
+async def test_states_are_read_when_they_are_asked_for(tmp_path: Path) -> None:
+    toy = Toy(write_model(tmp_path / "model"), served_model_name="m")
+    exported = MetricsExport(toy)
+    assert value(exported, "paceline_workers", role="verifier") == 0
+    assert value(exported, "vllm:num_requests_running") == 0
+    families = {family.name for family in text_string_to_metric_families(exported.render().decode())}
+    assert {"vllm:spec_decode_num_drafts", "paceline_workers"} <= families

@@ -1,0 +1,135 @@
+"""What both doors share: a request's admission, its text, its end."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import coordinator.server
+import coordinator.service
+from coordinator.core.events import Drafted
+from coordinator.service import GenerationRequest, Reply, Service
+from paceline.errors import InvalidInput, Overloaded
+from paceline.length_policy import LengthPolicy
+from paceline.types import Draft, FinishReason, Mode, Role, SamplingParams
+from tests.coordinator.toy import CONTEXT, END, Toy, write_model
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_model(tmp_path_factory.mktemp("toy") / "model")
+
+
+def start(model: Path, **settings: Any) -> tuple[Toy, Service]:
+    toy = Toy(model, **settings)
+    toy.add_verifier()
+    return toy, Service(toy)
+
+
+async def run(service: Service, **asked: Any) -> list[Reply]:
+    request = GenerationRequest(**({"prompt": "ab"} | asked))
+    with service.generation(request, await service.admit(request)) as generation:
+        replies = []
+        while reply := await generation.read():
+            replies.append(reply)
+    return replies
+
+
+async def test_what_is_left_open_is_the_servers_choice(model: Path) -> None:
+    policy = LengthPolicy.parse("fixed:length=3")
+    _, service = start(model, mode=Mode.SEQUENTIAL, policy=policy, window=7)
+    spec = await service.admit(GenerationRequest(prompt="ab"))
+    assert (spec.mode, spec.policy, spec.window, spec.rule) == (Mode.SEQUENTIAL, policy, 7, None)
+    assert spec.max_tokens == CONTEXT - 2
+    assert spec.stop_token_ids == (END,)
+    spec = await service.admit(GenerationRequest(prompt="ab", mode=Mode.OFF, window=2, ignore_eos=True))
+    assert (spec.mode, spec.window, spec.stop_token_ids) == (Mode.OFF, 2, ())
+
+
+async def test_the_drafters_seed_is_never_the_verifiers(model: Path) -> None:
+    _, service = start(model)
+    given = await service.admit(GenerationRequest(prompt="a", sampling=SamplingParams(seed=5)))
+    drawn = await service.admit(GenerationRequest(prompt="a"))
+    assert given.seed == 5
+    assert len({given.seed, given.draft_seed, drawn.seed, drawn.draft_seed}) == 4
+
+
+async def test_a_long_text_is_tokenized_beside_the_loop_and_comes_to_the_same(
+    model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, service = start(model)
+    short = await service.tokenize("né" * 9)
+    monkeypatch.setattr(coordinator.service, "MAX_INLINE_CHARS", 4)
+    assert await service.tokenize("né" * 9) == short
+
+
+async def test_replies_add_up_and_only_the_last_has_an_end(model: Path) -> None:
+    _, service = start(model)
+    *replies, last = await run(service)
+    assert "".join(reply.text for reply in (*replies, last)) == "héllo"
+    assert [reply.finish_reason for reply in replies] == [None] * len(replies)
+    assert (last.finish_reason, last.token_ids) == (FinishReason.STOP, ())
+    assert last.metrics is not None
+    assert last.metrics.num_generated_tokens == sum(len(reply.token_ids) for reply in replies) == 7
+
+
+async def test_leaving_a_generation_ends_its_request(model: Path) -> None:
+    toy, service = start(model)
+    toy.num_answers = 0
+    request = GenerationRequest(prompt="a")
+    with service.generation(request, await service.admit(request)) as generation:
+        assert toy.pipeline.num_running == 1
+    assert toy.closed == [generation.spec.request_id]
+    assert toy.pipeline.num_running == 0
+
+
+async def test_one_request_id_cannot_run_twice(model: Path) -> None:
+    toy, service = start(model)
+    toy.num_answers = 0
+    request = GenerationRequest(prompt="a", request_id="mine")
+    spec = await service.admit(request)
+    with (
+        service.generation(request, spec),
+        pytest.raises(InvalidInput, match="request_id='mine': is running already"),
+        service.generation(request, spec),
+    ):
+        pass
+    assert toy.pipeline.num_running == 0
+
+
+async def test_a_client_that_does_not_read_is_told_so_and_its_request_ends(
+    model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It used to wait for ever for what was thrown away: neither an end nor an error came."""
+    monkeypatch.setattr(coordinator.server, "MAX_CLIENT_QUEUE", 2)
+    toy, service = start(model)
+    request = GenerationRequest(prompt="a")
+    with service.generation(request, await service.admit(request)) as generation:
+        while not toy.closed:
+            await asyncio.sleep(0)
+        async with asyncio.timeout(5):
+            assert await generation.read()
+            assert await generation.read()
+            with pytest.raises(Overloaded, match="not read"):
+                await generation.read()
+    assert toy.pipeline.num_running == 0
+
+
+async def test_only_a_watched_request_is_told_of_spans_and_in_order(model: Path) -> None:
+    toy, service = start(model)
+    request = GenerationRequest(prompt="a")
+    for watch in (False, True):
+        spec = await service.admit(request)
+        with service.generation(request, spec, watch=watch) as generation:
+            toy.feed(Drafted("drafter-1", Draft(spec.request_id, 0, 1, (5, 6), draft_ms=4.0)))
+            replies = []
+            while reply := await generation.read():
+                replies.append(reply)
+        spans = [span for reply in replies for span in reply.spans]
+        assert [span.role for span in spans] == ([Role.DRAFTER] + [Role.VERIFIER] * 3 if watch else [])
+        if watch:
+            assert spans[0].end_s - spans[0].start_s == pytest.approx(0.004)
+            assert spans[0].num_tokens == 2

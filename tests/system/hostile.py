@@ -1,0 +1,87 @@
+"""A drafter that is real in every way but what it says: a shell around the shipped engine that twists its drafts.
+
+Which trick is played on a request is the first part of the request's id, up to a colon; requests without one of these
+names are drafted honestly. No trick may change one token under `match` or `coupled`, nor under any rule at
+temperature 0.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from typing import Any
+
+from drafter.engine import DrafterEngine
+from drafter.requests import Replies
+from paceline.types import Draft, DrafterAsk, Rows
+
+_random = random.Random(1)
+VOCABULARY = 4096
+MAX_DRAFT = 64
+
+Trick = Callable[[Draft, list[Draft]], list[Draft]]  # of an honest draft and those said before it
+
+
+def _with_tokens(draft: Draft, *token_ids: int) -> Draft:
+    """Other tokens; where rows are due, each a row in which its token is certain, as a careful liar would send."""
+    rows = draft.rows and Rows(1, b"".join(x.to_bytes(4, "little") for x in token_ids), b"\xff\xff" * len(token_ids))
+    return replace(draft, token_ids=token_ids, rows=rows)
+
+
+def _garbage(draft: Draft) -> Draft:
+    size = len(draft.token_ids)
+    return replace(draft, rows=Rows(3, _random.randbytes(12 * size), _random.randbytes(6 * size)))
+
+
+TRICKS: dict[str, Trick] = {
+    "wrong": lambda draft, _: [_with_tokens(draft, *((x + 1) % VOCABULARY for x in draft.token_ids))],
+    "longest": lambda draft, _: [_with_tokens(draft, *_random.choices(range(VOCABULARY), k=MAX_DRAFT))],
+    "right-then-longest": lambda draft, _: [
+        _with_tokens(draft, *draft.token_ids, *_random.choices(range(VOCABULARY), k=MAX_DRAFT - len(draft.token_ids)))
+    ],
+    "epoch-to-come": lambda draft, _: [replace(draft, epoch=draft.epoch + 1000), draft],
+    "epoch-gone": lambda draft, _: [replace(draft, epoch=0), draft],
+    "beyond-the-end": lambda draft, _: [replace(draft, start=draft.start + 400), draft],
+    "beyond-the-context": lambda draft, _: [replace(draft, start=2**31)],
+    "before-the-prompt": lambda draft, _: [replace(draft, start=0), draft],
+    "shifted": lambda draft, _: [replace(draft, start=draft.start + 1)],
+    "stale-repeats": lambda draft, said: [*said[-5:], draft, draft, *said[:2]],
+    "backwards": lambda draft, said: [draft, *reversed(said[-8:])],
+    "open-is-closed": lambda draft, _: [replace(draft, is_open=not draft.is_open)],
+    "no-such-token": lambda draft, _: [_with_tokens(draft, *(2**31 for _ in draft.token_ids))],
+    "no-such-request": lambda draft, _: [replace(draft, request_id="nobody"), draft],
+    "garbage-rows": lambda draft, _: [_garbage(draft)],
+    "no-rows": lambda draft, _: [replace(draft, rows=None)],
+    "silent": lambda draft, _: [],
+    "empty": lambda draft, _: [replace(draft, token_ids=(), rows=None)],  # malformed: it ends the whole stream
+}
+
+
+class HostileEngine(DrafterEngine):
+    """See the top of the file."""
+
+    def __init__(self, *worker: Any, **options: Any) -> None:
+        super().__init__(*worker, **options)
+        self.played: set[str] = set()
+        self._history: dict[str, list[Draft]] = {}
+
+    def handle(self, peer: int, ask: DrafterAsk) -> Replies:
+        return self._twisted(super().handle(peer, ask))
+
+    def step(self) -> Replies:
+        return self._twisted(super().step())
+
+    def _twisted(self, replies: Iterable[tuple[int, object]]) -> Replies:
+        said: list[tuple[int, Draft]] = []
+        for peer, reply in replies:
+            trick = TRICKS.get(reply.request_id.partition(":")[0]) if isinstance(reply, Draft) else None
+            if trick is None:
+                said.append((peer, reply))  # type: ignore[arg-type]
+                continue
+            assert isinstance(reply, Draft)
+            self.played.add(reply.request_id.partition(":")[0])
+            history = self._history.setdefault(reply.request_id, [])
+            said += [(peer, draft) for draft in trick(reply, history)]
+            history.append(reply)
+        return said  # type: ignore[return-value]

@@ -1,0 +1,155 @@
+"""OpenAI's own client against the real processes, with the demo pair."""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import openai
+import pytest
+
+from paceline.client import Client
+from paceline.types import Role
+from paceline.wire import coordinator_pb2
+from tests.system import processes
+
+ROOT = Path(__file__).parents[2]
+TARGET, DRAFTER = ROOT / "models/demo-target", ROOT / "models/demo-drafter"
+QUESTION = "A baker makes 12 loaves every hour for 6 hours and sells 50 of them. How many loaves are left?"
+PROMPT = f"Question: {QUESTION}\nAnswer:"
+USER: Any = [{"role": "user", "content": QUESTION}]
+NUM_TOKENS = 40
+
+
+@dataclass(frozen=True)
+class Served:
+    coordinator: processes.Process
+    drafter: processes.Process
+    client: openai.OpenAI
+    expected: str  # the target's own greedy answer, as gRPC has it
+
+    def get(self, path: str) -> Any:
+        with urllib.request.urlopen(self.coordinator.url + path, timeout=10) as response:
+            return response.read().decode()
+
+    def metric(self, name: str) -> float:
+        lines = [line for line in self.get("/metrics").splitlines() if line.startswith(f"{name}{{")]
+        return sum(float(line.rpartition(" ")[2]) for line in lines)
+
+
+@pytest.fixture(scope="module")
+def served() -> Iterator[Served]:
+    it = processes.coordinator(TARGET, "--port", "0", "--served-model-name", "demo")
+    verifier = processes.worker(Role.VERIFIER, TARGET, it.address)
+    drafter = processes.worker(Role.DRAFTER, DRAFTER, it.address)
+    with (
+        processes.running(it, verifier, drafter),
+        Client(it.address) as plain,
+        openai.OpenAI(base_url=f"{it.url}/v1", api_key="none", max_retries=0) as client,
+    ):
+        expected = plain.complete(PROMPT, max_tokens=NUM_TOKENS, mode="off")
+        yield Served(it, drafter, client, expected.text)
+
+
+def test_a_chat_is_the_targets_own_greedy_answer_whole_and_streamed(served: Served) -> None:
+    (model,) = served.client.models.list().data
+    asked: Any = {"model": model.id, "messages": USER, "max_tokens": NUM_TOKENS, "temperature": 0}
+    answer = served.client.chat.completions.create(**asked)
+    assert answer.choices[0].message.content == served.expected
+    assert answer.choices[0].finish_reason == "length"
+    assert answer.usage is not None
+    assert answer.usage.completion_tokens == NUM_TOKENS
+    stream = served.client.chat.completions.create(**asked, stream=True, stream_options={"include_usage": True})
+    chunks = list(stream)
+    assert chunks[0].choices[0].delta.role == "assistant"
+    assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices) == served.expected
+    assert chunks[-1].usage == answer.usage
+    metrics = chunks[-1].model_extra["metrics"] if chunks[-1].model_extra else {}
+    assert metrics["speculative_decoding"]["num_accepted_draft_tokens"] > 0
+
+
+def test_a_completion_with_logprobs_and_two_choices(served: Served) -> None:
+    given: Any = {"model": "demo", "prompt": PROMPT, "max_tokens": NUM_TOKENS, "temperature": 0}
+    whole = served.client.completions.create(**given, logprobs=0)
+    assert whole.choices[0].text == served.expected
+    logprobs = whole.choices[0].logprobs
+    assert logprobs is not None
+    assert logprobs.tokens is not None
+    assert "".join(logprobs.tokens) == served.expected
+    assert max(logprobs.token_logprobs or [1]) <= 0
+    sampled: Any = {"model": "demo", "prompt": PROMPT, "max_tokens": 12, "temperature": 1, "seed": 3, "n": 2}
+    texts = [
+        [choice.text for choice in served.client.completions.create(**sampled, extra_body=body).choices]
+        for body in ({"speculative": {"mode": "off"}}, {"speculative": {"mode": "pearl", "max_length": 2}})
+    ]
+    assert texts[0] == texts[1]  # a seed's tokens are the same in every mode
+    assert texts[0][0] != texts[0][1]
+
+
+def test_vllms_extra_fields_are_taken_and_unknown_ones_are_errors_that_name_them(served: Served) -> None:
+    given: Any = {"model": "demo", "prompt": PROMPT, "max_tokens": 8, "temperature": 1}
+    body = {"top_k": 1, "min_p": 0.01, "repetition_penalty": 1.0, "min_tokens": 2, "ignore_eos": True}
+    answer = served.client.completions.create(**given, extra_body=body)
+    assert served.expected.startswith(answer.choices[0].text)
+    with pytest.raises(openai.BadRequestError) as wrong:
+        served.client.completions.create(**given, extra_body={"top_q": 1})
+    assert wrong.value.param == "top_q"
+    with pytest.raises(openai.NotFoundError, match="is not served here"):
+        served.client.completions.create(**given | {"model": "gpt-9"})
+
+
+def test_a_stream_that_is_closed_ends_its_request(served: Served) -> None:
+    given: Any = {"model": "demo", "prompt": PROMPT, "max_tokens": 900, "extra_body": {"ignore_eos": True}}
+    stream = served.client.completions.create(**given, stream=True)
+    next(iter(stream))
+    assert json.loads(served.get("/load"))["server_load"] == 1
+    stream.close()
+    deadline_s = time.monotonic() + 20
+    while json.loads(served.get("/load"))["server_load"]:
+        assert time.monotonic() < deadline_s, "the request goes on without its client"
+        time.sleep(0.02)
+    assert served.metric("vllm:request_success_total") > 0
+
+
+def test_what_vllms_benchmark_reads_of_speculation_is_there(served: Served) -> None:
+    drafts, drafted, accepted, by_place = (
+        served.metric(f"vllm:spec_decode_{name}_total")
+        for name in ("num_drafts", "num_draft_tokens", "num_accepted_tokens", "num_accepted_tokens_per_pos")
+    )
+    assert 0 < drafts <= drafted
+    assert 0 < accepted <= drafted
+    assert 0 < by_place <= accepted
+    assert served.metric("paceline_worker_round_trip_seconds") > 0
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/api.md"])
+def test_the_examples_of_the_docs_work(page: str, served: Served, capsys: pytest.CaptureFixture[str]) -> None:
+    text = (ROOT / page).read_text().replace("http://127.0.0.1:8000", served.coordinator.url)
+    (program,) = re.findall(r"```python\n(from openai .*?)```", text, flags=re.DOTALL)
+    exec(program, {})
+    assert capsys.readouterr().out.strip()
+    calls = re.findall(r"^curl (?:-N )?(\S+) -H 'content-type: application/json' \\\n *-d '(.*?)'$", text, re.M | re.S)
+    assert calls
+    for url, body in calls:
+        headers = {"content-type": "application/json"}
+        with urllib.request.urlopen(urllib.request.Request(url, body.encode(), headers), timeout=30) as response:
+            assert b"choices" in response.read()
+    for body, method in re.findall(r"^grpcurl -plaintext -d '(.*?)' \\\n *\S+ (\S+)$", text, re.M | re.S):
+        assert method == "paceline.wire.Coordinator/Generate"
+        assert set(json.loads(body)) <= set(coordinator_pb2.GenerateRequest.DESCRIPTOR.fields_by_name)
+
+
+def test_without_a_drafter_all_goes_on_in_good_health(served: Served) -> None:
+    """The last of the module: the drafter is ended."""
+    served.drafter.stop()
+    while served.metric("paceline_workers") > 1:
+        time.sleep(0.02)
+    assert json.loads(served.get("/health")) == {"status": "ok", "num_verifiers": 1, "num_drafters": 0}
+    answer = served.client.chat.completions.create(model="demo", messages=USER, max_tokens=NUM_TOKENS, temperature=0)
+    assert answer.choices[0].message.content == served.expected
