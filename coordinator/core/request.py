@@ -217,6 +217,8 @@ class Request:
         self._preverify = {d.start: self._preverify.get(d.start, False) for d in self._window.drafts}
         self._asked_s = {d.start: self._asked_s.get(d.start, now_s) for d in self._window.drafts}
         if self.drafter:
+            if self._pace.is_silent and not self._is_resting:
+                self._pace.breaker.late(now_s)  # not waiting for it spares the wait, and changes nothing of its silence
             ends_run = self._window.epoch > epoch and not self._window.drafts
             if self._is_resting:
                 self._pace.did_without(len(new))

@@ -10,7 +10,7 @@ from coordinator.core.limits import Limits
 from paceline.errors import Unavailable
 from paceline.types import Close, Commit, Decode, FinishReason, OpenDraft, OpenVerify, Role
 from tests.coordinator.test_request import asks, info, pipeline, spec, verdict
-from tests.world import World, greedy
+from tests.world import World
 
 
 def sent(commands: list[Command], worker: str) -> list[object]:

@@ -39,8 +39,16 @@ def test_a_drafter_is_trusted_for_where_it_is_or_because_the_operator_says_so(
     peer: str, address: str, settings: dict[str, bool], expected: bool
 ) -> None:
     worker = info(Role.DRAFTER, address=address)
-    call = SimpleNamespace(peer=lambda: peer)
+    call = SimpleNamespace(peer=lambda: peer, auth_context=dict)
     assert is_trusted(worker, call, CoordinatorConfig("folder", **settings)) is expected  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("role", "expected"), [("drafter", True), ("client", False), ("verifier", False)])
+def test_a_drafter_is_trusted_for_the_certificate_that_says_it_is_one(role: str, expected: bool) -> None:
+    call = SimpleNamespace(
+        peer=lambda: "ipv4:10.0.0.2:4321", auth_context=lambda: {"peer_uri": [f"spiffe://paceline/{role}".encode()]}
+    )
+    assert is_trusted(info(Role.DRAFTER, address=ELSEWHERE), call, CoordinatorConfig("folder")) is expected
 
 
 def pipeline(**drafters: bool) -> Pipeline:
