@@ -30,7 +30,7 @@ MAX_FAILURES = 10  # starts in a row that never became ready: by then about a mi
 STOP_S = 12.0  # a worker takes up to 12 s for a clean end; after that it is killed
 POLL_S = 0.1
 MAX_LINE_BYTES = 1 << 20
-_READY = re.compile(r"paceline \w+ ready on (\S+)(?:.* HTTP on http://(\S+))?")
+_READY = re.compile(r"paceline \w+ ready on (\S+)(?:.* HTTP on (https?://\S+))?")
 
 Log = Callable[[str], None]
 
@@ -60,7 +60,7 @@ class Child:
         self.arguments = tuple(arguments)
         self.pid = 0  # of the current process; 0 between two
         self.address = ""  # where it serves, from its ready line
-        self.http_address = ""  # likewise; empty if it serves no HTTP
+        self.http_url = ""  # likewise; empty if it serves no HTTP
         self.is_ready = asyncio.Event()
         self.last_line = ""
         self._log = log
@@ -103,7 +103,7 @@ class Child:
                 return
             line = raw.decode(errors="replace").rstrip()
             if match := _READY.match(line):
-                self.address, self.http_address = match[1], match[2] or ""
+                self.address, self.http_url = match[1], match[2] or ""
                 self.is_ready.set()
             elif line:
                 self.last_line = line

@@ -66,8 +66,8 @@ async def start(supervisor: Supervisor, plan: Plan) -> str:
     port = coordinator.address.rpartition(":")[2]
     # A restarted coordinator must be found where the first one was, by the workers and by clients.
     coordinator.arguments += ("--grpc-port", port)
-    if coordinator.http_address:
-        coordinator.arguments += ("--port", coordinator.http_address.rpartition(":")[2])
+    if coordinator.http_url:
+        coordinator.arguments += ("--port", coordinator.http_url.rpartition(":")[2])
     server = f"{reachable(plan.host)}:{port}"
     supervisor.start("verifier", ("verifier", "--model", plan.target, "--coordinator", server, *plan.verifier))
     for i in range(plan.num_drafters):
@@ -126,8 +126,9 @@ async def _serve(plan: Plan, values: argparse.Namespace) -> int:
 
 def _http_url(supervisor: Supervisor) -> str:
     """Where this machine finds the coordinator's HTTP."""
-    host, _, port = supervisor.children[0].http_address.rpartition(":")
-    return f"http://{reachable(host)}:{port}"
+    scheme, _, where = supervisor.children[0].http_url.partition("://")
+    host, _, port = where.rpartition(":")
+    return f"{scheme}://{reachable(host)}:{port}"
 
 
 def _plan(values: argparse.Namespace) -> Plan:

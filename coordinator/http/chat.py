@@ -10,7 +10,7 @@ from fastapi.responses import Response
 
 from coordinator.http import logprobs
 from coordinator.http.call import Call, finish
-from coordinator.http.face import Face, choices, face
+from coordinator.http.face import Face, choices, client_of, face
 from coordinator.http.schema import ChatBody
 from coordinator.service import Reply
 from paceline.errors import InvalidInput
@@ -69,6 +69,7 @@ async def chat_completions(request: Request, body: ChatBody, it: Annotated[Face,
         it.service.coordinator.config.policy,
         max_tokens=limits.pop() if limits else None,
         logprobs=bool(body.logprobs),
+        client=client_of(request),
         add_special_tokens=False,  # the template has written them
     )
     shape = ChatShape(it.service.tokenizer, bool(body.logprobs))

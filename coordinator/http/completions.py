@@ -10,7 +10,7 @@ from fastapi.responses import Response
 
 from coordinator.http import logprobs
 from coordinator.http.call import Call, finish
-from coordinator.http.face import Face, choices, face
+from coordinator.http.face import Face, choices, client_of, face
 from coordinator.http.schema import CompletionBody
 from coordinator.service import Reply
 from paceline.tokenizer import Tokenizer
@@ -52,6 +52,7 @@ async def completions(request: Request, body: CompletionBody, it: Annotated[Face
             max_tokens=DEFAULT_MAX_TOKENS if body.max_tokens is None else body.max_tokens,
             logprobs=body.logprobs is not None,
             add_special_tokens=body.add_special_tokens,
+            client=client_of(request),
             request_id=f"{body.request_id}-{number}" if body.request_id and number else body.request_id or "",
         )
         admitted += await choices(it.service, asked, body.num_choices)

@@ -16,9 +16,12 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from coordinator.http.schema import KNOWN_FIELDS
 from paceline.errors import (
+    Forbidden,
     InvalidInput,
     Overloaded,
     PacelineError,
+    TimedOut,
+    Unauthenticated,
     Unavailable,
     UnknownRequest,
     Unsupported,
@@ -31,7 +34,10 @@ _STATUS: Sequence[tuple[type[PacelineError], int]] = (
     (Unsupported, 422),  # understood and lawful, but no exact way to serve it exists here
     (InvalidInput, 400),
     (UnknownRequest, 404),
+    (Unauthenticated, 401),
+    (Forbidden, 403),
     (Overloaded, 429),
+    (TimedOut, 504),
     (Unavailable, 503),
 )
 _TYPES = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 429: "rate_limit_error"}
@@ -45,19 +51,10 @@ class UnknownModel(InvalidInput):
         super().__init__("model", name, f"is not served here; the model is {served!r}, and GET /v1/models lists it")
 
 
-class Unauthorized(PacelineError):
-    """No key, or one that is not known (401)."""
-
-    def __init__(self) -> None:
-        super().__init__("a valid API key is needed; send it as the header Authorization: Bearer KEY")
-
-
 def status_of(error: BaseException) -> int:
     """The HTTP status of an error; 500 for what is not the caller's doing."""
     if isinstance(error, UnknownModel):
         return 404
-    if isinstance(error, Unauthorized):
-        return 401
     return next((status for kind, status in _STATUS if isinstance(error, kind)), 500)
 
 
@@ -74,7 +71,7 @@ def response_to(error: BaseException) -> JSONResponse:
     headers = {}
     if isinstance(error, Overloaded):
         headers["retry-after"] = str(math.ceil(error.retry_after_s))  # whole seconds, says RFC 9110
-    if isinstance(error, Unauthorized):
+    if isinstance(error, Unauthenticated):
         headers["www-authenticate"] = "Bearer"
     return JSONResponse(error_object(error), status_of(error), headers)
 

@@ -12,13 +12,13 @@ from typing import Any, Protocol, TypeVar
 from fastapi import Request
 
 from coordinator.core.events import RequestSpec
-from coordinator.http.errors import Unauthorized, UnknownModel
+from coordinator.http.errors import UnknownModel
 from coordinator.http.schema import Message
 from coordinator.metrics_export import MetricsExport
 from coordinator.pool_stats import PoolStats
 from coordinator.service import Generation, GenerationRequest, Reply, Service
 from paceline.chat_template import ChatTemplate
-from paceline.errors import InvalidInput
+from paceline.errors import InvalidInput, Unauthenticated
 from paceline.types import MAX_SEED
 
 T = TypeVar("T")
@@ -99,10 +99,18 @@ def face(request: Request) -> Face:
 
 
 def check_key(request: Request) -> None:
-    """The dependency of every route that does or tells anything. Raises Unauthorized."""
+    """The dependency of every route that does or tells anything. Raises Unauthenticated."""
     keys = face(request).keys
-    if keys is not None and keys.check(request.headers.get("authorization")) is None:
-        raise Unauthorized
+    name = "" if keys is None else keys.check(request.headers.get("authorization"))
+    if name is None:
+        raise Unauthenticated("a valid API key is needed; send it as the header Authorization: Bearer KEY")
+    request.state.client = name
+
+
+def client_of(request: Request) -> str:
+    """The name of the caller's API key, empty where no keys are asked for; `check_key` has seen to it."""
+    name: str = request.state.client
+    return name
 
 
 async def while_connected(request: Request, work: Awaitable[T]) -> T:

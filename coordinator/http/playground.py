@@ -12,7 +12,7 @@ from coordinator.core.events import RequestSpec
 from coordinator.core.placement import Worker
 from coordinator.http import sse
 from coordinator.http.call import finish
-from coordinator.http.face import Face, face, replies
+from coordinator.http.face import Face, client_of, face, replies
 from coordinator.http.schema import PlaygroundBody
 from coordinator.server import Span
 from coordinator.service import GenerationRequest
@@ -33,6 +33,7 @@ async def generate(request: Request, body: PlaygroundBody, it: Annotated[Face, D
     asked = body.request(
         it.prompt(body.prompt, body.messages),
         it.service.coordinator.config.policy,
+        client=client_of(request),
         add_special_tokens=not has_template,
     )
     spec = await it.service.admit(asked)

@@ -25,7 +25,9 @@ async def health(it: Annotated[Face, Depends(face)]) -> Response:
 
 @public.get("/ready", response_model=None)
 async def ready(it: Annotated[Face, Depends(face)]) -> Response:
-    """200 while a request would be taken: a verifier is here, and the queue has room."""
+    """200 while a request would be taken: a verifier is here, the queue has room, and nobody shuts this down."""
+    if it.service.coordinator.is_draining:
+        return _state(it, "this coordinator is shutting down")
     pipeline = it.service.coordinator.pipeline
     if pipeline.num_waiting >= pipeline.limits.max_waiting:
         return _state(it, "the queue is full")

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import socket
+import ssl
 from collections.abc import Iterator
 
 import uvicorn
@@ -17,8 +19,12 @@ from coordinator.server import Coordinator
 from coordinator.service import Service
 from paceline.chat_template import ChatTemplate
 from paceline.errors import InvalidInput
+from paceline.files import stamp
 from paceline.rpc import MAX_STREAMS, check_bind, join
+from paceline.security import Tls
 from paceline.tokenizer import resolve
+
+log = logging.getLogger(__name__)
 
 MAX_HEADER_BYTES = 16 * 2**10
 KEEP_ALIVE_S = 65  # longer than the usual 60 s of load balancers, so that it is they who close
@@ -33,7 +39,11 @@ class _Server(uvicorn.Server):
 
 
 class HttpServer:
-    """`start`, then `stop`."""
+    """`start`, then `stop`.
+
+    Behind TLS it asks for no certificate, which browsers and OpenAI's clients do not have, but for a key. Where TLS is
+    on and there are no keys it is for this machine only, whatever the host, unless that is `insecure`.
+    """
 
     def __init__(self, coordinator: Coordinator, keys: KeyCheck | None = None) -> None:
         config = coordinator.config
@@ -43,35 +53,41 @@ class HttpServer:
         self.app = create_app(Face(Service(coordinator), template, metrics, stats, keys))
         self.port = 0
         self._config = config
+        is_guarded = config.tls is None or keys is not None or config.insecure
+        self.host = config.host if is_guarded else "127.0.0.1"
         self._server: _Server | None = None
         self._task: asyncio.Task[None] | None = None
 
     @property
     def url(self) -> str:
-        return f"http://{join(self._config.host, self.port)}"
+        return f"{'https' if self._config.tls else 'http'}://{join(self.host, self.port)}"
 
     async def start(self) -> None:
         """Bind and serve. Raises InvalidInput for a host or a port that will not do."""
-        host, port = self._config.host, self._config.port or 0
-        check_bind(host, insecure=self._config.insecure)
-        listener = _listen(host, port)
+        tls = self._config.tls
+        check_bind(self.host, insecure=self._config.insecure, has_tls=tls is not None)
+        listener = _listen(self.host, self._config.port or 0, stall_s=self._config.client_stall_s)
         self.port = listener.getsockname()[1]
-        self._server = _Server(
-            uvicorn.Config(
-                self.app,
-                http="h11",
-                ws="none",
-                lifespan="off",
-                log_config=None,  # the process has its own
-                access_log=False,  # prompts are nobody's business; /metrics counts
-                proxy_headers=False,
-                server_header=False,
-                limit_concurrency=MAX_STREAMS,
-                h11_max_incomplete_event_size=MAX_HEADER_BYTES,
-                timeout_keep_alive=KEEP_ALIVE_S,
-                timeout_graceful_shutdown=STOP_S,
-            )
+        config = uvicorn.Config(
+            self.app,
+            http="h11",
+            ws="none",
+            lifespan="off",
+            log_config=None,  # the process has its own
+            access_log=False,  # prompts are nobody's business; /metrics counts
+            proxy_headers=False,
+            server_header=False,
+            limit_concurrency=MAX_STREAMS,
+            h11_max_incomplete_event_size=MAX_HEADER_BYTES,
+            timeout_keep_alive=KEEP_ALIVE_S,
+            timeout_graceful_shutdown=STOP_S,
+            ssl_certfile=tls.cert if tls else None,
+            ssl_keyfile=tls.key if tls else None,
         )
+        config.load()
+        if tls and config.ssl:
+            _renew(config.ssl, tls)
+        self._server = _Server(config)
         self._task = asyncio.create_task(self._server.serve([listener]), name="http")
         while not self._server.started:
             await asyncio.sleep(0.005)
@@ -85,7 +101,27 @@ class HttpServer:
             await self._task
 
 
-def _listen(host: str, port: int) -> socket.socket:
+def _renew(context: ssl.SSLContext, tls: Tls) -> None:
+    """At each handshake, have `context` look whether the certificate has changed; from the next one on it is used."""
+    seen = stamp(tls.cert, tls.key)
+
+    def look(*_: object) -> None:
+        nonlocal seen
+        now = stamp(tls.cert, tls.key)
+        if now == seen:
+            return
+        try:
+            tls.read().check(tls)  # while certificate and key do not fit, the former ones stay in use
+            context.load_cert_chain(tls.cert, tls.key)
+        except (InvalidInput, OSError) as error:
+            log.error("the former certificate stays in use: %s", error)
+        else:
+            seen = now
+
+    context.sni_callback = look
+
+
+def _listen(host: str, port: int, *, stall_s: float) -> socket.socket:
     """A bound socket. Raises InvalidInput."""
     try:
         family, kind, protocol, _, where = socket.getaddrinfo(host.strip("[]"), port, type=socket.SOCK_STREAM)[0]
@@ -94,6 +130,8 @@ def _listen(host: str, port: int) -> socket.socket:
         raise InvalidInput("host", host, f"cannot be bound: {error.strerror or error}") from None
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # what has just ended is no hindrance
+        if hasattr(socket, "TCP_USER_TIMEOUT"):  # else what nobody reads would keep its connection for good
+            listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(1e3 * stall_s))
         listener.bind(where)
         listener.setblocking(False)
     except OSError as error:

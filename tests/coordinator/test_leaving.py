@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from bench.simulator.law import greedy
 from coordinator.core.commands import Ask, Command, Emit, Fail
-from coordinator.core.events import Arrived, Ended, WorkerDown, WorkerDraining, WorkerUp
+from coordinator.core.events import Arrived, Ended, WorkerDraining, WorkerUp
 from coordinator.core.limits import Limits
 from paceline.errors import Unavailable
 from paceline.types import Close, Commit, Decode, FinishReason, OpenDraft, OpenVerify, Role
@@ -97,8 +98,7 @@ def test_worlds_whose_workers_are_drained_are_lossless(seed: int) -> None:
             if any(member.requests for member in world.pipeline.pools if member.name == name):
                 world.at(0.01, leave)
             else:
-                world.workers.pop(name).dead = True
-                world.feed(WorkerDown(name))
+                world.kill(name)
 
         leave()
 
