@@ -318,7 +318,9 @@ class Coordinator:
 
     async def close(self) -> None:
         """Fail every request, so that its client may go on elsewhere, and end every link."""
-        error = Unavailable("this coordinator is shutting down; go on at another one with resume_token_ids")
+        error = Unavailable(
+            "this coordinator is shutting down; go on at another one (gRPC has resume_token_ids for it)"
+        )
         for request_id in list(self._clients):
             self.feed(Ended(request_id, FinishReason.CANCELLED, error))
         tasks = [link.task for link in self.links.values() if link.task]

@@ -88,9 +88,21 @@ def _choose(members: tuple[Any, ...], value: Any) -> Any:
         if dataclasses.is_dataclass(member):
             if isinstance(value, dict) and value.get(IS) == cast(type, member).__name__:
                 return _build(member, value)
+        elif isinstance(member, type) and issubclass(member, Exception):
+            if isinstance(value, dict):
+                return _error(member, value)
         elif member is not type(None) and not isinstance(value, dict):
             return _build(member, value)
     raise ValueError(f"none of {', '.join(getattr(member, '__name__', str(member)) for member in members)}")
+
+
+def _error(kind: type[Exception], value: dict[str, Any]) -> Exception:
+    """The error of `kind`, or of a class derived from it, with the text that it had."""
+    kinds = [kind]
+    for each in kinds:
+        kinds += each.__subclasses__()
+    found = {each.__name__: each for each in kinds}[value[IS]]
+    return found.__new__(found, _build(str, value["message"]))  # `__init__` would compose the text from its parts
 
 
 @functools.cache

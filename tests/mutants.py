@@ -384,8 +384,8 @@ PROTOCOL = (
     Mutant(
         "a place is given by a load that was",
         "coordinator/core/placement.py",
-        "(worker.load, worker.number) == (load, number)",
-        "worker.number == number",
+        "(worker.load, worker.number) != (load, number)",
+        "worker.number != number",
         ("tests/coordinator/test_placement.py",),
     ),
     Mutant(
@@ -558,6 +558,13 @@ LEAVING = (
     ),
     Mutant("breaker: rests do not grow", "coordinator/core/breaker.py", "2**self.num_trips", "1", CORE),
     Mutant(
+        "breaker: whom nobody waits for is never late",
+        "coordinator/core/request.py",
+        "if self._pace.is_silent and not self._is_resting:",
+        "if False:",
+        ("tests/coordinator/test_breaker.py",),
+    ),
+    Mutant(
         "breaker: a resting drafter keeps what it holds",
         "coordinator/core/placement.py",
         "(worker.is_draining or worker.pace.breaker.is_resting(now_s))",
@@ -591,6 +598,13 @@ LEAVING = (
         DOOR,
     ),
     Mutant("certificates are read once", "paceline/security.py", "if now == self._stamp:", "if True:", DOOR),
+    Mutant(
+        "any certificate vouches for rows",
+        "coordinator/trust.py",
+        "peer_role(call) is PeerRole.DRAFTER",
+        "peer_role(call) is not None",
+        TRUST,
+    ),
     Mutant(
         "a caller believes any role",
         "paceline/rpc.py",
@@ -723,6 +737,34 @@ DOORS = (
         "for part in (completions, chat, tokens, probes, playground):",
         "app.include_router(playground.router)\n    for part in (completions, chat, tokens, probes):",
         HTTP,
+    ),
+    Mutant(
+        "HTTP: the key's name is lost",
+        "coordinator/http/face.py",
+        "request.state.client = name",
+        'request.state.client = ""',
+        HTTP,
+    ),
+    Mutant(
+        "HTTP: who does not read holds its request for good",
+        "coordinator/http/sse.py",
+        "asyncio.timeout(self._stall_s)",
+        "asyncio.timeout(None)",
+        HTTP,
+    ),
+    Mutant(
+        "HTTP: beyond this machine with neither certificates nor keys",
+        "coordinator/http/server.py",
+        "config.tls is None or keys is not None or config.insecure",
+        "True",
+        HTTP,
+    ),
+    Mutant(
+        "resume: text that the client has is written again",
+        "coordinator/service.py",
+        "            _push(text, spec.resumed, spec)  # the client has had this text\n",
+        "            pass\n",
+        ("tests/coordinator/test_service.py",),
     ),
     Mutant(
         "places in drafts counted from the wrong end",

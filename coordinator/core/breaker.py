@@ -30,6 +30,10 @@ class Breaker:
         self.num_trips = 0
         self._clear()
 
+    def heard(self) -> None:
+        """It has said that it has nothing to propose: it is not silent, and has proved nothing."""
+        self._num_late, self._silent_since_s = 0, None
+
     def refused(self, now_s: float) -> None:
         """It would not take a request, or sent what no honest drafter sends."""
         self._num_refusals += 1
@@ -37,7 +41,7 @@ class Breaker:
             self._trip(now_s)
 
     def late(self, now_s: float) -> None:
-        """A request stopped waiting for its draft."""
+        """A request stopped waiting for its draft, or went on without having waited, since it is silent."""
         self._num_late += 1
         if self._silent_since_s is None:
             self._silent_since_s = now_s

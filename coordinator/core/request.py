@@ -183,6 +183,7 @@ class Request:
         Otherwise the verifier decodes on meanwhile, as without an answer; a draft that comes ends the run.
         """
         self._pace.is_silent = False
+        self._pace.breaker.heard()
         if begun := self._begun.pop(passed.epoch, None):
             self._pace.turned_around(now_s - begun[0], None)
         if self.verifier and not self._owes and passed.start == len(self.committed):

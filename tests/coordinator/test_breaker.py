@@ -84,6 +84,17 @@ def test_being_late_often_within_a_moment_is_a_matter_of_load_or_of_a_long_promp
     assert not breaker.allows(MIN_SILENCE_S, 0)
 
 
+def test_who_says_that_there_is_nothing_to_propose_is_not_silent() -> None:
+    breaker = Breaker()
+    for i in range(10 * MAX_LATE):
+        breaker.late(float(i))
+        breaker.heard()
+    assert breaker.allows(100.0, 5)
+    breaker = tripped()
+    breaker.heard()
+    assert not breaker.allows(FIRST_REST_S, 1), "nor has it proved anything"
+
+
 def test_late_now_and_then_is_no_failure() -> None:
     breaker = Breaker()
     for i in range(100):

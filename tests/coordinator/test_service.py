@@ -66,6 +66,37 @@ async def test_a_long_text_is_tokenized_beside_the_loop_and_comes_to_the_same(
     assert await service.tokenize("né" * 9) == short
 
 
+async def test_a_text_that_can_fit_no_context_is_not_tokenized(model: Path) -> None:
+    _, service = start(model)
+    with pytest.raises(InvalidInput, match=f"at most {64 * CONTEXT} can fit the context"):
+        await service.tokenize("x" * (64 * CONTEXT + 1))
+
+
+async def test_the_text_goes_on_where_another_coordinator_left_it(model: Path) -> None:
+    toy, service = start(model)
+    resumed = toy.tokenizer.encode("xh")
+    *replies, last = await run(service, resumed=resumed, stop=("hh",))
+    assert toy.opened[0].token_ids[-2:] == resumed
+    assert last.finish_reason is FinishReason.STOP
+    assert "".join(reply.text for reply in (*replies, last)) == "", "the stop string began in what the client has"
+
+
+async def test_an_output_that_has_ended_elsewhere_only_ends(model: Path) -> None:
+    toy, service = start(model)
+    (last,) = await run(service, resumed=(*toy.tokenizer.encode("h"), END))
+    assert (last.text, last.finish_reason, last.metrics) == ("", FinishReason.STOP, None)
+    (last,) = await run(service, resumed=toy.tokenizer.encode("h"), stop=("hx",), max_tokens=1)
+    assert (last.text, last.finish_reason) == ("h", FinishReason.LENGTH), "it might have been a stop string's beginning"
+    assert not toy.opened
+
+
+@pytest.mark.parametrize(("resumed", "fix"), [((1, 2), "are more than max_tokens=1"), ((9999,), "vocabulary's size")])
+async def test_what_cannot_be_resumed_is_refused(model: Path, resumed: tuple[int, ...], fix: str) -> None:
+    _, service = start(model)
+    with pytest.raises(InvalidInput, match=f"resume_token_ids=.*{fix}"):
+        await service.admit(GenerationRequest(prompt="a", max_tokens=1, resumed=resumed))
+
+
 async def test_replies_add_up_and_only_the_last_has_an_end(model: Path) -> None:
     _, service = start(model)
     *replies, last = await run(service)

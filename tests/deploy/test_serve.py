@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import socket
+import ssl
 import urllib.request
 from pathlib import Path
 from typing import Any
@@ -202,6 +203,10 @@ def test_a_deployment_behind_tls_and_keys_lets_its_requests_end_when_it_is_told_
         assert "no coordinator answers" in fails(*asked, code=1)
         assert "no API key was given" in fails(*asked, *encrypted)
         assert paceline(*asked, *encrypted, "--api-key", "a" * 20).code == 0
+        call = urllib.request.Request(f"{server.url}/v1/models", headers={"authorization": f"Bearer {'a' * 20}"})
+        trust = ssl.create_default_context(cafile=tmp_path / "ca.crt")
+        with urllib.request.urlopen(call, timeout=10, context=trust) as response:
+            assert response.status == 200
         tls = Tls.of(PeerRole.CLIENT, *(encrypted[i] for i in (1, 3, 5)))
         with Client(server.address, tls=tls, api_key="a" * 20) as client:
             chunks = client.generate("hello", max_tokens=200, ignore_eos=True)

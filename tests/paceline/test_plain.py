@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 
 from coordinator.core.commands import Ask, Command, Emit, Finish
-from coordinator.core.events import Arrived, Drafted, Event, RequestSpec, Verified, WorkerUp
+from coordinator.core.events import Arrived, Drafted, Ended, Event, RequestSpec, Verified, WorkerDraining, WorkerUp
 from coordinator.core.metrics import RequestMetrics
-from paceline.errors import InvalidInput, Unavailable
+from paceline.errors import InvalidInput, Overloaded, PacelineError, Unavailable
 from paceline.length_policy import LengthPolicy
 from paceline.plain import from_plain, to_plain
 from paceline.types import (
@@ -45,12 +45,25 @@ EVENTS: tuple[Event, ...] = (
     Drafted("d", DRAFT),
     Verified("v", Verdict("r", 1, 2, (3, 4), (Source.ACCEPTED, Source.BONUS), verify_ms=1.0)),
     WorkerUp("d", INFO),
+    WorkerDraining("d"),
+    Ended("r", FinishReason.CANCELLED),
 )
 
 
 @pytest.mark.parametrize("event", EVENTS, ids=lambda event: type(event).__name__)
 def test_an_event_comes_back_as_it_was(event: Event) -> None:
     assert from_plain(Event, to_plain(event)) == event  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("error", [Unavailable("going away"), Overloaded("requests", 3, 1.0)])
+def test_an_error_comes_back_with_its_class_and_its_text(error: PacelineError) -> None:
+    plain = to_plain(Ended("r", FinishReason.CANCELLED, error))
+    back: Any = from_plain(Event, plain)  # type: ignore[arg-type]
+    assert type(back.error) is type(error)
+    assert to_plain(back) == plain
+    plain["error"]["is"] = "SystemExit"
+    with pytest.raises(InvalidInput):
+        from_plain(Event, plain)  # type: ignore[arg-type]
 
 
 def test_a_type_that_is_left_out_comes_back_as_none() -> None:

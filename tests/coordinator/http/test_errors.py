@@ -12,6 +12,7 @@ import pytest
 from coordinator.core.events import Verified, WorkerDown
 from coordinator.core.limits import Limits
 from coordinator.http.schema import REFUSED
+from coordinator.service import GenerationRequest, Service
 from paceline.errors import InvalidInput, Overloaded, PeerFault, Unavailable, UnknownRequest, Unsupported
 from tests.coordinator.http.conftest import Called, Keys, client
 from tests.coordinator.toy import VERIFIER, Toy
@@ -154,6 +155,23 @@ async def test_without_a_key_nothing_is_done_or_told_but_probes_and_the_page(cha
             assert (await http.get(path)).status_code == 200
         headers = {"authorization": "Bearer sesame"}
         assert (await http.post(COMPLETIONS, json={"prompt": "a"}, headers=headers)).status_code == 200
+
+
+async def test_requests_are_counted_by_the_name_of_their_key(chat_model: Path) -> None:
+    toy = Toy(chat_model, max_requests_per_key=1)
+    toy.add_verifier()
+    toy.num_answers = 0
+    bodies: dict[str, Any] = {
+        COMPLETIONS: {"prompt": "a"},
+        CHAT: {"messages": [{"role": "user", "content": "a"}]},
+        "/paceline/generate": {"prompt": "a"},
+    }
+    async with client(toy, Keys()) as http:
+        with toy.generation(await Service(toy).admit(GenerationRequest(prompt="x", client="alice"))):
+            for path, body in bodies.items():
+                response = await http.post(path, json=body, headers={"authorization": "Bearer sesame"})
+                assert response.status_code == 429, path
+                assert "requests of the key alice" in response.json()["error"]["message"]
 
 
 async def test_a_full_queue_says_when_to_come_back_and_no_verifier_is_unavailable(chat_model: Path) -> None:

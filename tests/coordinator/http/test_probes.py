@@ -50,6 +50,14 @@ async def test_a_full_queue_is_not_ready_but_in_good_health(chat_model: Path) ->
             assert f'vllm:num_requests_waiting{{model_name="{toy.config.tokenizer}"}} 1.0' in metrics
 
 
+async def test_while_it_drains_it_is_not_ready_and_takes_no_requests(called: Called) -> None:
+    called.toy.is_draining = True
+    ready = await called.http.get("/ready")
+    assert (ready.status_code, ready.json()["status"]) == (503, "this coordinator is shutting down")
+    assert (await called.http.get("/health")).status_code == 200
+    assert (await called.http.post("/v1/completions", json={"prompt": "a"})).status_code == 503
+
+
 async def _spec(toy: Toy, request_id: str) -> Any:
     from coordinator.service import GenerationRequest, Service
 

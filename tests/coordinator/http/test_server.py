@@ -5,14 +5,20 @@ from __future__ import annotations
 import asyncio
 import json
 import socket
-from collections.abc import AsyncIterator
+import ssl
+from collections.abc import AsyncGenerator, AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from coordinator.http.server import HttpServer
+from coordinator.http.sse import EventStream
+from deploy.certs import make
 from paceline.errors import InvalidInput
+from paceline.security import PeerRole
+from tests import certificates
+from tests.coordinator.http.conftest import Keys
 from tests.coordinator.toy import Toy
 
 
@@ -70,7 +76,9 @@ async def test_a_client_that_leaves_a_stream_ends_its_request(served: tuple[Toy,
     assert toy.pipeline.num_running == 0
 
 
-async def test_a_request_under_way_is_cancelled_when_the_server_stops(chat_model: Path) -> None:
+async def test_a_request_under_way_fails_so_that_its_client_may_ask_elsewhere_when_the_server_stops(
+    chat_model: Path,
+) -> None:
     toy = Toy(chat_model, port=0)
     toy.add_verifier()
     toy.num_answers = 0
@@ -80,9 +88,10 @@ async def test_a_request_under_way_is_cancelled_when_the_server_stops(chat_model
     await until(lambda: toy.opened)
     await toy.close()
     async with asyncio.timeout(5):
-        answer = await reader.readuntil(b"}]")
+        answer = await reader.readuntil(b"}}")
         await server.stop()
-    assert b'"finish_reason":"abort"' in answer
+    assert answer.startswith(b"HTTP/1.1 503")
+    assert b"shutting down" in answer
     writer.close()
 
 
@@ -95,6 +104,65 @@ async def test_a_port_in_use_and_a_host_beyond_this_machine_are_refused(chat_mod
             await HttpServer(Toy(chat_model, port=port)).start()
     with pytest.raises(InvalidInput, match="--insecure"):
         await HttpServer(Toy(chat_model, port=0, host="0.0.0.0")).start()
+
+
+async def get(server: HttpServer, trust: ssl.SSLContext, headers: str = "") -> tuple[bytes, bytes]:
+    """The status line of a call without a certificate, and the server's certificate."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", server.port, ssl=trust)
+    writer.write(f"GET /v1/models HTTP/1.1\r\nhost: x\r\nconnection: close\r\n{headers}\r\n".encode())
+    line = await reader.readline()
+    shown: bytes = writer.get_extra_info("ssl_object").getpeercert(binary_form=True)
+    writer.close()
+    return line, shown
+
+
+async def test_behind_tls_it_asks_for_a_key_and_shows_the_certificate_of_the_moment(
+    chat_model: Path, tmp_path: Path
+) -> None:
+    make(tmp_path)
+    toy = Toy(chat_model, port=0, tls=certificates.tls(PeerRole.COORDINATOR, tmp_path))
+    server = HttpServer(toy, Keys())
+    await server.start()
+    assert server.url == f"https://127.0.0.1:{server.port}"
+    trust = ssl.create_default_context(cafile=tmp_path / "ca.crt")
+    try:
+        assert b" 401 " in (await get(server, trust))[0]
+        line, before = await get(server, trust, "authorization: Bearer sesame\r\n")
+        assert b" 200 " in line
+        make(tmp_path)
+        await get(server, trust)  # its handshake finds the new files
+        assert (await get(server, trust))[1] != before
+    finally:
+        await server.stop()
+
+
+def test_behind_tls_without_keys_it_is_for_this_machine_only(chat_model: Path) -> None:
+    open_to_all: Any = {"port": 0, "host": "0.0.0.0", "tls": certificates.tls(PeerRole.COORDINATOR)}
+    assert HttpServer(Toy(chat_model, **open_to_all)).host == "127.0.0.1"
+    assert HttpServer(Toy(chat_model, **open_to_all), Keys()).host == "0.0.0.0"
+    assert HttpServer(Toy(chat_model, **open_to_all, insecure=True)).host == "0.0.0.0"
+
+
+async def test_a_client_that_does_not_read_ends_its_stream() -> None:
+    is_closed = False
+
+    async def events() -> AsyncGenerator[bytes]:
+        nonlocal is_closed
+        try:
+            yield b"data: 1\n\n"
+        finally:
+            is_closed = True
+
+    async def never(*_: Any) -> Any:
+        await asyncio.Event().wait()
+
+    async def send(message: Any) -> None:
+        if message["type"] == "http.response.body":
+            await never()
+
+    async with asyncio.timeout(10):
+        await EventStream(events(), 0.05)({"type": "http"}, never, send)
+    assert is_closed
 
 
 async def test_the_address_is_told_as_a_browser_takes_it(served: tuple[Toy, HttpServer]) -> None:
