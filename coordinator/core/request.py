@@ -205,7 +205,7 @@ class Request:
             if preverify and not self.rule.needs_rows:
                 self._decode_until = len(self.committed) + 1  # the verifier does so of its own accord
         self._preverify = {d.start: self._preverify.get(d.start, False) for d in self._window.drafts}
-        self._asked_s = {d.start: self._asked_s.get(d.start, now_s) for d in self._window.drafts}
+        self._asked_s = {d.start: at_s for d in self._window.drafts if (at_s := self._asked_s.get(d.start))}
         if self.drafter:
             ends_run = self._window.epoch > epoch and not self._window.drafts
             if self._is_resting:
@@ -397,7 +397,8 @@ class Request:
         assert self.verifier is not None
         preverify = self.mode is Mode.PEARL and self._pace.preverify_pays()
         self._preverify[draft.start] = preverify
-        self._asked_s[draft.start] = now_s
+        if len(self._window.drafts) == 1:  # else it waits for the pass of those before it, which is no network
+            self._asked_s[draft.start] = now_s
         self._decode_until = min(self._decode_until, len(self.committed))  # a draft ends a decoding run
         return Ask(self.verifier, Verify(draft, preverify))
 
