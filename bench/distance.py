@@ -123,7 +123,7 @@ def _measure(client: Client, prompt: str, row: Row, given: argparse.Namespace, n
         prompt,
         max_tokens=given.max_tokens,
         mode=None if row.mode == "auto" else row.mode,
-        length_policy=given.length_policy,
+        length_policy=None if row.mode == "auto" else given.length_policy,
         window=given.window,
         request_id=f"{_prefix(row)}{number}",
     )

@@ -77,6 +77,7 @@ class Scenario:
     mode: Mode | None = Mode.PEARL  # None = auto
     rule: Rule | None = None
     length: int = 6  # tokens of a draft
+    fixes_length: bool = False  # in mode auto too, where the controller chooses otherwise
     window: int = 4
     acceptance: float = 0.8  # chance that a drafted token is the target's, where nothing was recorded
     verifiers: Pool = field(default_factory=lambda: Pool(1, DEMO_VERIFY))
@@ -85,6 +86,13 @@ class Scenario:
     coordinator_s: float = 0.0  # what the coordinator computes for an event
     limits: Limits = BUSY_LIMITS
     max_events: int = 0  # 0 = as many as a healthy world of this size needs many times over
+
+    @property
+    def policy(self) -> LengthPolicy | None:
+        """When a draft ends; None = the controller's choice."""
+        if self.mode is None and not self.fixes_length:
+            return None
+        return LengthPolicy.of("fixed", {"length": self.length})
 
     @property
     def budget(self) -> int:
@@ -181,7 +189,7 @@ class Simulation:
             draft_seed=index,
             mode=scenario.mode,
             rule=scenario.rule,
-            policy=LengthPolicy.of("fixed", {"length": scenario.length}),
+            policy=scenario.policy,
             window=scenario.window,
         )
         if recorded := scenario.load.recorded:

@@ -35,7 +35,7 @@ class RequestMetrics:
     fallbacks: Counter[str] = field(default_factory=Counter)  # self-decodes by reason
     draft_ms: float = 0.0
     verify_ms: float = 0.0
-    wire_ms: float = 0.0  # verify round trips less the verifier's own time
+    wire_ms: float = 0.0  # verify round trips less the verifier's own time, of drafts that waited for no other
     queue_ms: float = 0.0  # arrival to a verifier's taking it
     ttft_ms: float = 0.0
     e2e_ms: float = 0.0

@@ -13,8 +13,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Iterator
-from dataclasses import replace
 
+from coordinator.core.asks import open_draft, open_verify
 from coordinator.core.choice import FIRST, Choice
 from coordinator.core.commands import Ask, Command, Emit, Fail, Finish
 from coordinator.core.controller import Controller
@@ -36,8 +36,6 @@ from paceline.types import (
     DraftPlan,
     FinishReason,
     Mode,
-    OpenDraft,
-    OpenVerify,
     Pass,
     Role,
     Rule,
@@ -216,7 +214,7 @@ class Request:
             if preverify and not self.rule.needs_rows:
                 self._decode_until = len(self.committed) + 1  # the verifier does so of its own accord
         self._preverify = {d.start: self._preverify.get(d.start, False) for d in self._window.drafts}
-        self._asked_s = {d.start: self._asked_s.get(d.start, now_s) for d in self._window.drafts}
+        self._asked_s = {d.start: at_s for d in self._window.drafts if (at_s := self._asked_s.get(d.start))}
         if self.drafter:
             if self._pace.is_silent and not self._is_resting:
                 self._pace.breaker.late(now_s)  # not waiting for it spares the wait, and changes nothing of its silence
@@ -373,48 +371,21 @@ class Request:
 
     def _open_draft(self, epoch: int) -> Ask:
         assert self.drafter is not None
-        spec = self.spec
         self._told = len(self.committed)
-        sampling = spec.sampling
-        if self.rule is not Rule.COUPLED and sampling.seed is not None:
-            sampling = replace(
-                sampling, seed=0
-            )  # the verifier's coins are no drafter's to see; only that there are any
-        ask = OpenDraft(
-            request_id=spec.request_id,
-            epoch=epoch,
-            token_ids=tuple(self.committed),
-            sampling=sampling,
-            rule=self.rule,
-            seed=spec.seed if self.rule is Rule.COUPLED else spec.draft_seed,
-            policy=self.policy,
-            window=self.window,
-            end=self.end,
-            stop_token_ids=spec.stop_token_ids,
-            num_prompt_tokens=len(spec.token_ids),
-        )
-        return Ask(self.drafter, ask)
+        plan = DraftPlan(self.policy, self.window)
+        return Ask(self.drafter, open_draft(self.spec, self.rule, plan, epoch, self.committed))
 
     def _open_verify(self) -> Ask:
         assert self.verifier is not None
-        spec = self.spec
         num_decode = max(0, self._decode_until - len(self.committed))
-        ask = OpenVerify(
-            request_id=spec.request_id,
-            token_ids=tuple(self.committed),
-            sampling=spec.sampling,
-            rule=self.rule,
-            seed=spec.seed,
-            num_decode=num_decode,
-            num_prompt_tokens=len(spec.token_ids),
-        )
-        return Ask(self.verifier, ask)
+        return Ask(self.verifier, open_verify(self.spec, self.rule, self.committed, num_decode))
 
     def _verify(self, draft: Draft, now_s: float) -> Ask:
         assert self.verifier is not None
         preverify = self.mode is Mode.PEARL and self._pace.preverify_pays()
         self._preverify[draft.start] = preverify
-        self._asked_s[draft.start] = now_s
+        if len(self._window.drafts) == 1:  # else it waits for the pass of those before it, which is no network
+            self._asked_s[draft.start] = now_s
         self._decode_until = min(self._decode_until, len(self.committed))  # a draft ends a decoding run
         return Ask(self.verifier, Verify(draft, preverify))
 

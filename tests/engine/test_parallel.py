@@ -190,7 +190,7 @@ def test_a_rank_that_is_lost_while_nothing_is_asked_is_noticed(
         assert time.monotonic() < deadline_s
         time.sleep(0.05)
     assert said in pair.lost
-    assert process.returncode is not None
+    assert process.wait(timeout=10) is not None
     pair.shutdown()
 
 

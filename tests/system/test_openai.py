@@ -65,6 +65,7 @@ def test_a_chat_is_the_targets_own_greedy_answer_whole_and_streamed(served: Serv
     assert answer.choices[0].finish_reason == "length"
     assert answer.usage is not None
     assert answer.usage.completion_tokens == NUM_TOKENS
+    asked["extra_body"] = {"speculative": {"mode": "pearl"}}
     stream = served.client.chat.completions.create(**asked, stream=True, stream_options={"include_usage": True})
     chunks = list(stream)
     assert chunks[0].choices[0].delta.role == "assistant"

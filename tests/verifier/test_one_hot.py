@@ -6,7 +6,7 @@ and where they have none to propose the target decodes by itself, after an open 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from fractions import Fraction
 from functools import cache
 
@@ -45,11 +45,9 @@ class Copied(World):
         found = guesser.guess(tokens)
         return found.token_id if found else None
 
-    @cache  # noqa: B019
-    def wire_row(self, prefix: Tokens) -> Rows:
-        proposed = self.proposal(prefix)
-        assert proposed is not None
-        return Rows.certain((proposed,))
+    def wire_rows(self, prefixes: Sequence[Tokens]) -> Rows:
+        proposed = [self.proposal(prefix) for prefix in prefixes]
+        return Rows.certain(tuple(token for token in proposed if token is not None))
 
 
 class CopiedBySuffix(Copied):
