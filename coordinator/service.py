@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 from coordinator.core.commands import Emit, Fail, Finish
+from coordinator.core.ends import finish_reason
 from coordinator.core.events import Ended, RequestSpec
 from coordinator.core.metrics import RequestMetrics
 from coordinator.server import ClientQueue, Coordinator, Span
@@ -258,9 +259,9 @@ def _push(text: TextStream, token_ids: Tokens, spec: RequestSpec) -> Piece:
 
 def _ended(spec: RequestSpec, text: TextStream) -> FinishReason | None:
     """Why the output that a client resumes has ended already, its last message having been lost; None if it has not."""
-    if text.stopped or (spec.resumed and spec.resumed[-1] in spec.stop_token_ids):
+    if text.stopped:
         return FinishReason.STOP
-    return FinishReason.LENGTH if len(spec.resumed) == spec.max_tokens else None
+    return finish_reason(spec, (*spec.token_ids, *spec.resumed)) if spec.resumed else None
 
 
 def _check_stop(stop: Sequence[str]) -> None:

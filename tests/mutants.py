@@ -366,9 +366,9 @@ WHOLE = (
     ),
     Mutant(
         "ends: a stop token counts only at the end of a verdict",
-        "coordinator/core/request.py",
-        "            if token in self.spec.stop_token_ids:\n",
-        "            if token in self.spec.stop_token_ids and i == len(tokens) - 1:\n",
+        "coordinator/core/ends.py",
+        "        if token in spec.stop_token_ids:\n",
+        "        if token in spec.stop_token_ids and i == len(tokens) - 1:\n",
         ENDS,
     ),
     Mutant(

@@ -27,6 +27,11 @@ class RequestSpec:
     resumed: Tokens = ()  # output that the client has already, from another coordinator; at most max_tokens
     client: str = ""  # whose it is, for the queue's turns
 
+    @property
+    def end(self) -> int:
+        """The absolute position at which the output is long enough."""
+        return len(self.token_ids) + self.max_tokens
+
 
 @dataclass(frozen=True, slots=True)
 class Arrived:

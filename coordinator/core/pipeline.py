@@ -132,8 +132,7 @@ class Pipeline:
                 return
             yield from self._run(self._requests[last], self._requests[last].fail(overloaded))
         request = self._requests[spec.request_id] = Request(spec, rule, self.limits, now_s)
-        num_tokens = len(spec.token_ids) + spec.max_tokens - len(spec.resumed)
-        self._waiting.add(spec.request_id, spec.client, num_tokens)
+        self._waiting.add(spec.request_id, spec.client, spec.end - len(spec.resumed))
         self._arm(request)
 
     def _run(self, request: Request, commands: Iterable[Command]) -> Iterator[Command]:

@@ -18,6 +18,7 @@ from coordinator.core.asks import open_draft, open_verify
 from coordinator.core.choice import FIRST, Choice
 from coordinator.core.commands import Ask, Command, Emit, Fail, Finish
 from coordinator.core.controller import Controller
+from coordinator.core.ends import cut, finish_reason
 from coordinator.core.events import RequestSpec
 from coordinator.core.limits import Limits
 from coordinator.core.metrics import RequestMetrics
@@ -93,11 +94,6 @@ class Request:
     def wish(self) -> Wish:
         """What it wants of a drafter: above all that rows be true where the rule believes them."""
         return Wish(Role.DRAFTER, self.spec.policy, believes_rows(self.rule, self.spec.sampling))
-
-    @property
-    def end(self) -> int:
-        """The absolute position at which the request is long enough."""
-        return len(self.spec.token_ids) + self.spec.max_tokens
 
     # --- workers
 
@@ -194,12 +190,11 @@ class Request:
         known = start - verdict.start
         if known < 0 or known >= len(verdict.token_ids):
             return  # repeated, or one before it was lost: the retry brings the whole
-        new, sources = self._cut(verdict.token_ids[known:], verdict.sources[known:])
+        new, sources = cut(self.spec, start, verdict.token_ids[known:], verdict.sources[known:])
         self._count(verdict, sources, now_s)
         self.committed += new
         yield Emit(self.spec.request_id, new, sources, verdict.logprobs[known : known + len(new)])
-        reason = self._finish_reason()
-        if reason:
+        if reason := finish_reason(self.spec, self.committed):
             yield from self.finish(reason, now_s)
             return
         yield from self._settle(start, new, now_s)
@@ -260,20 +255,6 @@ class Request:
         """Whether to wait for a draft rather than decode on."""
         is_tried_out = self._controller is not None and self._controller.is_trying
         return self.drafter is not None and self.window > 0 and not self._pace.is_silent and not is_tried_out
-
-    def _cut(self, tokens: Tokens, sources: tuple[Source, ...]) -> tuple[Tokens, tuple[Source, ...]]:
-        """Up to max_tokens, and up to the first token that ends the output (which is kept)."""
-        room = self.end - len(self.committed)
-        for i, token in enumerate(tokens[:room]):
-            if token in self.spec.stop_token_ids:
-                room = i + 1
-                break
-        return tokens[:room], sources[:room]
-
-    def _finish_reason(self) -> FinishReason | None:
-        if self.committed[-1] in self.spec.stop_token_ids:
-            return FinishReason.STOP
-        return FinishReason.LENGTH if len(self.committed) >= self.end else None
 
     def _count(self, verdict: Verdict, sources: tuple[Source, ...], now_s: float) -> None:
         if not self.metrics.sources:
@@ -361,7 +342,7 @@ class Request:
 
     def _run_end(self, num_tokens: int = _RUN) -> int:
         """Up to where the verifier may decode without being asked again."""
-        return min(self.end, len(self.committed) + num_tokens)
+        return min(self.spec.end, len(self.committed) + num_tokens)
 
     def _decode_on(self, num_tokens: int = _RUN) -> Ask:
         self._decode_until = self._run_end(num_tokens)
