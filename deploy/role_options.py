@@ -149,7 +149,7 @@ def add_pacing(parser: Parser) -> None:
         kind=options.boolean,
         default=False,
         help="believe what every drafter says of its own distribution, as the rules token and block must; without it "
-        "only drafters of this machine are believed, and with --insecure none",
+        "those with a certificate are believed and, without --insecure, those of this machine",
     )
     group.add(
         "--length-policy",

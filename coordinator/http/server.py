@@ -20,7 +20,7 @@ from coordinator.service import Service
 from paceline.chat_template import ChatTemplate
 from paceline.errors import InvalidInput
 from paceline.files import stamp
-from paceline.rpc import MAX_STREAMS, check_bind, join
+from paceline.rpc import MAX_STREAMS, check_bind, is_loopback, join
 from paceline.security import Tls
 from paceline.tokenizer import resolve
 
@@ -54,7 +54,7 @@ class HttpServer:
         self.port = 0
         self._config = config
         is_guarded = config.tls is None or keys is not None or config.insecure
-        self.host = config.host if is_guarded else "127.0.0.1"
+        self.host = config.host if is_guarded or is_loopback(config.host) else "127.0.0.1"
         self._server: _Server | None = None
         self._task: asyncio.Task[None] | None = None
 
