@@ -560,7 +560,7 @@ LEAVING = (
     Mutant(
         "breaker: whom nobody waits for is never late",
         "coordinator/core/request.py",
-        "if self._pace.is_silent and not self._is_resting:",
+        "if self.is_unheard:",
         "if False:",
         ("tests/coordinator/test_breaker.py",),
     ),

@@ -78,7 +78,8 @@ class Pipeline:
             case Verified(worker, verdict):
                 request = self._requests.get(verdict.request_id)
                 if request and request.verifier == worker:  # else it ended, or moved, meanwhile
-                    self.pools.suspect(request.drafter)  # it may be silent for too long
+                    if request.is_unheard:
+                        self.pools.suspect(request.drafter)  # it may be silent for too long
                     return self._run(request, request.verified(verdict, now_s))
             case Drafted(worker, draft):
                 request = self._requests.get(draft.request_id)

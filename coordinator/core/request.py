@@ -91,6 +91,11 @@ class Request:
         return self.spec.mode is not Mode.OFF and not self.done and self.num_refusals <= self.limits.max_moves
 
     @property
+    def is_unheard(self) -> bool:
+        """Whether its drafter is wanted, was late, and has not been heard of since."""
+        return self.drafter is not None and self._pace.is_silent and not self._is_resting
+
+    @property
     def wish(self) -> Wish:
         """What it wants of a drafter: above all that rows be true where the rule believes them."""
         return Wish(Role.DRAFTER, self.spec.policy, believes_rows(self.rule, self.spec.sampling))
@@ -211,7 +216,7 @@ class Request:
         self._preverify = {d.start: self._preverify.get(d.start, False) for d in self._window.drafts}
         self._asked_s = {d.start: at_s for d in self._window.drafts if (at_s := self._asked_s.get(d.start))}
         if self.drafter:
-            if self._pace.is_silent and not self._is_resting:
+            if self.is_unheard:
                 self._pace.breaker.late(now_s)  # not waiting for it spares the wait, and changes nothing of its silence
             ends_run = self._window.epoch > epoch and not self._window.drafts
             if self._is_resting:
