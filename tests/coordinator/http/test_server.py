@@ -110,10 +110,11 @@ async def get(server: HttpServer, trust: ssl.SSLContext, headers: str = "") -> t
     """The status line of a call without a certificate, and the server's certificate."""
     reader, writer = await asyncio.open_connection("127.0.0.1", server.port, ssl=trust)
     writer.write(f"GET /v1/models HTTP/1.1\r\nhost: x\r\nconnection: close\r\n{headers}\r\n".encode())
-    line = await reader.readline()
     shown: bytes = writer.get_extra_info("ssl_object").getpeercert(binary_form=True)
+    answer = await reader.read()
     writer.close()
-    return line, shown
+    await writer.wait_closed()
+    return answer.partition(b"\r\n")[0], shown
 
 
 async def test_behind_tls_it_asks_for_a_key_and_shows_the_certificate_of_the_moment(
