@@ -16,6 +16,11 @@ BENCHMARKS = {
     "overhead": "what coordinator and wire add to a round of drafting and verifying",
     "equality": "is greedy output transformers' own, in every mode and with any drafter?",
     "engine": "the verifier's engine alone: tokens/s by concurrency, cost of a step, equality in a short pool",
+    "projection": "what packing a CPU's weights saves in a matrix product",
+    "rows": "sparse draft rows: bytes on the wire and acceptance by width and bits, acceptance by temperature",
+    "repetition": "drafters without a model, where text repeats itself and where it does not",
+    "distance": "real processes with a slow network between drafter and coordinator, beside the simulator",
+    "core": "what the coordinator's core takes for an event, by how many requests are under way",
 }
 
 
