@@ -56,9 +56,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     torch.set_num_threads(1)
     console = Console(width=100)
     console.print(f"commit {system.commit()}; {system.machine()}; weights {SHAPE[0]} x {SHAPE[1]}")
-    table = Table(
-        "tokens", *(f"{name}, {way}" for name in ("float32", "bfloat16") for way in ("ms", "packed", "ratio"))
-    )
+    columns = [f"{name}, {way}" for name in ("float32", "bfloat16") for way in ("ms", "packed", "ratio")]
+    table = Table("tokens", *columns)
     for num_rows in given.rows:
         cells = []
         for dtype in (torch.float32, torch.bfloat16):

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch.nn.functional import embedding, rms_norm, silu
 
-from paceline.engine.projection import Projection, free
+from paceline.engine.projection import Projection, free, keeps_plain
 from paceline.engine.step import Attends, Site
 from paceline.engine.transfer import upload
 
@@ -55,7 +55,8 @@ class LeanDecoder:
         self._hidden = (config.hidden_size,)
         self._embedding = base.embed_tokens.weight.detach()
         self._norm = base.norm.weight.detach()
-        self._head = _take([model.lm_head])
+        self._keeps_plain = keeps_plain(model)
+        self._head = self._take([model.lm_head])
         self._rotary = base.rotary_emb
         self._layers = [self._make_layer(layer, site) for layer, site in zip(base.layers, sites, strict=True)]
         self._table: tuple[torch.Tensor, torch.Tensor] | None = None
@@ -157,21 +158,21 @@ class LeanDecoder:
             norms = torch.cat([query, attention.k_norm.weight.detach().expand(self._num_kv_heads, -1)])
         return _Layer(
             input_norm=layer.input_layernorm.weight.detach(),
-            qkv=_take([attention.q_proj, attention.k_proj, attention.v_proj]),
+            qkv=self._take([attention.q_proj, attention.k_proj, attention.v_proj]),
             qk_norm=norms,
-            output=_take([attention.o_proj]),
+            output=self._take([attention.o_proj]),
             mlp_norm=layer.post_attention_layernorm.weight.detach(),
-            gate_up=_take([mlp.gate_proj, mlp.up_proj]),
-            down=_take([mlp.down_proj]),
+            gate_up=self._take([mlp.gate_proj, mlp.up_proj]),
+            down=self._take([mlp.down_proj]),
             site=site,
         )
 
-
-def _take(modules: Sequence[Any]) -> Projection:
-    """One projection for linear layers of the same input, whose own weights are freed."""
-    weights = [module.weight.detach() for module in modules]
-    biases = [module.bias.detach() for module in modules if module.bias is not None]
-    fused = Projection(torch.cat(weights) if len(weights) > 1 else weights[0], torch.cat(biases) if biases else None)
-    for module in modules:
-        free(module)
-    return fused
+    def _take(self, modules: Sequence[Any]) -> Projection:
+        """One projection for linear layers of the same input, whose own weights are freed."""
+        weights = [module.weight.detach() for module in modules]
+        biases = [module.bias.detach() for module in modules if module.bias is not None]
+        weight = torch.cat(weights) if len(weights) > 1 else weights[0]
+        fused = Projection(weight, torch.cat(biases) if biases else None, keeps_plain=self._keeps_plain)
+        for module in modules:
+            free(module)
+        return fused

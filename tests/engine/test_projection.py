@@ -41,6 +41,15 @@ def test_a_residual_is_added_and_left_as_it_was(dtype: torch.dtype) -> None:
     assert torch.equal(sums, before)
 
 
+def test_a_single_row_over_large_weights_is_computed_plainly_and_gives_the_same() -> None:
+    torch.manual_seed(0)
+    weight, inputs, sums = torch.randn(1024, 1024), torch.randn(1, 1024), torch.randn(1, 1024)
+    both, packed = Projection(weight, keeps_plain=True), Projection(weight)
+    for found, expected in ((both(inputs), packed(inputs)), (both.onto(sums, inputs), packed.onto(sums, inputs))):
+        assert float((found - expected).norm() / expected.norm()) < LIMITS[torch.float32]
+    assert torch.equal(both(inputs), linear(inputs, weight))
+
+
 def test_a_torch_without_the_operators_computes_plainly(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
     projection.can_pack.cache_clear()
