@@ -106,7 +106,7 @@ def test_worlds_whose_workers_are_drained_are_lossless(seed: int) -> None:
         world.verifier("v2")
 
     for i, name in enumerate(("v0", "d0", "d1", "v1")):
-        world.at(world.random.random(), lambda name=name: drain(name))  # type: ignore[misc]
+        world.at(world.random.random(), lambda name=name: drain(name))
         if name == "v1":
             world.at(0.5, come)
         world.request(f"r{i}", max_tokens=120)
