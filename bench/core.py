@@ -97,7 +97,7 @@ def measure(num_requests: int, num_events: int) -> list[float]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
-        prog="bench.core", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+        prog="paceline bench core", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("--requests", default="10,100,1000,10000,100000", help="running at a time, comma separated")
     parser.add_argument("--events", type=int, default=200_000, help="of each number (200000)")

@@ -207,7 +207,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="bench.distance", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+        prog="paceline bench distance", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("--target", default="models/demo-target", help="unexpanded target")
     parser.add_argument("--drafter", default="models/demo-drafter")

@@ -9,9 +9,11 @@ counts, since what disturbs a measurement only ever makes it slower. One thread.
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import torch
 from rich.console import Console
@@ -48,23 +50,28 @@ def row(dtype: torch.dtype, num_rows: int, rounds: int) -> tuple[float, float]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
-        prog="bench.projection", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+        prog="paceline bench projection", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("--rows", type=integers, default=(1, 2, 4, 8, 16, 32, 64), help="tokens in a pass (1,2,4,…)")
     parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--json", metavar="FILE", help="write the figures there")
     given = parser.parse_args(arguments)
     torch.set_num_threads(1)
     console = Console(width=100)
     console.print(f"commit {system.commit()}; {system.machine()}; weights {SHAPE[0]} x {SHAPE[1]}")
     columns = [f"{name}, {way}" for name in ("float32", "bfloat16") for way in ("ms", "packed", "ratio")]
     table = Table("tokens", *columns)
+    figures = []
     for num_rows in given.rows:
         cells = []
         for dtype in (torch.float32, torch.bfloat16):
             plain_ms, packed_ms = row(dtype, num_rows, given.rounds) if can_pack(dtype) else (float("nan"),) * 2
+            figures.append({"tokens": num_rows, "dtype": str(dtype), "plain_ms": plain_ms, "packed_ms": packed_ms})
             cells += [f"{plain_ms:.3f}", f"{packed_ms:.3f}", f"{plain_ms / packed_ms:.2f}"]
         table.add_row(str(num_rows), *cells)
     console.print(table)
+    if given.json:
+        Path(given.json).write_text(json.dumps(figures, indent=1))
     return 0
 
 

@@ -84,7 +84,7 @@ def figures(total: Counter[str]) -> dict[str, float]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
-        prog="bench.repetition", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+        prog="paceline bench repetition", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("--target", default="models/demo-target")
     parser.add_argument("--drafters", nargs="+", default=list(DRAFTERS), choices=list(DRAFTERS))

@@ -88,7 +88,7 @@ def cost(at: Positions, width: int, bits: int, temperature: float, draft_length:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
-        prog="bench.rows", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+        prog="paceline bench rows", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("--target", default="models/demo-target")
     parser.add_argument("--drafter", default="models/demo-drafter")

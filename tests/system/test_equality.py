@@ -127,8 +127,12 @@ async def test_no_policy_length_window_or_row_changes_a_token(
         await _compare(it, greedy, names=[drafter], rules=list(Rule), policies=policies(), num_prompts=2)
 
 
-async def test_no_trick_of_a_hostile_drafter_changes_a_token(greedy: Sequence[tuple[int, ...]]) -> None:
+async def test_no_trick_of_a_hostile_drafter_changes_a_token(
+    greedy: Sequence[tuple[int, ...]], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Not trusted, it may still draft: under match and coupled whatever it says, at temperature 0 under every rule."""
+    for bound in ("MAX_REFUSALS", "MAX_LATE"):  # or the breaker lets it rest after its first tricks
+        monkeypatch.setattr(f"coordinator.core.breaker.{bound}", 10**9)
     async with cluster(TARGET, insecure=True, limits=Limits(max_draft_wait_s=0.02)) as it:
         await it.add("v", Role.VERIFIER, TARGET)
         await it.add("d", Role.DRAFTER, DRAFTER, kind=HostileEngine)
