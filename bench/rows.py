@@ -4,8 +4,9 @@
 
 The target writes after the prompts at temperature 1; at each position it wrote, the drafter's row is truncated, rounded
 and packed by the shipped functions. *Bytes a position* is the whole protobuf message over the drafts' positions,
-tokens and all. *Acceptance* is 1 - TV between the target's row and the one that is sent, which is the probability that the rule
-`token` keeps a drafted token; nothing is drawn. No choice here changes the output's law, only these two figures.
+tokens and all. *Acceptance* is 1 - TV between the target's row and the one that is sent, which is the probability
+that the rule `token` keeps a drafted token; nothing is drawn. No choice here changes the output's law, only
+these two figures.
 """
 
 from __future__ import annotations

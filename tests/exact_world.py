@@ -5,8 +5,8 @@ thing that the network or time does. For a given schedule the whole system is ru
 and the law of what the client reads comes out as fractions that must be the target's own.
 
 Coins are kept by the full keys of `paceline.noise`. One that is asked for again lies in what is left of its interval,
-so noise that is used twice, for another draft or after a failure, shows as it would in the real thing. Where a coin is cut
-is known from the equations, as in `tests.verifier.test_enumeration`.
+so noise that is used twice, for another draft or after a failure, shows as it would in the real thing. Where a coin is
+cut is known from the equations, as in `tests.verifier.test_enumeration`.
 
     D  the drafter takes its asks and drafts one token     d  the core hears the drafter's oldest message
     V  the verifier takes its asks and does one step       v  the core hears the verifier's oldest message

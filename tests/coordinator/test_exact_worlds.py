@@ -1,7 +1,8 @@
 """Under rejection sampling every path through the whole system ends in the target's law, with error exactly 0.
 
 Every coin is thrown every way through the shipped core, engines, sessions and rules (`tests.exact_world`, which says
-what the letters of a schedule mean). What the network and time do is fixed by a schedule, so the law must come out exactly.
+what the letters of a schedule mean). What the network and time do is fixed by a schedule, so the law must come
+out exactly.
 """
 
 from __future__ import annotations
