@@ -46,6 +46,7 @@ from paceline.types import Draft, Fault, Mode, Role, Rule, SamplingParams, Sourc
 from tests.verifier.test_block import block_cuts
 from tests.verifier.test_engine import ToyRunner
 from tests.verifier.test_enumeration import Cuts, Law, Row, World, as_logits, cuts_of, token_cuts
+from verifier import rules
 from verifier.engine import VerifierEngine
 
 PROMPT = (0,)
@@ -150,7 +151,7 @@ class Run:
         if worker == "v":
             self.engines[worker] = VerifierEngine(runner, info, clock=lambda: self.now_s)
         else:
-            more = {"row_bits": self.world.bits, "draft_temperature": self.world.draft_temperature}
+            more: Any = {"row_bits": self.world.bits, "draft_temperature": self.world.draft_temperature}
             self.engines[worker] = DrafterEngine(
                 runner, info, row_width=self.world.width, clock=lambda: self.now_s, **more
             )
@@ -317,12 +318,12 @@ def _run(world: World, setting: Setting, schedule: str, chance: Chance, patch: p
     def judge(rule: Rule, target_logits: Any, draft_ids: Tokens, *rest: Any, **more: Any) -> Any:
         view: Any = Received(world, run.log, draft_ids, more["draft_rows"])
         run.judging = token_cuts(view, run.log, draft_ids)
-        return JUDGE(rule, target_logits, draft_ids, *rest, **more)
+        return rules.judge(rule, target_logits, draft_ids, *rest, **more)
 
     def judge_blocks(target_logits: Any, drafts: Sequence[Tokens], *rest: Any, **more: Any) -> Any:
         view: Any = Received(world, run.log, sum(drafts, ()), more["draft_rows"])
         run.judging = block_cuts(view, run.log, drafts)
-        return JUDGE_BLOCKS(target_logits, drafts, *rest, **more)
+        return rules.judge_blocks(target_logits, drafts, *rest, **more)
 
     patch.setattr(verifier.engine, "judge", judge)
     patch.setattr(verifier.engine, "judge_blocks", judge_blocks)
@@ -332,6 +333,3 @@ def _run(world: World, setting: Setting, schedule: str, chance: Chance, patch: p
         run.act(letter)
     run.finish()
     return run
-
-
-JUDGE, JUDGE_BLOCKS = verifier.engine.judge, verifier.engine.judge_blocks

@@ -277,13 +277,6 @@ ROWS_AND_TRUST = (
 # Seen by every coin thrown every way through the whole system, and by the ends of its output.
 WHOLE = (
     Mutant(
-        "whole: a bonus is taken after an open draft, and the retained row used all the same",
-        "verifier/session.py",
-        "return not (self.drafts and self.drafts[-1].is_open)",
-        "return True",
-        EXACT,
-    ),
-    Mutant(
         "whole: noise used again after a rollback",
         "drafter/engine.py",
         "position, epoch=session.epoch)",
