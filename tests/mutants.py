@@ -284,18 +284,11 @@ WHOLE = (
         EXACT,
     ),
     Mutant(
-        "whole: a late draft is judged from its start",
-        "verifier/session.py",
-        "if known > 0:",
-        "if known > 99:",
-        EXACT,
-    ),
-    Mutant(
-        "whole: the target's own token by the coin of the rejected one",
+        "token: the replacement by the coin of the rejected one",
         "verifier/rules/token.py",
         "coins.uniform(Domain.RECOVER, start + at)",
         "coins.uniform(Domain.ACCEPT, start + at)",
-        EXACT,
+        TOKEN,
     ),
     Mutant(
         "ends: a stop token counts only at the end of a verdict",
