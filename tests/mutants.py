@@ -26,7 +26,8 @@ ROOT = Path(__file__).parents[1]
 COPIED = ("coordinator", "deploy", "drafter", "paceline", "proto", "tests", "verifier", "pyproject.toml")
 TIMEOUT_S = 600.0
 
-ONE_DRAFT = "test_one_draft_then_the_target_is_exact[2-World(seed=6, vocab_size=4, width=3, bits=16, draft_temperature=1.0)]"
+WORLD = "World(seed=6, vocab_size=4, width=3, bits=16, draft_temperature=1.0)"
+ONE_DRAFT = f"test_one_draft_then_the_target_is_exact[2-{WORLD}]"
 BLOCK = (f"tests/verifier/test_block.py::{ONE_DRAFT}",)
 TOKEN = (f"tests/verifier/test_enumeration.py::{ONE_DRAFT}",)
 VERIFIER = ("tests/verifier/test_session.py", "tests/verifier/test_engine.py")
