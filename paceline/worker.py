@@ -29,7 +29,7 @@ from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from paceline.codec import request_id_of, worker_info_from_wire, worker_info_to_wire
 from paceline.door import Door
 from paceline.drain import DRAIN_S, emptied
-from paceline.errors import EngineLost, InvalidInput, PacelineError, Unavailable
+from paceline.errors import EngineLost, InvalidInput, Overloaded, PacelineError, Unavailable
 from paceline.kind import Kind, Place
 from paceline.outbox import Outbox
 from paceline.rpc import Server, answering, keep_registered, register_now, run_until_signalled, start_server, with_port
@@ -171,6 +171,7 @@ class EngineThread(Generic[Ask, Reply]):
             return self._engine.handle(peer, ask)
         except PacelineError as error:
             blame = Blame.CALLER if isinstance(error, InvalidInput) else Blame.WORKER
+            blame = Blame.FULL if isinstance(error, Overloaded) else blame
             fault = Fault(ask.request_id, str(error), blame)
         except Exception:
             log.exception("request %s: the engine failed on %s", ask.request_id, type(ask).__name__)
@@ -340,7 +341,7 @@ class WorkerServer(Generic[Ask, Reply]):
     def _info_now(self) -> WorkerInfo:
         """What is registered, with the engine's present load and estimate of its costs."""
         engine = self._engine_info()
-        return replace(self.info, cost=engine.cost, num_requests=self._engine.num_requests)
+        return replace(self.info, cost=engine.cost, kv_used=engine.kv_used, num_requests=self._engine.num_requests)
 
     async def _register(self, coordinator: str) -> None:
         try:

@@ -294,8 +294,8 @@ ROWS_AND_TRUST = (
     Mutant(
         "trust: every drafter's own word is taken",
         "coordinator/core/placement.py",
-        "worker.info.role is not self.role or worker.is_trusted < self.trusted_only",
-        "worker.info.role is not self.role",
+        "kind.role is not self.role or kind.is_trusted < self.trusted_only",
+        "kind.role is not self.role",
         TRUST,
     ),
     Mutant(
@@ -371,8 +371,8 @@ PROTOCOL = (
     Mutant(
         "a place is given by a load that was",
         "coordinator/core/placement.py",
-        "(worker.load, worker.number) != (load, number)",
-        "worker.number != number",
+        "if self._entry.get(name) != entry:",
+        "if name not in self._workers:",
         ("tests/coordinator/test_placement.py",),
     ),
     Mutant(
@@ -558,7 +558,7 @@ LEAVING = (
         "worker.is_draining",
         CORE,
     ),
-    Mutant("drain: new requests still come", "coordinator/core/placement.py", "not self.is_draining and ", "", CORE),
+    Mutant("drain: new requests still come", "coordinator/core/worker.py", "not self.is_draining and ", "", CORE),
     Mutant(
         "drain: requests leave before there is room elsewhere",
         "coordinator/core/pipeline.py",

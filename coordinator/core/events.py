@@ -84,6 +84,23 @@ class WorkerUp:
     worker: str
     info: WorkerInfo
     is_trusted: bool = False  # of a drafter: its rows are believed; the coordinator's opinion, never its own word
+    rtt_s: float | None = None  # of a call to it that needs no model
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerRenewed:
+    """A worker has renewed its lease, and says how it is now."""
+
+    worker: str
+    info: WorkerInfo
+    rtt_s: float | None = None  # as last measured
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerSuspected:
+    """A worker has not renewed its lease in time, and may be gone."""
+
+    worker: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,4 +120,5 @@ class Tick:
     """Time has passed; the shell sends one by `next_deadline_s()`."""
 
 
-Event = Arrived | Ended | Drafted | Passed | Verified | Faulted | WorkerUp | WorkerDraining | WorkerDown | Tick
+WorkerEvent = WorkerUp | WorkerRenewed | WorkerSuspected | WorkerDraining | WorkerDown
+Event = Arrived | Ended | Drafted | Passed | Verified | Faulted | WorkerEvent | Tick

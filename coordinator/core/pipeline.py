@@ -26,15 +26,24 @@ from coordinator.core.events import (
     Verified,
     WorkerDown,
     WorkerDraining,
+    WorkerRenewed,
+    WorkerSuspected,
     WorkerUp,
 )
 from coordinator.core.fair import FairQueue
 from coordinator.core.limits import Limits
-from coordinator.core.placement import VERIFIER, Pools, Wish, Worker
+from coordinator.core.passes import PassTimes
+from coordinator.core.placement import VERIFIER, Pools, Wish
 from coordinator.core.request import Request
 from coordinator.core.rules import choose_rule
+from coordinator.core.turnover import Turnover
+from coordinator.core.worker import Worker
 from paceline.errors import InvalidInput, Overloaded, UnknownRequest, Unsupported
-from paceline.types import Blame, Mode
+from paceline.types import Blame, Mode, Verdict
+
+# Committed tokens after which a request looks for a drafter that is worth a move: often enough to matter for an output
+# of a few hundred, seldom enough to cost nothing.
+_LOOK_EVERY = 64
 
 
 class Pipeline:
@@ -45,6 +54,7 @@ class Pipeline:
         self.pools = Pools()
         self._requests: dict[str, Request] = {}
         self._waiting = FairQueue()  # requests without a verifier
+        self._turnover = Turnover()  # of that queue
         # Running requests that want a drafter, by what they want of it; first come first, and none of these is empty.
         self._undrafted: dict[Wish, OrderedDict[str, None]] = {}
         self._deadlines: list[tuple[float, str]] = []  # heap; an entry that is out of date is skipped
@@ -57,8 +67,16 @@ class Pipeline:
     def num_waiting(self) -> int:
         return len(self._waiting)
 
+    def retry_after_s(self, now_s: float) -> float:
+        """When one who is turned away had better come back; each such call takes a turn."""
+        return self._turnover.retry_after_s(now_s)
+
     def next_deadline_s(self) -> float:
         """When to call back with `Tick` at the latest; infinite if nothing is under way."""
+        is_placing = len(self._waiting) > 0 or self._undrafted
+        return min(self._next_request_s(), self.pools.next_free_s() if is_placing else math.inf)
+
+    def _next_request_s(self) -> float:
         while self._deadlines:
             deadline_s, request_id = self._deadlines[0]
             request = self._requests.get(request_id)
@@ -80,7 +98,7 @@ class Pipeline:
                 if request and request.verifier == worker:  # else it ended, or moved, meanwhile
                     if request.is_unheard:
                         self.pools.suspect(request.drafter)  # it may be silent for too long
-                    return self._run(request, request.verified(verdict, now_s))
+                    return self._verified(request, verdict, now_s)
             case Drafted(worker, draft):
                 request = self._requests.get(draft.request_id)
                 if request and request.drafter == worker:
@@ -100,8 +118,12 @@ class Pipeline:
                 return self._run(request, request.finish(reason, now_s))
             case Faulted():
                 return self._faulted(event, now_s)
-            case WorkerUp(worker, info, is_trusted):
-                self.pools.join(worker, info, is_trusted=is_trusted)
+            case WorkerUp(worker, info, is_trusted, rtt_s):
+                self.pools.join(worker, info, is_trusted=is_trusted, rtt_s=rtt_s)
+            case WorkerRenewed(worker, info, rtt_s):
+                self.pools.heard(worker, info, rtt_s, now_s)
+            case WorkerSuspected(worker):
+                self.pools.missed(worker)
             case WorkerDraining(worker):
                 self.pools.drain(worker)
             case WorkerDown(worker):
@@ -126,7 +148,7 @@ class Pipeline:
             yield Fail(spec.request_id, error)
             return
         if len(self._waiting) >= self.limits.max_waiting:
-            overloaded = Overloaded("waiting requests", self.limits.max_waiting, 1.0)
+            overloaded = Overloaded("waiting requests", self.limits.max_waiting, self.retry_after_s(now_s))
             last = self._waiting.crowding_out(spec.client)
             if last is None:
                 yield Fail(spec.request_id, overloaded)
@@ -135,6 +157,31 @@ class Pipeline:
         request = self._requests[spec.request_id] = Request(spec, rule, self.limits, now_s)
         self._waiting.add(spec.request_id, spec.client, spec.end - len(spec.resumed))
         self._arm(request)
+
+    def _verified(self, request: Request, verdict: Verdict, now_s: float) -> Iterator[Command]:
+        num_known = len(request.committed)
+        yield from self._run(request, request.verified(verdict, now_s))
+        self.pools.judged(request.drafter)
+        if num_known // _LOOK_EVERY < len(request.committed) // _LOOK_EVERY:
+            yield from self._change_drafter(request, now_s)
+
+    def _change_drafter(self, request: Request, now_s: float) -> Iterator[Command]:
+        """Another drafter takes over if it is so much faster that catching up pays."""
+        passes, num_known = self._passes(request), len(request.committed)
+        if request.drafter is None or passes is None or request.done:
+            return
+        num_left = request.spec.end - num_known
+        if self.pools.better(request.drafter, request.wish, passes, now_s, num_known=num_known, num_left=num_left) and (
+            drafter := self.pools.take(request.wish, request.spec.request_id, now_s, passes=passes)
+        ):
+            yield from self._run(request, request.leave_drafter("drafter changed", now_s))
+            self._leave_undrafted(request)
+            yield from self._run(request, request.attach_drafter(drafter))
+
+    def _passes(self, request: Request) -> PassTimes | None:
+        """Those of its verifier."""
+        verifier = self.pools.get(request.verifier) if request.verifier else None
+        return verifier.passes if verifier else None
 
     def _run(self, request: Request, commands: Iterable[Command]) -> Iterator[Command]:
         """Carry `request` one step further, then keep the books: places given back, queues, deadline."""
@@ -166,18 +213,19 @@ class Pipeline:
         for wish, undrafted in list(self._undrafted.items()):
             while undrafted:
                 request_id = next(iter(undrafted))
-                drafter = self.pools.take(wish, request_id, now_s)
+                request = self._requests[request_id]
+                drafter = self.pools.take(wish, request_id, now_s, passes=self._passes(request), head=request.head)
                 if drafter is None:
                     break
-                request = self._requests[request_id]
                 self._leave_undrafted(request)
                 yield from self._run(request, request.attach_drafter(drafter))
         while (waiting := self._waiting.next()) is not None:
-            verifier = self.pools.take(VERIFIER, waiting, now_s)
+            request = self._requests[waiting]
+            verifier = self.pools.take(VERIFIER, waiting, now_s, head=request.head)
             if verifier is None:
                 break
             self._waiting.take()
-            request = self._requests[waiting]
+            self._turnover.served(now_s)
             yield from self._run(request, self._start(request, verifier, now_s))
 
     def _relieve(self, now_s: float) -> Iterator[Command]:
@@ -201,7 +249,9 @@ class Pipeline:
     def _start(self, request: Request, verifier: Worker, now_s: float) -> Iterator[Command]:
         """Both workers start prefilling in parallel."""
         if request.drafter is None and request.wants_drafter:
-            drafter = self.pools.take(request.wish, request.spec.request_id, now_s)
+            drafter = self.pools.take(
+                request.wish, request.spec.request_id, now_s, passes=verifier.passes, head=request.head
+            )
             if drafter:
                 yield from request.attach_drafter(drafter)
         yield from request.attach_verifier(verifier, now_s)
@@ -220,6 +270,8 @@ class Pipeline:
         request = self._requests.get(event.request_id)
         if request is None or event.worker not in (request.verifier, request.drafter):
             return ()
+        if event.blame is Blame.FULL:
+            return self._full(request, event.worker, now_s)
         if event.worker == request.drafter or event.blame is Blame.DRAFTER:
             if request.drafter and event.blame is not Blame.CALLER:
                 self.pools.pace(request.drafter).breaker.refused(now_s)
@@ -230,10 +282,19 @@ class Pipeline:
             return self._run(request, request.fail(error))
         return self._run(request, request.lose_verifier(now_s))
 
+    def _full(self, request: Request, worker: str, now_s: float) -> Iterator[Command]:
+        """Others have taken the place that was meant for it. That is nobody's failure: it goes elsewhere, or waits."""
+        self.pools.full(worker, now_s)
+        if worker == request.drafter:
+            return self._run(request, request.leave_drafter("drafter full", now_s))
+        request.bounce()
+        self.pools.release(worker, request.spec.request_id)
+        return self._run(request, ())
+
     # --- time
 
     def _tick(self, now_s: float) -> Iterator[Command]:
-        while self.next_deadline_s() <= now_s and self._deadlines:
+        while self._next_request_s() <= now_s and self._deadlines:
             _, request_id = heapq.heappop(self._deadlines)
             request = self._requests[request_id]
             self.pools.suspect(request.drafter)  # it may be late once too often

@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Iterator
 
+from coordinator.core.affinity import head_of
 from coordinator.core.asks import open_draft, open_verify
 from coordinator.core.choice import FIRST, Choice
 from coordinator.core.commands import Ask, Command, Emit, Fail, Finish
@@ -24,9 +25,10 @@ from coordinator.core.limits import Limits
 from coordinator.core.metrics import RequestMetrics
 from coordinator.core.pace import Pace
 from coordinator.core.passes import PassTimes
-from coordinator.core.placement import Wish, Worker
+from coordinator.core.placement import Wish
 from coordinator.core.rules import believes_rows
 from coordinator.core.window import Window
+from coordinator.core.worker import Worker
 from paceline.errors import PacelineError, Unavailable
 from paceline.length_policy import LengthPolicy
 from paceline.types import (
@@ -63,14 +65,16 @@ class Request:
         self.drafter: str | None = None
         self.done = False
         self.rule = rule  # fixed from here on: the verifier opens with it
+        # Of a drafter it wants above all that rows be true where the rule believes them.
+        self.wish = Wish(Role.DRAFTER, spec.policy.name if spec.policy else None, believes_rows(rule, spec.sampling))
+        self.head = head_of(spec.token_ids)
         self.mode = spec.mode or FIRST.mode
         self.policy = spec.policy or LengthPolicy()
         self.window = spec.window if self.mode is Mode.PEARL else 1
         self._controller = None if spec.mode else Controller(spec.policy)
-        self.num_moves = 0
-        self.num_refusals = 0
+        self.num_moves = self.num_refusals = 0
         self.arrived_s = now_s
-        self.deadline_s = now_s + limits.queue_timeout_s
+        self.deadline_s = self._waits_until_s = now_s + limits.queue_timeout_s
         self.metrics = RequestMetrics(
             self.mode, self.rule, str(self.policy), self.window, num_prompt_tokens=len(spec.token_ids)
         )
@@ -95,11 +99,6 @@ class Request:
         """Whether its drafter is wanted, was late, and has not been heard of since."""
         return self.drafter is not None and self._pace.is_silent and not self._is_resting
 
-    @property
-    def wish(self) -> Wish:
-        """What it wants of a drafter: above all that rows be true where the rule believes them."""
-        return Wish(Role.DRAFTER, self.spec.policy, believes_rows(self.rule, self.spec.sampling))
-
     # --- workers
 
     def attach_verifier(self, worker: Worker, now_s: float) -> Iterator[Command]:
@@ -123,11 +122,15 @@ class Request:
             self._adopt(self._controller.resume(self._pace))
         yield self._open_draft(self._window.restart())
 
+    def bounce(self) -> None:
+        """The verifier had no place after all: the request waits on as if it had not been given one."""
+        self.verifier, self.deadline_s = None, self._waits_until_s
+
     def lose_verifier(self, now_s: float) -> Iterator[Command]:
         """The verifier is gone; what is committed and the drafts in flight go to the next one."""
         self.verifier = None
         self.num_moves += 1
-        self.deadline_s = now_s + self.limits.queue_timeout_s
+        self.deadline_s = self._waits_until_s = now_s + self.limits.queue_timeout_s
         if self.num_moves > self.limits.max_moves:
             yield from self.fail(Unavailable(f"{self.num_moves} verifiers failed this request; try it again"))
 
@@ -190,7 +193,7 @@ class Request:
 
     def verified(self, verdict: Verdict, now_s: float) -> Iterator[Command]:
         """Commit what is new in the verdict, tell client and drafter, and see to the next move."""
-        self._answered = True
+        self._answered, self._waits_until_s = True, now_s + self.limits.queue_timeout_s
         start = len(self.committed)
         known = start - verdict.start
         if known < 0 or known >= len(verdict.token_ids):

@@ -9,7 +9,7 @@ from fastapi import APIRouter, Depends, Request
 from fastapi.responses import Response
 
 from coordinator.core.events import RequestSpec
-from coordinator.core.placement import Worker
+from coordinator.core.worker import Worker
 from coordinator.http import sse
 from coordinator.http.call import finish
 from coordinator.http.face import Face, client_of, face, replies
