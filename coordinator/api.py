@@ -69,7 +69,7 @@ class CoordinatorServicer:
             config, info = self._coordinator.config, codec.worker_info_from_wire(request)
             if config.tls:
                 check_peer(context, PeerRole(info.role))  # a drafter's certificate makes no verifier
-            self._coordinator.register(info, is_trusted=is_trusted(info, context, config))
+            await self._coordinator.registry.admit(info, is_trusted=is_trusted(info, context, config))
             return pb.RegisterReply(lease_s=config.lease_s)
 
     async def GetModelInfo(self, request: Any, context: Any) -> Any:  # noqa: N802

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import itertools
 import logging
 import time
 from collections import Counter
@@ -35,26 +34,23 @@ from coordinator.core.events import (
     RequestSpec,
     Tick,
     Verified,
-    WorkerDown,
-    WorkerDraining,
-    WorkerUp,
 )
 from coordinator.core.pipeline import Pipeline
+from coordinator.registry import Link, Registry
 from paceline import codec, trace
 from paceline.api_keys import ApiKeys
 from paceline.drain import emptied
-from paceline.errors import InvalidInput, Overloaded, PeerFault, Unavailable, Unsupported
+from paceline.errors import InvalidInput, Overloaded, PeerFault, Unavailable, Unhelpful
 from paceline.plain import to_plain
 from paceline.rpc import connect
 from paceline.security import PeerRole
 from paceline.tokenizer import Tokenizer
-from paceline.types import Draft, DrafterReply, Fault, FinishReason, Pass, Role, Verdict, VerifierReply, WorkerInfo
+from paceline.types import Draft, DrafterReply, Fault, FinishReason, Pass, Role, Verdict, VerifierReply
 from paceline.wire import drafter_pb2_grpc, verifier_pb2_grpc
 
 log = logging.getLogger(__name__)
 
 MAX_CLIENT_QUEUE = 4096  # replies a client has not read; it stopped reading long before
-MAX_ASK_QUEUE = 8192  # asks a worker has not taken; 64 requests with a window of 64 each, and as much again
 CONNECT_TIMEOUT_S = 5.0
 
 PING_S = 2.0  # between two measurements of a worker's round trip
@@ -83,19 +79,6 @@ class Observer(Protocol):
     def observe(self, event: Event, commands: Sequence[Command], now_s: float) -> None: ...
 
 
-@dataclass(slots=True)
-class Link:
-    """The stream to one worker, from its registration to its loss."""
-
-    name: str
-    info: WorkerInfo
-    asks: asyncio.Queue[Any]
-    task: asyncio.Task[None] | None = None
-    lease_until_s: float = 0.0
-    is_trusted: bool = False  # of a drafter: its rows are believed
-    rtt_s: float | None = None  # of a call that needs no model, the last one measured
-
-
 class Coordinator:
     """See the top of the file."""
 
@@ -105,14 +88,14 @@ class Coordinator:
         self.pipeline = Pipeline(config.limits)
         self.keys = ApiKeys(config.api_keys) if config.api_keys else None
         self.is_draining = False
-        self.links: dict[str, Link] = {}
         self._clock = clock
+        self.registry = Registry(config, self.tokenizer.hash, self.pipeline.pools, clock, self.feed, self._serve)
+        self.links = self.registry.links
         self.observers: list[Observer] = []
         self._clients: dict[str, ClientQueue] = {}
         self._held: Counter[str] = Counter()  # requests by API key
         self._watched: set[str] = set()  # requests whose clients are told of spans
         self._busy_ms: dict[str, float] = {}  # time spent here, by request
-        self._numbers = itertools.count(1)
         self._timer: asyncio.TimerHandle | None = None
         self._trace = _open_trace(config, clock())
 
@@ -194,7 +177,8 @@ class Coordinator:
             raise InvalidInput("request_id", spec.request_id, "is running already; choose another, or none")
         limit = self.config.max_requests_per_key
         if spec.client and self._held[spec.client] >= limit:
-            raise Overloaded(f"requests of the key {spec.client}", limit, 1.0)
+            after_s = self.pipeline.retry_after_s(self._clock())
+            raise Overloaded(f"requests of the key {spec.client}", limit, after_s)
         queue = self._clients[spec.request_id] = ClientQueue()  # bounded by `_tell`, which adds one last word
         self._busy_ms[spec.request_id] = 0.0
         self._held[spec.client] += 1
@@ -220,45 +204,8 @@ class Coordinator:
 
     # --- workers
 
-    def register(self, info: WorkerInfo, *, is_trusted: bool = False) -> None:
-        """Take a worker in, or renew its lease; one that drains is relieved, and never taken in.
-
-        `is_trusted` counts when the worker is taken in; a renewal changes nothing. Raises Unsupported if it cannot
-        serve here, with the reason, and Overloaded for one too many.
-        """
-        lease_until_s = self._clock() + self.config.lease_s
-        for link in self.links.values():
-            if (link.info.address, link.info.incarnation) == (info.address, info.incarnation):
-                link.lease_until_s = lease_until_s
-                link.info = info  # its costs, as measured since
-                if info.is_draining:
-                    self.feed(WorkerDraining(link.name))
-                return
-        if info.is_draining:
-            return
-        self._check(info)
-        if len(self.links) >= self.config.max_workers:
-            raise Overloaded("registered workers", self.config.max_workers, self.config.lease_s)
-        name = f"{info.role}-{next(self._numbers)}"
-        link = Link(name, info, asyncio.Queue(MAX_ASK_QUEUE), lease_until_s=lease_until_s, is_trusted=is_trusted)
-        self.links[name] = link
-        link.task = asyncio.create_task(self._serve(link), name=name)
-
-    def _check(self, info: WorkerInfo) -> None:
-        fits_any = info.role is Role.DRAFTER and not info.tokenizer_hash  # it has no model and copies ids
-        if info.tokenizer_hash != self.tokenizer.hash and not fits_any:
-            fix = (
-                f"differs from the coordinator's ({self.config.tokenizer}); start it with a model of the same tokenizer"
-            )
-            raise Unsupported(f"tokenizer of {info.model}", info.tokenizer_hash[:12], fix)
-        for link in self.links.values():
-            if link.info.role is info.role is Role.VERIFIER and link.info.model_hash != info.model_hash:
-                fix = f"another target ({link.info.model}) is being served; start a coordinator of its own for this one"
-                raise Unsupported(f"model {info.model}", info.model_hash[:12], fix)
-
     async def _serve(self, link: Link) -> None:
         """The life of a link: connect, exchange, and say that it is over."""
-        is_up = False
         try:
             # A worker of the other role, or none, fails the handshake: its certificate must say what it registered as.
             async with connect(link.info.address, self.config.tls, expects=PeerRole(link.info.role)) as channel:
@@ -267,23 +214,30 @@ class Coordinator:
                 )
                 call = stub_class(channel).Connect()
                 await asyncio.wait_for(call.wait_for_connection(), CONNECT_TIMEOUT_S)
-                trust = ", trusted" if link.is_trusted else ""
-                log.info("%s up: %s at %s%s", link.name, link.info.model, link.info.address, trust)
-                is_up = True
-                self.feed(WorkerUp(link.name, link.info, link.is_trusted))
-                if link.info.is_draining:  # it has said so while it was being connected
-                    self.feed(WorkerDraining(link.name))
                 async with asyncio.TaskGroup() as tasks:
                     tasks.create_task(self._write(link, call))
                     tasks.create_task(self._read(link, call))
-                    tasks.create_task(self._watch_lease(link))
-                    tasks.create_task(self._measure_rtt(link, channel))
-        except* (grpc.RpcError, TimeoutError, Unavailable, PeerFault) as group:
+                    tasks.create_task(self.registry.watch_lease(link))
+                    tasks.create_task(self._measure(link, channel))
+        except* (grpc.RpcError, TimeoutError, Unavailable, Unhelpful, PeerFault) as group:
             log.warning("%s down: %s", link.name, _reason(group.exceptions[0]))
         finally:
-            del self.links[link.name]
-            if is_up:
-                self.feed(WorkerDown(link.name))
+            self.registry.lost(link)
+
+    async def _measure(self, link: Link, channel: Any) -> None:
+        """Measure the way to a worker, now and then, by calls that need no model; a failure says nothing here."""
+        check = health_pb2_grpc.HealthStub(channel).Check
+
+        async def ping() -> None:
+            started_s = self._clock()
+            with contextlib.suppress(grpc.RpcError):
+                await check(health_pb2.HealthCheckRequest(), timeout=PING_S)
+                link.rtt_s = self._clock() - started_s
+
+        await self.registry.take_in(link, ping)
+        while True:
+            await ping()
+            await asyncio.sleep(PING_S)
 
     async def _write(self, link: Link, call: Any) -> None:
         to_wire = codec.drafter_ask_to_wire if link.info.role is Role.DRAFTER else codec.verifier_ask_to_wire
@@ -296,25 +250,10 @@ class Coordinator:
             self.feed(_event(link.name, from_wire(wire)))
         raise Unavailable("the worker has ended its stream")
 
-    async def _watch_lease(self, link: Link) -> None:
-        while (left_s := link.lease_until_s - self._clock()) > 0:
-            await asyncio.sleep(left_s)
-        raise Unavailable(f"no sign of life for {self.config.lease_s:g} s")
-
     async def drain(self, within_s: float) -> None:
         """Take no new requests, and let those that run end; returns when they have, or after `within_s`."""
         self.is_draining = True
         await emptied(asyncio.sleep(0), lambda: not self._clients, within_s)
-
-    async def _measure_rtt(self, link: Link, channel: Any) -> None:
-        """Call the worker's health service now and then, which needs no model; a failure says nothing here."""
-        check = health_pb2_grpc.HealthStub(channel).Check
-        while True:
-            started_s = self._clock()
-            with contextlib.suppress(grpc.RpcError):
-                await check(health_pb2.HealthCheckRequest(), timeout=PING_S)
-                link.rtt_s = self._clock() - started_s
-            await asyncio.sleep(PING_S)
 
     async def close(self) -> None:
         """Fail every request, so that its client may go on elsewhere, and end every link."""

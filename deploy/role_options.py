@@ -124,6 +124,29 @@ def add_http(group: Group) -> None:
     )
 
 
+def add_admission(group: Group) -> None:
+    """Which workers a coordinator takes in."""
+    group.add(
+        "--max-workers", kind=options.whole(1, 65536), default=1024, metavar="N", help="workers registered at a time"
+    )
+    group.add(
+        "--admit-any",
+        kind=options.boolean,
+        default=False,
+        help="take in drafters that could help no verifier here even if each of their tokens were accepted; without "
+        "it they are refused, with the figures",
+    )
+
+
+def add_exit_if_refused(group: Group) -> None:
+    group.add(
+        "--exit-if-refused",
+        kind=options.boolean,
+        default=False,
+        help="end with exit code 2 when a coordinator has no use for this drafter, instead of asking it now and then",
+    )
+
+
 def add_pacing(parser: Parser) -> None:
     """How requests are decoded that do not say it themselves."""
     group = parser.group("decoding", "What requests get that do not ask for something else.")

@@ -21,9 +21,11 @@ from deploy import model_free, options
 from deploy.options import Parser
 from deploy.restart import restart
 from deploy.role_options import (
+    add_admission,
     add_clients,
     add_draft_rows,
     add_drain,
+    add_exit_if_refused,
     add_grpc_port,
     add_host,
     add_http,
@@ -81,9 +83,7 @@ On SIGTERM it takes no new requests and waits for those that run.""",
     add_http(network)
     add_reflection(network)
     add_drain(network)
-    network.add(
-        "--max-workers", kind=options.whole(1, 65536), default=1024, metavar="N", help="workers registered at a time"
-    )
+    add_admission(network)
     add_tls(parser)
     add_clients(parser)
     add_pacing(parser)
@@ -113,6 +113,7 @@ def _coordinator_config(values: argparse.Namespace) -> Any:
         api_keys=values.api_keys,
         reflection=values.reflection,
         max_workers=values.max_workers,
+        admit_any=values.admit_any,
         max_requests_per_key=values.max_requests_per_key,
         client_stall_s=values.client_stall_s,
         drain_s=values.drain_s,
@@ -165,6 +166,7 @@ went like this, which pays where an answer repeats its prompt or itself: summari
     group = add_worker(parser, "the draft model, or prompt-lookup or suffix", tensor_parallel="the drafter")
     add_draft_rows(group)
     model_free.add_model_free(parser.group("drafters without a model"))
+    add_exit_if_refused(parser.group("admission"))
     values = parser.parse(argv, os.environ)
     model_free.check_model_free("--model", values.model, values)
     from drafter.server import DRAFTER
@@ -256,6 +258,7 @@ def _serve(engine: Any, kind: Any, runner: Any, values: argparse.Namespace) -> i
                 advertise=values.advertise,
                 tls=tls_of(values, PeerRole(engine.info.role)),
                 has_reflection=values.reflection,
+                exits_if_refused=engine.info.role is Role.DRAFTER and values.exit_if_refused,
                 drain_s=values.drain_s,
             )
         )

@@ -58,7 +58,8 @@ class Plan:
 async def start(supervisor: Supervisor, plan: Plan) -> str:
     """Start all processes of `plan`; the coordinator's gRPC address, once every worker is registered there."""
     http = "off" if plan.port is None else str(plan.port)
-    where = ("--host", plan.host, "--grpc-port", str(plan.grpc_port), "--port", http)
+    # The drafters were chosen together with the target; where they do not pay, mode auto lets them rest.
+    where = ("--host", plan.host, "--grpc-port", str(plan.grpc_port), "--port", http, "--admit-any")
     coordinator = supervisor.start(
         "coordinator", ("coordinator", "--tokenizer", plan.target, *where, *plan.coordinator)
     )

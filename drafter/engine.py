@@ -29,6 +29,7 @@ from paceline.engine.cost import CostModel
 from paceline.engine.runner import Chunk, PoolFull, Runner
 from paceline.errors import EngineLost, Unavailable
 from paceline.length_policy import LengthPolicy, offered
+from paceline.places import in_turns
 from paceline.rows import CountRows
 from paceline.types import Draft, DrafterAsk, Fault, OpenDraft, WorkerInfo
 
@@ -78,13 +79,12 @@ class DrafterEngine(Requests[_Entry]):
         # The longest request is one that has all of the pool to itself.
         longest = min(runner.info.max_model_len, runner.room())
         offers = offered(has_head=head is not None)
-        super().__init__(replace(info, cost=self.cost.cost, policies=offers, max_model_len=longest), longest)
+        super().__init__(replace(info, cost=self.cost.cost, policies=offers, max_model_len=longest), longest, clock)
         self.runner = runner
         self._head: AcceptProbs | None = head.accept_probs if head else None
         self._thresholds = head.info.thresholds if head else {}
         self._row_shape = RowShape(row_width, row_bits, draft_temperature)
         self._max_num_batched_tokens = max_num_batched_tokens
-        self._clock = clock
         self._is_stalled = False  # all that is wanted waits for room which only an ask can make
         self.num_preemptions = 0
 
@@ -200,10 +200,14 @@ class DrafterEngine(Requests[_Entry]):
         return [self._refuse(self._entries[rivals[0]], error)]
 
     def _chunks(self, wanting: Mapping[str, Session[CountRows]]) -> list[Chunk]:
-        """What to forward: requests under way first, prompts in the room that they leave."""
+        """What to forward: requests under way first, prompts in the room that they leave, coordinators in turn."""
         chunks: list[Chunk] = []
         room = self._max_num_batched_tokens
-        for key, session in sorted(wanting.items(), key=lambda pair: len(pair[1].tokens) - pair[1].computed):
+        pending = {key: len(session.tokens) - session.computed for key, session in wanting.items()}
+        waiting = sorted(pending, key=pending.__getitem__)
+        turns = in_turns((pending[key] > 1, self._entries[key].peer) for key in waiting)
+        for _, key in sorted(zip(turns, waiting, strict=True), key=lambda pair: (pending[pair[1]] > 1, pair[0])):
+            session = wanting[key]
             if self._entries[key].has_row:
                 continue
             tokens = session.tokens[session.computed : session.computed + room]

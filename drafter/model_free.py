@@ -38,9 +38,8 @@ class ModelFreeEngine(Requests[_Entry]):
     """See the top of the file. Belongs to one thread."""
 
     def __init__(self, method: Method, info: WorkerInfo, clock: Callable[[], float] = time.perf_counter) -> None:
-        super().__init__(replace(info, policies=offered(has_head=False)), info.max_model_len)
+        super().__init__(replace(info, policies=offered(has_head=False)), info.max_model_len, clock)
         self._method = method
-        self._clock = clock
         self._ms, self._num_tokens = 0.0, 0.0  # spent on how many drafted tokens, fading
         self._measure()
 

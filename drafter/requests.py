@@ -7,14 +7,15 @@ from __future__ import annotations
 
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 from drafter.policies import Policy, make
 from drafter.session import Session
-from paceline.errors import InvalidInput, Overloaded, PacelineError
+from paceline.errors import InvalidInput, PacelineError
 from paceline.length_policy import LengthPolicy
+from paceline.places import Places
 from paceline.types import Close, Commit, DrafterAsk, DrafterReply, Fault, OpenDraft, WorkerInfo
 
 log = logging.getLogger(__name__)
@@ -38,11 +39,13 @@ E = TypeVar("E", bound=Entry[Any])
 class Requests(ABC, Generic[E]):
     """See the top of the file. Belongs to one thread."""
 
-    def __init__(self, info: WorkerInfo, longest: int) -> None:
+    def __init__(self, info: WorkerInfo, longest: int, clock: Callable[[], float]) -> None:
         """`longest`: tokens of a request, beyond which there is no room to draft for it."""
         self.info = info
+        self._clock = clock
         self._longest = longest
         self._entries: dict[str, E] = {}
+        self._places = Places(info.max_num_seqs)
 
     @abstractmethod
     def _open(self, key: str, peer: int, ask: OpenDraft) -> E:
@@ -66,7 +69,7 @@ class Requests(ABC, Generic[E]):
                 self._follow(entry)
                 return [(peer, reply) for reply in replies]
             case OpenDraft():
-                self._admit(ask)
+                self._admit(peer, ask)
                 self._entries[key] = self._open(key, peer, ask)
             case Commit() if entry:
                 self._check(ask.token_ids)
@@ -88,14 +91,14 @@ class Requests(ABC, Generic[E]):
         if entry.session.take_new_policy():
             entry.policy = self._make(entry.session.ask.policy)
 
-    def _admit(self, ask: OpenDraft) -> None:
+    def _admit(self, peer: int, ask: OpenDraft) -> None:
         """Raises InvalidInput for a request that can never be drafted here, Overloaded if there is no place now."""
         if len(ask.token_ids) >= self._longest:
             fix = f"this drafter holds requests of at most {self._longest} tokens"
             raise InvalidInput("token_ids", f"{len(ask.token_ids)} tokens", fix)
         self._check(ask.token_ids)
-        if len(self._entries) >= self.info.max_num_seqs:
-            raise Overloaded("requests on this drafter", self.info.max_num_seqs, retry_after_s=1.0)
+        holders = (entry.peer for entry in self._entries.values())
+        self._places.take("requests on this drafter", peer, holders, self._clock())
 
     def _refuse(self, entry: E, error: Exception) -> tuple[int, Fault]:
         """This request cannot be drafted here; the others can, and its verifier goes on alone."""
@@ -110,6 +113,7 @@ class Requests(ABC, Generic[E]):
 
     def drop(self, peer: int) -> None:
         """That coordinator's stream has ended: free all its requests."""
+        self._places.drop(peer)
         for key in [key for key, entry in self._entries.items() if entry.peer == peer]:
             self._close(key)
 

@@ -28,6 +28,14 @@ class Unsupported(InvalidInput):
     """The input is lawful, but no exact way to serve it exists here (FAILED_PRECONDITION, exit code 2)."""
 
 
+class Unhelpful(Unsupported):
+    """A drafter that can help no verifier which is here now (FAILED_PRECONDITION); later it may be taken in."""
+
+    def __init__(self, field: str, value: object, fix: str, retry_after_s: float) -> None:
+        super().__init__(field, value, fix)
+        self.retry_after_s = retry_after_s
+
+
 class UnknownRequest(PacelineError):
     """A request id that nobody here holds (NOT_FOUND)."""
 

@@ -32,3 +32,4 @@ class Place(TypedDict, total=False):
     advertise: str | None
     tls: Tls | None
     has_reflection: bool
+    exits_if_refused: bool

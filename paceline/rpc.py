@@ -33,6 +33,7 @@ from paceline.errors import (
     TimedOut,
     Unauthenticated,
     Unavailable,
+    Unhelpful,
     UnknownRequest,
     Unsupported,
 )
@@ -50,7 +51,9 @@ MAX_CONNECTIONS = 4096  # a server; clients have one each, so it is well over wh
 MAX_DETAILS = 1000  # characters of a status message, which travels as metadata
 REGISTER_TIMEOUT_S = 5.0
 FIRST_BACKOFF_S, MAX_BACKOFF_S = 0.05, 1.0
-RETRY_AFTER = "retry-after-s"  # trailing metadata of RESOURCE_EXHAUSTED, in seconds
+LONGEST_REFUSED_S = 60.0  # a worker that is of no use asks again so often at least
+RETRY_AFTER = "retry-after-s"  # trailing metadata of an error after which a later call may succeed, in seconds
+PUSHBACK = "grpc-retry-pushback-ms"  # the same by the name that gRPC's own retries heed, in milliseconds
 
 _BOTH = (
     ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
@@ -105,18 +108,21 @@ def error_of(call: Any) -> PacelineError:
     """The error that a failed call (a `grpc.RpcError`) stands for, with the server's own text."""
     status: StatusCode = call.code()
     text = call.details() or f"the server answered {status.name} without a reason"
+    metadata = call.trailing_metadata() or ()
     kind = _ERROR.get(status, PeerFault)
+    if kind is Unsupported and any(key == RETRY_AFTER for key, _ in metadata):
+        kind = Unhelpful
     # The text is complete already, so the constructors, which compose it from its parts, are passed by.
     error: PacelineError = kind.__new__(kind, text)
     if isinstance(error, InvalidInput):
         error.field = text.partition("=")[0] if "=" in text else "request"
-    if isinstance(error, Overloaded):
-        error.retry_after_s = _retry_after_s(call.trailing_metadata())
+    if isinstance(error, Overloaded | Unhelpful):
+        error.retry_after_s = _retry_after_s(metadata)
     return error
 
 
 def _retry_after_s(metadata: Any) -> float:
-    value = next((value for key, value in metadata or () if key == RETRY_AFTER), "1")
+    value = next((value for key, value in metadata if key == RETRY_AFTER), "1")
     return float(value) if re.fullmatch(r"\d{1,6}(\.\d{1,6})?", str(value)) else 1.0
 
 
@@ -128,7 +134,10 @@ async def answering(context: Any) -> AsyncIterator[None]:
     except grpc.aio.AbortError:
         raise
     except PacelineError as error:
-        metadata = ((RETRY_AFTER, f"{error.retry_after_s:.3f}"),) if isinstance(error, Overloaded) else ()
+        metadata: tuple[tuple[str, str], ...] = ()
+        if isinstance(error, Overloaded | Unhelpful):
+            after_s = error.retry_after_s
+            metadata = ((RETRY_AFTER, f"{after_s:.3f}"), (PUSHBACK, str(math.ceil(1e3 * after_s))))
         await context.abort(status_of(error), str(error)[:MAX_DETAILS], trailing_metadata=metadata)
     except Exception:
         log.exception("a handler failed")
@@ -157,14 +166,18 @@ def _expecting(role: PeerRole) -> Sequence[tuple[str, Any]]:
     return (*CHANNEL_OPTIONS, ("grpc.ssl_target_name_override", role.dns_name))
 
 
-async def keep_registered(coordinator: str, worker_info: Callable[[], Any], tls: Tls | None = None) -> PacelineError:
+async def keep_registered(
+    coordinator: str, worker_info: Callable[[], Any], tls: Tls | None = None, *, asks_again: bool = True
+) -> PacelineError:
     """Register a worker for as long as it runs; returns the reason if it is refused.
 
     `worker_info()` is the protobuf `WorkerInfo` as it is now; it is asked for anew with each call.
 
-    A coordinator that is not there yet, or no more, is waited for.
+    A coordinator that is not there yet, or no more, is waited for. One that has no use for the worker now is asked
+    again, seldom, unless `asks_again` is false.
     """
     backoff_s, is_known = FIRST_BACKOFF_S, False
+    refused_s = 0.0  # how long it was waited after the last refusal
     while True:
         try:
             async with connect(coordinator, tls) as channel:  # anew after each failure, with the files as they are now
@@ -172,10 +185,18 @@ async def keep_registered(coordinator: str, worker_info: Callable[[], Any], tls:
                 while True:
                     reply = await register(worker_info(), timeout=REGISTER_TIMEOUT_S)
                     log.log(logging.DEBUG if is_known else logging.INFO, "registered with %s", coordinator)
-                    backoff_s, is_known = FIRST_BACKOFF_S, True
+                    backoff_s, is_known, refused_s = FIRST_BACKOFF_S, True, 0.0
                     await asyncio.sleep(_pause_s(reply.lease_s))
         except (grpc.aio.AioRpcError, Unavailable) as error:
             reason = error if isinstance(error, Unavailable) else error_of(error)
+            if isinstance(reason, Unhelpful) and asks_again:
+                refused_s = min(max(reason.retry_after_s, 2 * refused_s, MAX_BACKOFF_S), LONGEST_REFUSED_S)
+                log.warning(
+                    "coordinator %s has no use for it now, asking again in %g s: %s", coordinator, refused_s, reason
+                )
+                is_known = False
+                await asyncio.sleep(refused_s)
+                continue
             if isinstance(reason, InvalidInput | Unauthenticated | Forbidden):
                 return reason
             if is_known or backoff_s == FIRST_BACKOFF_S:

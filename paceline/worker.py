@@ -217,9 +217,8 @@ class WorkerServer(Generic[Ask, Reply]):
         self._loop = asyncio.get_running_loop()
         self.ended: asyncio.Future[int] = self._loop.create_future()  # exit code
         self.info = engine.info
-        self._engine_info: Callable[[], WorkerInfo] = lambda: (
-            engine.info
-        )  # a whole new value each time, so that reading it needs no lock
+        # A whole new value each time, so that reading it needs no lock.
+        self._engine_info: Callable[[], WorkerInfo] = lambda: engine.info
         self._kind = kind
         self._peers = itertools.count(1)
         self._streams: dict[int, Outbox] = {}
@@ -227,6 +226,7 @@ class WorkerServer(Generic[Ask, Reply]):
         self._is_stopping = False
         self._coordinators: tuple[str, ...] = ()
         self._tls: Tls | None = None
+        self._exits_if_refused = False
         self._registrations: list[asyncio.Task[None]] = []
         self._engine: EngineThread[Ask, Reply] = EngineThread(engine, self._deliver, partial(self._end, 1))
 
@@ -240,12 +240,15 @@ class WorkerServer(Generic[Ask, Reply]):
         advertise: str | None = None,
         tls: Tls | None = None,
         has_reflection: bool = False,
+        exits_if_refused: bool = False,
     ) -> None:
         """Serve on `host`, and keep registered with each coordinator as `advertise` (HOST[:PORT]; else `host`).
 
-        With `tls` only coordinators may call, and there is no reflection unless `has_reflection`.
+        With `tls` only coordinators may call, and there is no reflection unless `has_reflection`. `exits_if_refused`:
+        by a coordinator that has no use for this worker now, instead of asking it again.
         """
         self._coordinators, self._tls = tuple(coordinators), tls
+        self._exits_if_refused = exits_if_refused
         if advertise is None and host.strip("[]") in ("0.0.0.0", "::"):
             fix = "give the host name by which coordinators reach this machine"
             raise InvalidInput("advertise", advertise, fix)
@@ -345,7 +348,12 @@ class WorkerServer(Generic[Ask, Reply]):
 
     async def _register(self, coordinator: str) -> None:
         try:
-            reason = await keep_registered(coordinator, lambda: worker_info_to_wire(self._info_now()), self._tls)
+            reason = await keep_registered(
+                coordinator,
+                lambda: worker_info_to_wire(self._info_now()),
+                self._tls,
+                asks_again=not self._exits_if_refused,
+            )
         except Exception as error:
             log.exception("the registration with %s failed", coordinator)
             self._end(1, f"the registration with {coordinator} failed: {type(error).__name__}")

@@ -2,13 +2,16 @@
 
 There is no prefill phase and no decode phase, only tokens that are wanted and a budget. Requests that are under way
 (a draft to judge, a token to decode) want few tokens and go first, longest waiting first; what is left of the budget
-goes to prompts, in chunks. So a long prompt never stalls a running request, it only takes the room they leave.
+goes to prompts, in chunks. So a long prompt never stalls a running request, it only takes the room they leave. Where
+the budget is short, the coordinators whose requests these are take turns.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+
+from paceline.places import in_turns
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +28,7 @@ class Ready:
     num_pending: int
     num_drafted: int
     since_s: float  # when it began to wait
+    peer: int = 0  # whose it is
 
     @property
     def num_tokens(self) -> int:
@@ -39,7 +43,9 @@ def plan(ready: Sequence[Ready], budget: Budget) -> dict[str, int]:
     """
     shares: dict[str, int] = {}
     room = budget.max_num_batched_tokens
-    for wish in sorted(ready, key=lambda wish: (wish.num_pending > 1, wish.since_s)):
+    waiting = sorted(ready, key=lambda wish: (wish.num_pending > 1, wish.since_s))
+    turns = in_turns((wish.num_pending > 1, wish.peer) for wish in waiting)
+    for _, wish in sorted(zip(turns, waiting, strict=True), key=lambda pair: (pair[1].num_pending > 1, pair[0])):
         if len(shares) == budget.max_num_seqs:
             break
         part = wish.num_tokens if wish.num_tokens <= room else min(room, wish.num_pending - 1)

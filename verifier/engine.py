@@ -15,7 +15,8 @@ from dataclasses import replace
 from paceline import rows
 from paceline.engine.cost import CostModel
 from paceline.engine.runner import Chunk, PoolFull, Runner
-from paceline.errors import EngineLost, InvalidInput, Overloaded, PacelineError, PeerFault
+from paceline.errors import EngineLost, InvalidInput, PacelineError, PeerFault
+from paceline.places import Places
 from paceline.types import (
     Blame,
     Close,
@@ -63,6 +64,7 @@ class VerifierEngine:
         self._entries: dict[str, Entry] = {}  # by the sequence's name in the pool, oldest first
         self._active: dict[str, None] = {}  # those that may have work; a set that remembers its order
         self._is_stalled = False  # all that is wanted waits for room which only an ask can make
+        self._places = Places(info.max_num_seqs)
         self.num_preemptions = 0
 
     @property
@@ -86,7 +88,7 @@ class VerifierEngine:
             case OpenVerify() if entry:
                 verdict = entry.session.reopen(ask, now_s)
             case OpenVerify():
-                self._admit(ask)
+                self._admit(peer, ask)
                 self.runner.open(key)
                 room = self.runner.info.max_model_len - len(ask.token_ids)
                 ask = replace(ask, num_decode=min(ask.num_decode, room))
@@ -108,7 +110,7 @@ class VerifierEngine:
         self._active[key] = None
         return [(peer, verdict)] if verdict else []
 
-    def _admit(self, ask: OpenVerify) -> None:
+    def _admit(self, peer: int, ask: OpenVerify) -> None:
         """Raises InvalidInput for a prompt that can never be served here, Overloaded if there is no place now."""
         if len(ask.token_ids) + 1 > self._longest:
             fix = f"this verifier holds requests of at most {self._longest} tokens: shorten the prompt"
@@ -116,8 +118,8 @@ class VerifierEngine:
         if max(ask.token_ids) >= self.runner.info.vocab_size:
             fix = f"must be below the vocabulary's size {self.runner.info.vocab_size}"
             raise InvalidInput("token_ids", max(ask.token_ids), fix)
-        if len(self._entries) >= self._info.max_num_seqs:
-            raise Overloaded("requests on this verifier", self._info.max_num_seqs, retry_after_s=1.0)
+        holders = (entry.peer for entry in self._entries.values())
+        self._places.take("requests on this verifier", peer, holders, self._clock())
 
     def _close(self, key: str) -> None:
         if self._entries.pop(key, None):
@@ -141,6 +143,7 @@ class VerifierEngine:
     def drop(self, peer: int) -> None:
         """That coordinator's stream has ended: free all its requests."""
         self._is_stalled = False
+        self._places.drop(peer)
         for key in [key for key, entry in self._entries.items() if entry.peer == peer]:
             self._close(key)
 
@@ -239,9 +242,8 @@ class VerifierEngine:
         return entry.peer, Fault(entry.request_id, reason)
 
     def _ready(self, key: str, work: Work) -> Ready:
-        num_drafted = len(work.draft_ids)
-        since_s = self._entries[key].session.since_s
-        return Ready(key, len(work.token_ids) - num_drafted, num_drafted, since_s)
+        num_drafted, entry = len(work.draft_ids), self._entries[key]
+        return Ready(key, len(work.token_ids) - num_drafted, num_drafted, entry.session.since_s, entry.peer)
 
     def _forward(self, works: dict[str, Work], shares: dict[str, int]) -> Replies:
         """Forward each work's share in one pass, and judge those whose rows are complete."""

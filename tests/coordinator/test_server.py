@@ -36,8 +36,8 @@ async def test_only_a_drafter_may_do_without_a_tokenizer(tmp_path: Path) -> None
     it = Coordinator(CoordinatorConfig(str(tmp_path)))
     for role, tokenizer_hash in ((Role.VERIFIER, ""), (Role.VERIFIER, "a" * 64), (Role.DRAFTER, "a" * 64)):
         with pytest.raises(Unsupported, match="tokenizer of m"):
-            it.register(info(role, tokenizer_hash))
-    it.register(info(Role.DRAFTER, ""))
-    it.register(info(Role.VERIFIER, it.tokenizer.hash))
+            it.registry.register(info(role, tokenizer_hash))
+    it.registry.register(info(Role.DRAFTER, ""))
+    it.registry.register(info(Role.VERIFIER, it.tokenizer.hash))
     assert [link.info.role for link in it.links.values()] == [Role.DRAFTER, Role.VERIFIER]
     await it.close()

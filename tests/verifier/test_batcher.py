@@ -39,3 +39,11 @@ def test_a_plan_keeps_every_bound_and_always_moves() -> None:
         assert len(shares) == 1 or sum(shares.values()) <= budget.max_num_batched_tokens, seed
         for key, part in shares.items():
             assert part == wanted[key].num_tokens or 0 < part < wanted[key].num_pending, seed
+
+
+def test_coordinators_take_turns_where_the_budget_is_short() -> None:
+    """However many requests one has waiting, and for however long: the other's first one comes second."""
+    ready = [Ready(f"a{i}", 1, 0, i / 10, peer=1) for i in range(8)] + [Ready("b", 1, 0, 5.0, peer=2)]
+    assert list(plan(ready, Budget(10, 3))) == ["a0", "b", "a1"]
+    prompts = [Ready(f"a{i}", 50, 0, i / 10, peer=1) for i in range(8)] + [Ready("b", 50, 0, 5.0, peer=2)]
+    assert list(plan(prompts, Budget(100, 8))) == ["a0", "b"]
