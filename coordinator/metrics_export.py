@@ -6,16 +6,18 @@ metrics are. Nothing that a client chooses freely becomes a label. docs/metrics.
 
 from __future__ import annotations
 
+from collections import Counter as Tally
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, disable_created_metrics, generate_latest
-from prometheus_client.metrics_core import GaugeMetricFamily, Metric
+from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from coordinator.core.commands import Command, Emit, Fail, Finish
 from coordinator.core.events import Arrived, Drafted, Event, Verified
 from coordinator.core.metrics import RequestMetrics
+from coordinator.registry import STATES
 from coordinator.server import Coordinator
 from paceline.types import FinishReason, Role
 
@@ -221,6 +223,27 @@ class _State(Collector):
                 rtt.add_metric([self._model, worker.info.role, worker.name], rtt_s)
         yield load
         yield rtt
+        yield from self._admissions()
+
+    def _admissions(self) -> Iterator[Metric]:
+        """Registered workers by state, and registrations that were refused."""
+        registry = self._coordinator.registry
+        states = GaugeMetricFamily(
+            "paceline_registered_workers", "Workers that have registered.", labels=[MODEL, "role", "state"]
+        )
+        for role in Role:
+            links = Tally(link.state for link in registry.links.values() if link.info.role is role)
+            for state in STATES:
+                states.add_metric([self._model, role, state], links[state])
+        num_refused = registry.admission.num_refused(self._coordinator.now_s())
+        states.add_metric([self._model, Role.DRAFTER, "refused"], num_refused)
+        yield states
+        refusals = CounterMetricFamily(
+            "paceline_refused_registrations", "Registrations that were refused.", labels=[MODEL, "role", "reason"]
+        )
+        for (role, reason), count in registry.admission.refusals.items():
+            refusals.add_metric([self._model, role, reason], count)
+        yield refusals
 
     def describe(self) -> Iterable[Metric]:
         return self.collect()

@@ -35,6 +35,7 @@ MAX_ASK_QUEUE = 8192  # asks a worker has not taken; 64 requests with a window o
 NUM_FIRST_PINGS = 3  # of which the last counts: the first ones on a connection are long
 JUDGE_S = 2.0  # a drafter that registers is told within it whether it is taken in, if that is known by then
 SUSPECT_SHARE = 0.7  # of a lease: who has not renewed it by then has missed two turns
+STATES = ("connecting", "probation", "healthy", "suspected")  # of a link
 
 
 @dataclass(slots=True)
@@ -54,7 +55,7 @@ class Link:
 
     @property
     def state(self) -> str:
-        """For metrics and the page: connecting, probation, healthy or suspected."""
+        """For metrics and the page: one of `STATES`."""
         if self.is_up:
             return "suspected" if self.is_suspected else "healthy"
         return "probation" if self.judged.is_set() else "connecting"

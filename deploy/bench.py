@@ -21,6 +21,7 @@ BENCHMARKS = {
     "repetition": "drafters without a model, where text repeats itself and where it does not",
     "distance": "real processes with a slow network between drafter and coordinator, beside the simulator",
     "core": "what the coordinator's core takes for an event, by how many requests are under way",
+    "placement": "requests by expected gain against by load alone, in pools of unlike drafters; the cost of a place",
 }
 
 

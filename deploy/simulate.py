@@ -78,7 +78,31 @@ def _grid(values: argparse.Namespace) -> Grid:
             scenario = replace(scenario, length=profile.draft_length)
         if values.window is None:
             scenario = replace(scenario, window=profile.window)
+    if values.drafters:
+        scenario = _with_kinds(scenario, values)
+        num_drafters = (scenario.drafters.num_workers,)
     return Grid(scenario, values.modes, values.rtt_ms, num_drafters)
+
+
+def _with_kinds(scenario: Scenario, values: argparse.Namespace) -> Scenario:
+    """The scenario with the kinds of drafters that were given."""
+    for name in ("num_drafters", "draft_ms"):
+        if getattr(values, name):
+            raise UsageError(f"--drafters: says it all; leave --{name.replace('_', '-')} out")
+    pools = []
+    for kind in values.drafters:
+        network = replace(scenario.drafters.network, delay_s=scenario.drafters.network.delay_s + kind.rtt_ms / 2e3)
+        cost = replace(scenario.drafters.cost, base_ms=kind.base_ms)
+        pools.append(
+            replace(
+                scenario.drafters,
+                num_workers=kind.num_workers,
+                cost=cost,
+                network=network,
+                acceptance=kind.acceptance,
+            )
+        )
+    return replace(scenario, drafters=pools[0], other_drafters=tuple(pools[1:]))
 
 
 def _say(profile: Profile) -> str:
@@ -221,6 +245,7 @@ is kept. `paceline serve --trace FILE` writes it all down while it serves, and -
   paceline simulate --verify-ms 16,0.33 --draft-ms 1.3 --acceptance 0.81 --rtt-ms 0,10,30,100
   paceline simulate --trace run.trace --rtt-ms 0,50 --plot distance.png
   paceline simulate --num-drafters 1,2,4,8 --concurrency 64 --num-requests 500 --modes off,pearl --plot pool.png
+  paceline simulate --drafters 2x1.3,4x8,1x1.3@60:0.5 --concurrency 64 --num-requests 500 --modes off,auto
   paceline simulate --rate 40 --burst 8 --num-requests 2000 --drafter-life-s 20 --loss 0.001 --jitter-ms 3
 
 What it leaves out: processes that share cores, memory for the KV cache, prompts that share a beginning.""",

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+from dataclasses import dataclass
 from typing import Any
 
 from deploy import options
@@ -30,6 +32,32 @@ def counts(value: str) -> tuple[int, ...]:
     return tuple(options.whole(1, 100_000)(item.strip()) for item in value.split(","))
 
 
+_DRAFTERS = re.compile(r"(\d{1,6})x(\d+(?:\.\d+)?)(?:@(\d+(?:\.\d+)?))?(?::(\d(?:\.\d+)?))?")
+
+
+@dataclass(frozen=True, slots=True)
+class Drafters:
+    """Some drafters of a kind."""
+
+    num_workers: int
+    base_ms: float  # a token
+    rtt_ms: float = 0.0  # beyond that of all drafters
+    acceptance: float | None = None  # None = that of all drafters
+
+
+def drafters(value: str) -> tuple[Drafters, ...]:
+    """Example: 2x1.3,1x8@30:0.6."""
+    found = []
+    for item in value.split(","):
+        match = _DRAFTERS.fullmatch(item.strip())
+        if match is None or not int(match[1]) or float(match[4] or 0) > 1:
+            raise ValueError("write NxMS, or NxMS@RTT_MS:ACCEPTANCE, comma separated, such as 2x1.3,1x8@30:0.6")
+        found.append(
+            Drafters(int(match[1]), float(match[2]), float(match[3] or 0), float(match[4]) if match[4] else None)
+        )
+    return tuple(found)
+
+
 def add_workers(parser: Parser) -> None:
     group = parser.group(
         "workers", "A pass takes BASE, and so much more for every token, request and cached token of a request in it."
@@ -41,6 +69,13 @@ def add_workers(parser: Parser) -> None:
         shown="1, or as in the trace",
         metavar="N,…",
         help="drafters; several numbers = a sweep",
+    )
+    group.add(
+        "--drafters",
+        kind=drafters,
+        metavar="NxMS[@RTT_MS][:SHARE],…",
+        help="drafters of several kinds, instead of --num-drafters and --draft-ms: so many that take so long for a "
+        "token, so much farther away, and right with such a chance, such as 2x1.3,1x8@30:0.6",
     )
     cost = "BASE[,TOKEN[,REQUEST[,CONTEXT]]]"
     group.add("--verify-ms", kind=numbers(1, 4), shown="28,1.1", metavar=cost, help="a verifier's pass")

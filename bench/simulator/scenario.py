@@ -34,6 +34,7 @@ class Pool:
     mean_life_s: float = 0.0  # a worker dies after about this long (exponential); 0 = never
     restart_s: float = 5.0  # and another takes its place so much later
     seen_after_s: float = 0.0  # the coordinator learns of a death so much later
+    acceptance: float | None = None  # of drafters: their own; None = the scenario's
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +83,7 @@ class Scenario:
     acceptance: float = 0.8  # chance that a drafted token is the target's, where nothing was recorded
     verifiers: Pool = field(default_factory=lambda: Pool(1, DEMO_VERIFY))
     drafters: Pool = field(default_factory=lambda: Pool(1, DEMO_DRAFT))
+    other_drafters: tuple[Pool, ...] = ()  # of other kinds, beside those
     load: Load = field(default_factory=Load)
     coordinator_s: float = 0.0  # what the coordinator computes for an event
     limits: Limits = BUSY_LIMITS
@@ -93,6 +95,11 @@ class Scenario:
         if self.mode is None and not self.fixes_length:
             return None
         return LengthPolicy.of("fixed", {"length": self.length})
+
+    @property
+    def num_drafters(self) -> int:
+        """Of all kinds."""
+        return sum(pool.num_workers for pool in (self.drafters, *self.other_drafters))
 
     @property
     def budget(self) -> int:
@@ -126,7 +133,8 @@ class Simulation:
     def run(self) -> Outcome:
         """Run it to its end. Raises Broken if the world breaks a promise."""
         scenario, world = self.scenario, self.world
-        for kind, pool in (("v", scenario.verifiers), ("d", scenario.drafters)):
+        drafters = [("d", pool) for pool in (scenario.drafters, *scenario.other_drafters)]
+        for kind, pool in (("v", scenario.verifiers), *drafters):
             for _ in range(pool.num_workers):
                 self._join(kind, pool)
         if scenario.load.rate_per_s:
@@ -150,7 +158,8 @@ class Simulation:
         if kind == "v":
             self.world.add_verifier(name, pool.cost, places=pool.places, network=pool.network)
         else:
-            self.world.add_drafter(name, pool.cost, self._agreement(), places=pool.places, network=pool.network)
+            agreement = self._agreement(pool.acceptance)
+            self.world.add_drafter(name, pool.cost, agreement, places=pool.places, network=pool.network)
         if pool.mean_life_s:
             self.world.at(self._deaths.expovariate(1 / pool.mean_life_s), self._die, name, kind, pool)
 
@@ -160,8 +169,8 @@ class Simulation:
         self.world.kill(name, seen_after_s=pool.seen_after_s)
         self.world.at(pool.restart_s, self._join, kind, pool)
 
-    def _agreement(self) -> Agreement:
-        chance = Iid(self.scenario.acceptance)
+    def _agreement(self, acceptance: float | None = None) -> Agreement:
+        chance = Iid(self.scenario.acceptance if acceptance is None else acceptance)
         return Recorded(chance, self._patterns) if self.scenario.load.recorded else chance
 
     # --- clients

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from bench.simulator.outcome import Outcome
-from bench.simulator.scenario import Scenario, run
+from bench.simulator.scenario import Pool, Scenario, run
 from bench.simulator.world import Client
 from paceline.types import Mode
 
@@ -19,7 +19,7 @@ class Grid:
     base: Scenario
     modes: tuple[Mode | None, ...]  # None = auto
     rtts_ms: tuple[float, ...]  # between the coordinator and the drafters, beyond what `base` has
-    num_drafters: tuple[int, ...]
+    num_drafters: tuple[int, ...]  # of the first kind
 
     @property
     def num_requests(self) -> int:
@@ -30,12 +30,17 @@ class Grid:
         for rtt_ms in self.rtts_ms:
             for num_drafters in self.num_drafters:
                 for mode in self.modes:
-                    yield Point(mode, rtt_ms, num_drafters), self.scenario(mode, rtt_ms, num_drafters)
+                    scenario = self.scenario(mode, rtt_ms, num_drafters)
+                    yield Point(mode, rtt_ms, scenario.num_drafters), scenario
 
     def scenario(self, mode: Mode | None, rtt_ms: float, num_drafters: int) -> Scenario:
-        drafters = self.base.drafters
-        network = replace(drafters.network, delay_s=drafters.network.delay_s + rtt_ms / 2e3)
-        return replace(self.base, mode=mode, drafters=replace(drafters, num_workers=num_drafters, network=network))
+        drafters = replace(_farther(self.base.drafters, rtt_ms), num_workers=num_drafters)
+        others = tuple(_farther(pool, rtt_ms) for pool in self.base.other_drafters)
+        return replace(self.base, mode=mode, drafters=drafters, other_drafters=others)
+
+
+def _farther(pool: Pool, rtt_ms: float) -> Pool:
+    return replace(pool, network=replace(pool.network, delay_s=pool.network.delay_s + rtt_ms / 2e3))
 
 
 @dataclass(frozen=True, slots=True)

@@ -141,7 +141,7 @@ class World:
         info = WorkerInfo(
             role, worker.name, 1, "toy", "", "", VOCABULARY, MAX_MODEL_LEN, places, (), "float32", "cpu", worker.cost
         )
-        self.feed(WorkerUp(worker.name, info, is_trusted=True))
+        self.feed(WorkerUp(worker.name, info, is_trusted=True, rtt_s=2 * network.delay_s))
 
     def kill(self, name: str, *, seen_after_s: float = 0.0) -> None:
         """The worker stops at once; the coordinator learns of it after `seen_after_s`."""

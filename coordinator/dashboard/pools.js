@@ -35,8 +35,15 @@ export class Pools {
     else this.say("bad", "no verifier is connected");
     $("load").textContent = `${server.num_requests_running} running, ${server.num_requests_waiting} waiting. ` +
       `Context ${server.max_model_len} tokens. Defaults: ${server.defaults.mode}, ${server.defaults.length_policy}, ` +
-      `window ${server.defaults.window}.`;
+      `window ${server.defaults.window}.` + this.unused(server);
     $("workers").replaceChildren(...server.workers.map((worker) => this.card(worker)));
+  }
+
+  // Drafters that have registered and are not used.
+  unused(server) {
+    const { num_on_probation: waiting, num_refused: refused } = server;
+    return (waiting ? ` Drafters that wait for a verifier: ${waiting}.` : "") +
+      (refused ? ` Drafters refused, since they could help no verifier: ${refused}.` : "");
   }
 
   // Once: what the form offers depends on the server.
@@ -60,7 +67,8 @@ export class Pools {
     const name = document.createElement("h3");
     name.textContent = worker.name;
     const what = document.createElement("p");
-    what.textContent = `${worker.model}, ${worker.dtype} on ${worker.device}`;
+    const state = worker.state === "healthy" ? "" : `; ${worker.state}`;
+    what.textContent = `${worker.model}, ${worker.dtype} on ${worker.device}${state}`;
     const figures = document.createElement("dl");
     const isDrafter = worker.role === "drafter";
     figures.append(

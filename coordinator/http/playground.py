@@ -88,6 +88,8 @@ async def pools(it: Annotated[Face, Depends(face)]) -> dict[str, Any]:
         "num_requests_running": pipeline.num_running,
         "num_requests_waiting": pipeline.num_waiting,
         "workers": [_worker(it, worker) for worker in pipeline.pools],
+        "num_on_probation": sum(link.state == "probation" for link in coordinator.links.values()),
+        "num_refused": coordinator.registry.admission.num_refused(coordinator.now_s()),
     }
 
 
@@ -103,7 +105,9 @@ def _worker(it: Face, worker: Worker) -> dict[str, Any]:
         "model": info.model,
         "device": info.device,
         "dtype": info.dtype,
+        "state": link.state if link else "lost",
         "num_requests": len(worker.requests),
+        "num_requests_of_others": worker.num_others,
         "max_num_seqs": info.max_num_seqs,
         "round_trip_ms": 1e3 * link.rtt_s if link and link.rtt_s is not None else None,
         "step_ms": stats.ms if stats else None,  # a draft, or a pass

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +16,9 @@ from coordinator.core.commands import Emit, Fail, Finish
 from coordinator.core.events import Arrived, Drafted, RequestSpec, Tick, Verified
 from coordinator.core.metrics import RequestMetrics
 from coordinator.metrics_export import MetricsExport
-from paceline.errors import Overloaded
-from paceline.types import Draft, FinishReason, SamplingParams, Source, Verdict
+from coordinator.registry import Link
+from paceline.errors import Overloaded, Unsupported
+from paceline.types import Draft, FinishReason, Role, SamplingParams, Source, Verdict, WorkerInfo
 from tests.coordinator.toy import Toy, write_model
 
 PAGE = Path(__file__).parents[2] / "docs/metrics.md"
@@ -161,3 +164,22 @@ async def test_states_are_read_when_they_are_asked_for(tmp_path: Path) -> None:
     assert value(exported, "vllm:num_requests_running") == 0
     families = {family.name for family in text_string_to_metric_families(exported.render().decode())}
     assert {"vllm:spec_decode_num_drafts", "paceline_workers"} <= families
+
+
+async def test_registrations_are_told_by_state_and_refusals_by_reason(tmp_path: Path) -> None:
+    toy = Toy(write_model(tmp_path / "model"), served_model_name="m")
+    exported = MetricsExport(toy)
+    workers, refusals = "paceline_registered_workers", "paceline_refused_registrations_total"
+    info = WorkerInfo(Role.DRAFTER, "127.0.0.1:1", 1, "d", "x", "", 50, 99, 4, (), "float32", "cpu")
+    toy.registry.links["d"] = link = Link("d", info, asyncio.Queue())
+    assert value(exported, workers, role="drafter", state="connecting") == 1
+    link.judged.set()
+    assert value(exported, workers, role="drafter", state="probation") == 1
+    link.is_up = True
+    assert value(exported, workers, role="drafter", state="healthy") == 1
+    link.is_suspected = True
+    assert value(exported, workers, role="drafter", state="suspected") == 1
+    assert value(exported, workers, role="drafter", state="healthy") == 0
+    with pytest.raises(Unsupported):
+        toy.registry.register(replace(info, incarnation=2, tokenizer_hash="a" * 64))
+    assert value(exported, refusals, role="drafter", reason="tokenizer") == 1

@@ -21,7 +21,8 @@ from bench.processes import free_port
 from drafter.server import DRAFTER
 from drafter.server import serve as serve_drafter
 from paceline import codec, outbox, rpc, worker
-from paceline.errors import EngineLost, InvalidInput, PacelineError, Unsupported
+from paceline.errors import EngineLost, InvalidInput, Overloaded, PacelineError, Unhelpful, Unsupported
+from paceline.kind import Place
 from paceline.types import (
     Blame,
     Close,
@@ -67,6 +68,8 @@ class Toy:
             raise KeyError("the secret")
         elif ask.request_id == "refuse":
             raise InvalidInput("num_decode", 1, "no")
+        elif ask.request_id == "full":
+            raise Overloaded("requests", 1, 0.25)
         elif isinstance(ask, Decode):
             self.work.append((peer, ask))
         return []
@@ -413,7 +416,7 @@ async def test_a_lease_that_makes_no_sense_is_bounded(lease_s: float) -> None:
 async def test_a_registration_that_breaks_ends_the_worker(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    async def breaks(*_: object) -> PacelineError:
+    async def breaks(*_: object, **__: object) -> PacelineError:
         raise KeyError("a bug")
 
     monkeypatch.setattr(worker, "keep_registered", breaks)
@@ -427,6 +430,26 @@ async def test_a_refused_worker_exits_with_code_2_and_the_reason(capsys: pytest.
     out, err = capsys.readouterr()
     assert "tokenizer_hash='b': differs" in err
     assert len(out.splitlines()) == 1
+    await coordinator.stop()
+
+
+async def test_a_worker_that_is_of_no_use_asks_again_and_ends_only_if_it_is_told_to(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    registry = Registry(Unhelpful("drafter", "small", "takes 60.0 ms a token", 0.05))
+    coordinator, port = await registry.start()
+    server = WorkerServer(Toy(), VERIFIER)
+    await server.start(coordinators=[f"127.0.0.1:{port}"])
+    await registry.wait_for(2)
+    assert not server.ended.done()
+    assert "no use for this, trying again in 1 s: drafter='small': takes 60.0 ms a token" in caplog.text
+    registry.error = None
+    await registry.wait_for(4)
+    assert not server.ended.done()
+    assert await server.stop(4)
+    registry.error = Unhelpful("drafter", "small", "takes 60.0 ms a token", 0.05)
+    place: Place = {"coordinators": [f"127.0.0.1:{port}"], "exits_if_refused": True}
+    assert await worker.serve_worker(Toy(), VERIFIER, **place) == 2
     await coordinator.stop()
 
 
