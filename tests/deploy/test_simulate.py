@@ -108,3 +108,28 @@ def test_a_cost_file_is_checked_number_by_number(capsys: pytest.CaptureFixture[s
 def test_a_world_that_spends_its_budget_exits_with_1_and_its_seed(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["simulate", *FEW, "--max-events", "50", "--seed", "9"]) == 1
     assert "seed 9: 50 events spent" in capsys.readouterr().err
+
+
+def test_drafters_of_several_kinds_share_the_requests_by_what_they_are_worth(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    kinds = ("--json", "--modes", "off,pearl", "--concurrency", "2", "--num-requests", "8", "--max-tokens", "60")
+    slow, mixed = (
+        json.loads(simulate(capsys, *kinds, "--drafters", drafters))["rows"][1]
+        for drafters in ("2x20", "1x1.3,2x20@50:0.5")
+    )
+    assert (slow["num_drafters"], mixed["num_drafters"]) == (2, 3)
+    assert mixed["speed_up"] > 1.1 * slow["speed_up"]
+
+
+@pytest.mark.parametrize("wrong", ["2", "0x1.3", "2x1.3:2", "2x1.3;1x8", "x3"])
+def test_drafters_that_cannot_be_read_are_refused_with_an_example(
+    wrong: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["simulate", "--drafters", wrong]) == 2
+    assert "2x1.3,1x8@30:0.6" in capsys.readouterr().err
+
+
+def test_drafters_are_said_once(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["simulate", "--drafters", "2x1.3", "--num-drafters", "3"]) == 2
+    assert "leave --num-drafters out" in capsys.readouterr().err

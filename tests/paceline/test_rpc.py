@@ -23,6 +23,7 @@ from paceline.errors import (
     PacelineError,
     PeerFault,
     Unavailable,
+    Unhelpful,
     UnknownRequest,
     Unsupported,
 )
@@ -59,6 +60,7 @@ async def raises() -> AsyncIterator[tuple[Raises, Callable[[], Awaitable[Any]], 
 ERRORS: list[tuple[PacelineError, grpc.StatusCode]] = [
     (InvalidInput("max_tokens", 0, "must be at least 1"), grpc.StatusCode.INVALID_ARGUMENT),
     (Unsupported("rule", "token", "needs rows…"), grpc.StatusCode.FAILED_PRECONDITION),
+    (Unhelpful("drafter", "small", "takes 60 ms a token", 2.5), grpc.StatusCode.FAILED_PRECONDITION),
     (UnknownRequest("r-1"), grpc.StatusCode.NOT_FOUND),
     (Overloaded("queue", 8, 2.5), grpc.StatusCode.RESOURCE_EXHAUSTED),
     (Unavailable("no verifier is connected"), grpc.StatusCode.UNAVAILABLE),
@@ -78,8 +80,9 @@ async def test_an_error_crosses_the_wire_as_itself(raises: Any, error: PacelineE
     assert str(back) == str(error)
     if isinstance(error, InvalidInput) and isinstance(back, InvalidInput):
         assert back.field == error.field
-    if isinstance(back, Overloaded):
+    if isinstance(back, Overloaded | Unhelpful):
         assert back.retry_after_s == 2.5
+        assert ("grpc-retry-pushback-ms", "2500") in tuple(caught.value.trailing_metadata())
 
 
 async def test_an_unexpected_exception_is_logged_and_not_told(raises: Any, caplog: pytest.LogCaptureFixture) -> None:

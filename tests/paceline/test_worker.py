@@ -224,18 +224,20 @@ async def test_an_ask_that_names_no_request_ends_its_stream_only(toy: Any, messa
     other.cancel()
 
 
-@pytest.mark.parametrize(("request_id", "is_blamed"), [("crash", False), ("refuse", True)])
+@pytest.mark.parametrize(
+    ("request_id", "blame"), [("crash", Blame.WORKER), ("refuse", Blame.CALLER), ("full", Blame.FULL)]
+)
 async def test_an_engine_that_raises_on_an_ask_faults_that_request_and_frees_it(
-    toy: Any, request_id: str, is_blamed: bool, caplog: pytest.LogCaptureFixture
+    toy: Any, request_id: str, blame: Blame, caplog: pytest.LogCaptureFixture
 ) -> None:
     engine, _, stub = toy
     call = stub.Connect()
     await call.write(ask(request_id))
     fault = await read(call)
     assert isinstance(fault, Fault)
-    assert (fault.blame is Blame.CALLER) is is_blamed
+    assert fault.blame is blame
     assert "secret" not in fault.message
-    assert ("the secret" in caplog.text) is not is_blamed
+    assert ("the secret" in caplog.text) is (request_id == "crash")
     await call.write(ask("next"))
     assert isinstance(await read(call), Verdict)
     assert engine.closed == [request_id]
@@ -434,7 +436,7 @@ async def test_a_refused_worker_exits_with_code_2_and_the_reason(capsys: pytest.
 
 
 async def test_a_worker_that_is_of_no_use_asks_again_and_ends_only_if_it_is_told_to(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     registry = Registry(Unhelpful("drafter", "small", "takes 60.0 ms a token", 0.05))
     coordinator, port = await registry.start()
@@ -442,7 +444,7 @@ async def test_a_worker_that_is_of_no_use_asks_again_and_ends_only_if_it_is_told
     await server.start(coordinators=[f"127.0.0.1:{port}"])
     await registry.wait_for(2)
     assert not server.ended.done()
-    assert "no use for this, trying again in 1 s: drafter='small': takes 60.0 ms a token" in caplog.text
+    assert "no use for it now, asking again in 1 s: drafter='small': takes 60.0 ms a token" in caplog.text
     registry.error = None
     await registry.wait_for(4)
     assert not server.ended.done()
