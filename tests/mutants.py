@@ -46,6 +46,9 @@ TRUST = ("tests/coordinator/test_trust.py",)
 ROWS = ("tests/paceline/test_rows.py",)
 EXACT = ("tests/coordinator/test_exact_worlds.py", "-k", "path and (closed or queue or late)")
 ENDS = ("tests/coordinator/test_ends.py",)
+PLACES = ("tests/coordinator/test_placement.py",)
+SHARING = ("tests/coordinator/test_sharing.py",)
+ADMISSION = ("tests/coordinator/test_admission.py", "tests/coordinator/test_registry.py")
 CHECK = ("tests/deploy/test_check_lossless.py", "-k", "seed")
 
 
@@ -514,6 +517,100 @@ PROTOCOL = (
     ),
 )
 
+PLACEMENT = (
+    Mutant(
+        "placement: the emptiest drafter, whatever it is worth",
+        "coordinator/core/worker.py",
+        "return doubt * crowding / gain(self.speed(), passes)",
+        "return crowding",
+        PLACES,
+    ),
+    Mutant(
+        "placement: a prompt follows its beginning to an overloaded worker",
+        "coordinator/core/placement.py",
+        "and worker.cost(passes) <= most",
+        "",
+        PLACES,
+    ),
+    Mutant(
+        "placement: what others have at a worker is not seen",
+        "coordinator/core/worker.py",
+        "self.num_others = max(0, info.num_requests - len(self.requests))",
+        "self.num_others = 0",
+        PLACES,
+    ),
+    Mutant(
+        "placement: requests move for a little",
+        "coordinator/core/placement.py",
+        "then > MOVE_GAIN * now and",
+        "then > now and",
+        PLACES,
+    ),
+    Mutant(
+        "placement: a full worker is asked again at once",
+        "coordinator/core/worker.py",
+        " and now_s >= self.full_until_s",
+        "",
+        SHARING,
+    ),
+    Mutant(
+        "placement: nobody wakes when a full worker may have room",
+        "coordinator/core/pipeline.py",
+        "self.pools.next_free_s() if is_placing else math.inf",
+        "math.inf",
+        SHARING,
+    ),
+    Mutant(
+        "placement: a verifier without a place has failed",
+        "coordinator/core/pipeline.py",
+        "        if event.blame is Blame.FULL:\n",
+        "        if False:\n",
+        SHARING,
+    ),
+    Mutant(
+        "admission: one that helps no verifier is taken in",
+        "coordinator/admission.py",
+        "or with_it_s < alone_s",
+        "or with_it_s < 100 * alone_s",
+        ADMISSION,
+    ),
+    Mutant(
+        "admission: a drafter is judged once for all",
+        "coordinator/admission.py",
+        "        self._refused.clear()\n",
+        "",
+        ADMISSION,
+    ),
+    Mutant(
+        "lease: a silent worker is dropped without a warning",
+        "coordinator/registry.py",
+        "self._feed(WorkerSuspected(link.name))",
+        "pass",
+        ADMISSION,
+    ),
+    Mutant(
+        "places: whoever asks most gets most",
+        "paceline/places.py",
+        "held.total() + self._num_kept(peer, held, share) >= self._num_places",
+        "held.total() >= self._num_places",
+        ("tests/paceline/test_places.py",),
+    ),
+    Mutant(
+        "passes: a coordinator with many requests goes before one with few",
+        "verifier/batcher.py",
+        "(pair[1].num_pending > 1, pair[0])",
+        "pair[1].num_pending > 1",
+        ("tests/verifier/test_batcher.py",),
+    ),
+    Mutant(
+        "retry-after: all come back at once",
+        "coordinator/core/turnover.py",
+        "self._turn_s = min(",
+        "self._turn_s, _ = 0.0, min(",
+        ("tests/coordinator/test_turnover.py",),
+    ),
+)
+
 LEAVING = (
     Mutant(
         "queue: idleness earns credit",
@@ -814,7 +911,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.mutants", description="Break the code; see a test notice.")
     parser.add_argument("--only", default="", help="mutants whose description contains this")
     given = parser.parse_args()
-    mutants = SAMPLING + ROWS_AND_TRUST + WHOLE + PROTOCOL + LEAVING + BENCH + ENGINE + DOORS
+    mutants = SAMPLING + ROWS_AND_TRUST + WHOLE + PROTOCOL + PLACEMENT + LEAVING + BENCH + ENGINE + DOORS
     chosen = [mutant for mutant in mutants if given.only in mutant.what]
     if not chosen:
         parser.error(f"--only {given.only!r}: no mutant's description contains it; leave it out to see all of them")

@@ -154,6 +154,21 @@ def test_there_are_places_for_so_many_requests_of_such_a_length() -> None:
     assert not it.has_work()
 
 
+def test_its_places_are_divided_between_coordinators() -> None:
+    it = engine()
+    for name in "ab":
+        it.handle(1, opened(name))
+    with pytest.raises(Overloaded):
+        it.handle(2, opened("c"))
+    it.handle(1, Close("a"))
+    with pytest.raises(Overloaded):
+        it.handle(1, opened("d"))
+    it.handle(2, opened("c"))
+    it.drop(2)
+    it.handle(1, opened("d"))
+    assert it.num_requests == 2
+
+
 def test_its_cost_is_measured_before_it_registers_and_small() -> None:
     it = engine()
     assert it.info.cost is not None

@@ -15,10 +15,12 @@ from drafter.engine import DrafterEngine
 from paceline import noise, rows, sampling
 from paceline.engine.room import Claim, Sharing, share
 from paceline.engine.runner import Chunk
+from paceline.errors import Overloaded
 from paceline.length_policy import LengthPolicy
 from paceline.noise import Domain
 from paceline.types import (
     Blame,
+    Close,
     Draft,
     Fault,
     OpenDraft,
@@ -226,3 +228,22 @@ def slow_runner(now_s: list[float], pass_s: list[float]) -> Any:
 
     runner.forward = timed
     return runner
+
+
+def test_its_places_are_divided_between_coordinators() -> None:
+    it = engine()
+
+    def opens(peer: int, name: str) -> None:
+        it.handle(peer, OpenVerify(name, (1, 2), SamplingParams(0), Rule.MATCH, 1))
+
+    for i in range(8):
+        opens(1, f"a{i}")
+    with pytest.raises(Overloaded):
+        opens(2, "b")
+    it.handle(1, Close("a0"))
+    with pytest.raises(Overloaded):
+        opens(1, "a8")
+    opens(2, "b")
+    it.drop(2)
+    opens(1, "a8")
+    assert it.num_requests == 8
