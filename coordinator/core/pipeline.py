@@ -161,7 +161,7 @@ class Pipeline:
     def _verified(self, request: Request, verdict: Verdict, now_s: float) -> Iterator[Command]:
         num_known = len(request.committed)
         yield from self._run(request, request.verified(verdict, now_s))
-        self.pools.judged(request.drafter)
+        self.pools.judged(request.drafter, now_s)
         if num_known // _LOOK_EVERY < len(request.committed) // _LOOK_EVERY:
             yield from self._change_drafter(request, now_s)
 

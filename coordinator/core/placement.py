@@ -128,8 +128,9 @@ class Pools:
 
     def full(self, name: str, now_s: float) -> None:
         """A member, if it is one, had no place after all: other coordinators may have taken what it has."""
-        if worker := self._workers.get(name):
-            worker.full_until_s = now_s + min(FULL_S * 2**worker.num_refused, LONGEST_FULL_S)
+        worker = self._workers.get(name)
+        if worker and now_s >= worker.full_until_s:  # else one of many that were asked for at once: that is one refusal
+            worker.full_until_s = now_s + min(FULL_S * 2 ** min(worker.num_refused, 8), LONGEST_FULL_S)
             worker.num_refused += 1
 
     @property
@@ -210,9 +211,9 @@ class Pools:
                 del worker.requests[request_id]
                 self._offer(worker)
 
-    def judged(self, name: str | None) -> None:
+    def judged(self, name: str | None, now_s: float) -> None:
         """A draft of a member was judged: one that was on trial may be given more."""
-        if name in self._workers and name not in self._entry:
+        if name in self._workers and name not in self._entry and self._workers[name].is_free(now_s):
             self._offer(self._workers[name])
 
     def next_free_s(self) -> float:

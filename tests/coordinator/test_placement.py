@@ -196,7 +196,8 @@ def test_a_prompt_goes_where_its_beginning_is_known_unless_that_worker_is_overlo
 def test_a_worker_that_says_it_is_full_is_left_alone_for_a_while_and_longer_each_time() -> None:
     pools = Pools()
     pools.join("d", info(places=4))
-    pools.full("d", 0.0)
+    for _ in range(2000):  # asked for at once, and refused one by one: that is one refusal
+        pools.full("d", 0.0)
     wish = Wish(Role.DRAFTER)
     assert pools.take(wish, "r", 0.0) is None
     assert pools.next_free_s() == FULL_S
