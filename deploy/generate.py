@@ -47,7 +47,7 @@ class Answer:
 
 
 def run(argv: Sequence[str]) -> int:
-    values = _parser().parse(argv, os.environ)
+    values = parser().parse(argv, os.environ)
     if (values.prompt is None) == (values.prompts is None):
         raise options.UsageError("--prompt, --prompts: give exactly one of them")
     # The same checks as the server's, before anything is sent: a wrong option is wrong for every prompt.
@@ -192,8 +192,8 @@ def _progress(console: Console, count: int, *, is_shown: bool) -> Iterator[Calla
         yield lambda: progress.advance(task)
 
 
-def _parser() -> Parser:
-    parser = Parser(
+def parser() -> Parser:
+    it = Parser(
         "generate",
         """Send prompts to a running coordinator and stream what comes back.
 
@@ -203,7 +203,7 @@ Text goes to standard output, figures to standard error.
   paceline generate --server 127.0.0.1:50051 --prompt "Once upon a time" --max-tokens 32
   paceline generate --server 127.0.0.1:50051 --prompts dev.jsonl --concurrency 8 --temperature 1 --json > out.jsonl""",
     )
-    what = parser.group("what")
+    what = it.group("what")
     add_server(what)
     what.add("--prompt", kind=options.text, metavar="TEXT", help="one prompt")
     what.add(
@@ -226,11 +226,11 @@ Text goes to standard output, figures to standard error.
     what.add(
         "--ignore-eos", kind=options.boolean, default=False, help="go on after the end-of-sequence token, to measure"
     )
-    sampling_options.add(parser)
-    _add_decoding(parser)
-    _add_running(parser)
-    add_credentials(parser)
-    return parser
+    sampling_options.add(it)
+    _add_decoding(it)
+    _add_running(it)
+    add_credentials(it)
+    return it
 
 
 def _add_decoding(parser: Parser) -> None:

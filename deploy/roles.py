@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from deploy import model_free, options
+from deploy.one_key import keys_file
 from deploy.options import Parser
 from deploy.restart import restart
 from deploy.role_options import (
@@ -51,6 +52,15 @@ SHUTDOWN_S = 5.0
 
 
 def run_coordinator(argv: Sequence[str]) -> int:
+    values = parser_coordinator().parse(argv, os.environ)
+    _begin(values)
+    from coordinator.api import serve_coordinator
+
+    with keys_file(values):
+        return asyncio.run(serve_coordinator(_coordinator_config(values)))
+
+
+def parser_coordinator() -> Parser:
     parser = Parser(
         "coordinator",
         """The door for clients and for workers. It needs the target's tokenizer, no GPU and no torch.
@@ -89,11 +99,7 @@ On SIGTERM it takes no new requests and waits for those that run.""",
     add_pacing(parser)
     add_trace(parser)
     add_logging(parser)
-    values = parser.parse(argv, os.environ)
-    _begin(values)
-    from coordinator.api import serve_coordinator
-
-    return asyncio.run(serve_coordinator(_coordinator_config(values)))
+    return parser
 
 
 def _coordinator_config(values: argparse.Namespace) -> Any:
@@ -127,7 +133,7 @@ def _coordinator_config(values: argparse.Namespace) -> Any:
     )
 
 
-def run_verifier(argv: Sequence[str]) -> int:
+def parser_verifier() -> Parser:
     parser = Parser(
         "verifier",
         """Holds the target model, decodes with it, and judges drafts by the request's rule.
@@ -135,7 +141,11 @@ def run_verifier(argv: Sequence[str]) -> int:
   paceline verifier --model models/big --coordinator 127.0.0.1:50051 --dtype bfloat16""",
     )
     add_worker(parser, "the target model", tensor_parallel="the target")
-    values = parser.parse(argv, os.environ)
+    return parser
+
+
+def run_verifier(argv: Sequence[str]) -> int:
+    values = parser_verifier().parse(argv, os.environ)
     runner, info = _load(values, Role.VERIFIER)
     from paceline.engine.cost import measure
     from verifier.batcher import Budget
@@ -146,7 +156,7 @@ def run_verifier(argv: Sequence[str]) -> int:
     return _serve(VerifierEngine(runner, info, budget, cost=measure(runner)), VERIFIER, runner, values)
 
 
-def run_drafter(argv: Sequence[str]) -> int:
+def parser_drafter() -> Parser:
     parser = Parser(
         "drafter",
         """Drafts ahead of the target: with a draft model, whose tokenizer must be the target's, or without any.
@@ -165,7 +175,11 @@ went like this, which pays where an answer repeats its prompt or itself: summari
     group = add_worker(parser, "the draft model, or prompt-lookup or suffix", tensor_parallel="the drafter")
     add_draft_rows(group)
     model_free.add_model_free(parser.group("drafters without a model"))
-    values = parser.parse(argv, os.environ)
+    return parser
+
+
+def run_drafter(argv: Sequence[str]) -> int:
+    values = parser_drafter().parse(argv, os.environ)
     model_free.check_model_free("--model", values.model, values)
     from drafter.server import DRAFTER
 

@@ -13,6 +13,7 @@ from deploy import options
 from deploy.checks import check_pair, check_port
 from deploy.local import STOP_S, Supervisor
 from deploy.model_free import add_model_free, check_model_free
+from deploy.one_key import keys_file
 from deploy.options import Parser
 from deploy.role_options import (
     add_clients,
@@ -25,6 +26,7 @@ from deploy.role_options import (
     add_logging,
     add_pacing,
     add_revision,
+    add_tensor_parallel,
     add_tls,
     add_trace,
     tls_of,
@@ -85,7 +87,7 @@ def reachable(host: str) -> str:
 
 
 def run(argv: Sequence[str]) -> int:
-    values = _parser().parse(argv, os.environ)
+    values = parser().parse(argv, os.environ)
     has_tls = tls_of(values, PeerRole.CLIENT) is not None
     check_bind(values.host, insecure=values.insecure, has_tls=has_tls)
     if values.num_drafters and values.drafter is None:
@@ -100,7 +102,8 @@ def run(argv: Sequence[str]) -> int:
     check_port("--grpc-port", values.host, values.grpc_port)
     if values.port is not None:
         check_port("--port", values.host, values.port)
-    return asyncio.run(_serve(_plan(values), values))
+    with keys_file(values):
+        return asyncio.run(_serve(_plan(values), values))
 
 
 async def _serve(plan: Plan, values: argparse.Namespace) -> int:
@@ -186,8 +189,8 @@ def _given(values: argparse.Namespace, *names: str) -> tuple[str, ...]:
     )
 
 
-def _parser() -> Parser:
-    parser = Parser(
+def parser() -> Parser:
+    it = Parser(
         "serve",
         """Serve a pair of models on this machine: a coordinator, a verifier and drafters, each its own process.
 
@@ -201,21 +204,22 @@ running requests end, within --drain-s, then ends all; a second Ctrl-C ends at o
 
 To put the roles on several machines, start each by its own sub-command (coordinator, verifier, drafter).""",
     )
-    _add_models(parser)
-    _add_network(parser)
-    add_tls(parser)
-    add_clients(parser)
-    add_pacing(parser)
-    add_trace(parser)
-    _add_engine(parser)
-    add_model_free(parser.group("drafters without a model"))
-    return parser
+    _add_models(it)
+    _add_network(it)
+    add_tls(it)
+    add_clients(it)
+    add_pacing(it)
+    add_trace(it)
+    _add_engine(it)
+    add_model_free(it.group("drafters without a model"))
+    return it
 
 
 def _add_models(parser: Parser) -> None:
     models = parser.group("models")
     models.add(
         "--target",
+        "--model",
         kind=options.text,
         required=True,
         metavar="DIR",
@@ -256,13 +260,7 @@ def _add_engine(parser: Parser) -> None:
         metavar="TYPE",
         help="the drafter's, if it is to differ",
     )
-    engine.add(
-        "--tensor-parallel-size",
-        kind=options.whole(1, 64),
-        default=1,
-        metavar="N",
-        help="processes (GPUs) over which the target is split; must divide its heads",
-    )
+    add_tensor_parallel(engine, "processes (GPUs) over which the target is split; must divide its heads")
     engine.add(
         "--drafter-tensor-parallel-size",
         kind=options.whole(1, 64),
