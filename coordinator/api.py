@@ -6,6 +6,7 @@ import asyncio
 from typing import TYPE_CHECKING, Any
 
 from coordinator.config import CoordinatorConfig
+from coordinator.recent import RecentRequests
 from coordinator.server import Coordinator
 from coordinator.service import GenerationRequest, Reply, Service
 from coordinator.trust import is_trusted
@@ -29,6 +30,8 @@ WHO = {
     "Abort": _CLIENT,
     "GetModelInfo": _CLIENT,
     "GetServerInfo": _CLIENT,
+    "ListTraces": _CLIENT,
+    "GetTrace": _CLIENT,
     "Register": _WORKER,
 }
 
@@ -91,6 +94,21 @@ class CoordinatorServicer:
             num_requests_running=pipeline.num_running,
             num_requests_waiting=pipeline.num_waiting,
         )
+
+    async def ListTraces(self, request: Any, context: Any) -> Any:  # noqa: N802
+        async with answering(context):
+            client = self._door.client(context)
+            return pb.TraceList(traces=[pb.TraceSummary(**one.summary()) for one in self._recent.of(client)])
+
+    async def GetTrace(self, request: Any, context: Any) -> None:  # noqa: N802
+        async with answering(context):
+            recent = self._recent.get(request.request_id, self._door.client(context))
+            for records in recent.records():  # a piece at a time: others' drafts and verdicts pass in between
+                await context.write(pb.TraceChunk(records=records))
+
+    @property
+    def _recent(self) -> RecentRequests:
+        return self._coordinator.recent
 
 
 def _request_from_wire(wire: Any, client: str) -> GenerationRequest:

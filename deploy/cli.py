@@ -22,6 +22,7 @@ COMMANDS = {
     "demo": ("deploy.demo", "run", "the main job on this machine: every mode side by side, with the demo models"),
     "serve": ("deploy.serve", "run", "coordinator, drafters and verifier on this machine, as separate processes"),
     "generate": ("deploy.generate", "run", "send prompts to a running coordinator"),
+    "trace": ("deploy.trace", "run", "what happened to a request, as a picture for Perfetto or Chrome"),
     "check-lossless": ("deploy.check_lossless", "run", "does a running server write what its target alone would?"),
     "certs": ("deploy.certs", "run", "a development CA, and a certificate for each role"),
     "bench": ("deploy.bench", "run", "measure this machine and pair: length policies, modes, overhead, equality"),

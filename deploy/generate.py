@@ -33,6 +33,7 @@ class Answer:
     text: str = ""
     token_ids: Tokens = ()
     finish_reason: str = ""
+    request_id: str = ""
     metrics: dict[str, Any] | None = None
     logprobs: tuple[float, ...] = ()  # one a token, if they were asked for
     error: PacelineError | None = None
@@ -40,7 +41,7 @@ class Answer:
     def to_json(self) -> str:
         if self.error:
             return json.dumps({"error": str(self.error)})
-        fields: tuple[str, ...] = ("text", "token_ids", "finish_reason", "metrics")
+        fields: tuple[str, ...] = ("text", "token_ids", "finish_reason", "request_id", "metrics")
         if self.logprobs:
             fields = (*fields, "logprobs")
         return json.dumps({field: getattr(self, field) for field in fields})
@@ -119,7 +120,8 @@ class _Show:
         if answer.metrics or answer.text:
             Painter(self._output).finish()
         if answer.metrics:
-            self._notes.print(summary(answer.metrics, answer.finish_reason), style="dim", soft_wrap=True)
+            figures = summary(answer.metrics, answer.finish_reason)
+            self._notes.print(f"{figures} · request {answer.request_id}", style="dim", soft_wrap=True)
         elif answer.error and len(self._prompts) > 1:
             self._notes.print(f"prompt {i + 1}: {answer.error}", style="red", soft_wrap=True)
 
@@ -154,15 +156,17 @@ async def _answer(
         "window": values.window,
         "timeout_s": values.timeout,
     }
-    text, token_ids, logprobs = "", list[int](), list[float]()
+    text, request_id, token_ids, logprobs = "", "", list[int](), list[float]()
     try:
         async for chunk in client.generate(prompt, **given):
             text += chunk.text
+            request_id = request_id or chunk.request_id
             token_ids += chunk.token_ids
             logprobs += chunk.logprobs
             push(chunk)
             if chunk.finish_reason:
-                return Answer(text, tuple(token_ids), chunk.finish_reason, chunk.metrics, tuple(logprobs))
+                reason, metrics = chunk.finish_reason, chunk.metrics
+                return Answer(text, tuple(token_ids), reason, request_id, metrics, tuple(logprobs))
         raise PeerFault("the coordinator ended the stream without a finish reason")
     except PacelineError as error:
         return Answer(text, error=error)
@@ -273,5 +277,6 @@ def _add_running(parser: Parser) -> None:
         "--json",
         kind=options.boolean,
         default=False,
-        help="print one JSON object a prompt, in their order: text, token_ids, finish_reason and metrics; or error",
+        help="print one JSON object a prompt, in their order: text, token_ids, finish_reason, request_id (which "
+        "`paceline trace` takes) and metrics; or error",
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 
+from coordinator.recent import DEFAULT_KEPT
 from deploy import options
 from deploy.options import Group, Parser
 from paceline.drain import DRAIN_S
@@ -293,6 +294,14 @@ def add_trace(parser: Parser) -> None:
         shown="256MiB",
         metavar="BYTES",
         help="the trace ends at this size; the server runs on",
+    )
+    group.add(
+        "--keep-traces",
+        kind=options.whole(0, 10_000),
+        default=DEFAULT_KEPT,
+        metavar="N",
+        help="requests that have ended whose steps are kept in memory for `paceline trace`, each for its own client "
+        "only; 0 = none",
     )
 
 

@@ -1,4 +1,4 @@
-"""Where an option's value comes from: flag, environment, file, default; and that whatever is wrong says where it stood."""
+"""Where an option's value comes from: flag, environment, file, default; what is wrong says where it stood."""
 
 from __future__ import annotations
 
@@ -31,7 +31,9 @@ def test_the_flag_wins_over_the_environment_and_that_over_the_file(file: Path) -
 
 
 def test_a_commands_own_table_wins_over_what_all_commands_share(file: Path) -> None:
-    file.write_text('window = 7\nprompt = "of generate alone"\n[serve]\ntarget = "t"\nwindow = 8\n[generate]\nwindow = 9')
+    file.write_text(
+        'window = 7\nprompt = "of generate alone"\n[serve]\ntarget = "t"\nwindow = 8\n[generate]\nwindow = 9'
+    )
     values = parse(file)
     assert (values.target, values.window) == ("t", 8)  # type: ignore[attr-defined]
 

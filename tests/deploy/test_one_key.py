@@ -36,6 +36,6 @@ def test_without_a_key_nothing_is_written() -> None:
 
 @pytest.mark.parametrize("key", ["short", "two words of many characters", "with:a:colon:in:it:somewhere", "x" * 600])
 def test_a_key_that_will_not_do_is_refused_and_not_repeated(key: str) -> None:
-    with pytest.raises(InvalidInput, match="--api-key='…'.*16 to 512") as caught, keys_file(given(key)):
+    with pytest.raises(InvalidInput, match=r"--api-key='…'.*16 to 512") as caught, keys_file(given(key)):
         pass
     assert key not in str(caught.value)

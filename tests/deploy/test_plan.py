@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from deploy.checks import check_pair
 from deploy.cli import main
-from deploy.serve import SHARED_KV_CACHE_BYTES, Plan, parser, _plan
+from deploy.serve import SHARED_KV_CACHE_BYTES, Plan, _plan, parser
 from paceline.errors import InvalidInput
 from tests.tiny import write_pair
 
