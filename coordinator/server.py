@@ -43,6 +43,7 @@ from coordinator.core.pipeline import Pipeline
 from coordinator.recent import RecentRequests
 from paceline import codec, trace
 from paceline.api_keys import ApiKeys
+from paceline.compatibility import check_wire
 from paceline.drain import emptied
 from paceline.errors import InvalidInput, Overloaded, PeerFault, Unavailable, Unsupported
 from paceline.plain import to_plain
@@ -238,6 +239,7 @@ class Coordinator:
                 return
         if info.is_draining:
             return
+        check_wire(info.wire_version, info.model)
         self._check(info)
         if len(self.links) >= self.config.max_workers:
             raise Overloaded("registered workers", self.config.max_workers, self.config.lease_s)

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from deploy import model_free, options
+from deploy.checks import is_tested_family
 from deploy.one_key import keys_file
 from deploy.options import Parser
 from deploy.restart import restart
@@ -37,6 +38,7 @@ from deploy.role_options import (
     add_worker,
     tls_of,
 )
+from paceline.compatibility import check_options, check_versions
 from paceline.errors import InvalidInput
 from paceline.rpc import check_bind
 from paceline.security import PeerRole
@@ -53,7 +55,7 @@ SHUTDOWN_S = 5.0
 
 def run_coordinator(argv: Sequence[str]) -> int:
     values = parser_coordinator().parse(argv, os.environ)
-    _begin(values)
+    _begin(values, PeerRole.COORDINATOR)
     from coordinator.api import serve_coordinator
 
     with keys_file(values):
@@ -211,7 +213,7 @@ def run_drafter(argv: Sequence[str]) -> int:
 def _prepare(values: argparse.Namespace, role: Role) -> None:
     """What comes before any load: the environment, and whatever can be told wrong without a model."""
     os.environ.update(THREADS)
-    _begin(values)
+    _begin(values, PeerRole(role))
     tls = tls_of(values, PeerRole(role))
     check_bind(values.host, insecure=values.insecure, has_tls=tls is not None)
     if values.advertise is None and values.host.strip("[]") in ("0.0.0.0", "::"):
@@ -220,6 +222,10 @@ def _prepare(values: argparse.Namespace, role: Role) -> None:
 
 def _load(values: argparse.Namespace, role: Role) -> tuple[Any, WorkerInfo]:
     _prepare(values, role)
+    if not is_tested_family("--model", values.model):
+        logging.getLogger(__name__).warning(
+            "no test runs models like %s; docs/compatibility.md has those", values.model
+        )
     from paceline.engine.runner import Runner  # torch; several seconds
 
     runner = Runner.load(
@@ -281,8 +287,10 @@ def _serve(engine: Any, kind: Any, runner: Any, values: argparse.Namespace) -> i
     return restart(lost, time.monotonic() - started_s) if code and lost else code
 
 
-def _begin(values: argparse.Namespace) -> None:
-    """Logging, and the watch over the supervisor, if there is one."""
+def _begin(values: argparse.Namespace, role: PeerRole) -> None:
+    """Whether all goes together, logging, and the watch over the supervisor, if there is one."""
+    check_options(values)
+    check_versions(role)
     logging.basicConfig(
         level=values.log_level.upper(), stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
     )

@@ -33,6 +33,7 @@ from deploy.role_options import (
 )
 from paceline.api_keys import read_keys
 from paceline.client import AsyncClient
+from paceline.compatibility import check_options, check_versions
 from paceline.rpc import check_bind, signals
 from paceline.security import PeerRole
 
@@ -88,6 +89,9 @@ def reachable(host: str) -> str:
 
 def run(argv: Sequence[str]) -> int:
     values = parser().parse(argv, os.environ)
+    check_options(values)
+    for role in PeerRole:
+        check_versions(role)
     has_tls = tls_of(values, PeerRole.CLIENT) is not None
     check_bind(values.host, insecure=values.insecure, has_tls=has_tls)
     if values.num_drafters and values.drafter is None:

@@ -18,6 +18,7 @@ from paceline.length_policy import LengthPolicy
 
 Tokens = tuple[int, ...]
 
+WIRE_VERSION = 1  # of what coordinators and workers say to each other; raised when an older side would misread it
 MAX_SEED = 2**63 - 1
 MAX_LOGIT_BIASES = 1024
 MAX_STOP_TOKEN_IDS = 256
@@ -382,6 +383,7 @@ class WorkerInfo:
     num_requests: int = 0  # held now, of all coordinators; likewise
     is_draining: bool = False  # going away: it wants nothing new, and to be rid of what it has
     policies: tuple[str, ...] = ()  # of a drafter: the length policies it offers; empty = it has not said
+    wire_version: int = WIRE_VERSION  # 0 = older than the field
 
     def offers(self, policy: LengthPolicy) -> bool:
         """Whether to ask this drafter for drafts under `policy`; one that has not said may still refuse it."""
