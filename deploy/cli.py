@@ -22,6 +22,8 @@ COMMANDS = {
     "demo": ("deploy.demo", "run", "the main job on this machine: every mode side by side, with the demo models"),
     "serve": ("deploy.serve", "run", "coordinator, drafters and verifier on this machine, as separate processes"),
     "generate": ("deploy.generate", "run", "send prompts to a running coordinator"),
+    "doctor": ("deploy.doctor", "run", "is the set-up in order, how fast would each mode be, and does drafting pay?"),
+    "completion": ("deploy.completion", "run", "complete commands and options in bash, zsh or fish"),
     "trace": ("deploy.trace", "run", "what happened to a request, as a picture for Perfetto or Chrome"),
     "check-lossless": ("deploy.check_lossless", "run", "does a running server write what its target alone would?"),
     "certs": ("deploy.certs", "run", "a development CA, and a certificate for each role"),

@@ -221,9 +221,8 @@ def add_draft_rows(group: Group) -> None:
     )
 
 
-def add_engine(parser: Parser) -> Group:
-    """What a worker's engine is made of."""
-    group = parser.group("engine")
+def add_dtype(group: Group) -> None:
+    """In what the models compute, and on what."""
     group.add(
         "--dtype",
         kind=options.choice("float32", "bfloat16"),
@@ -233,6 +232,22 @@ def add_engine(parser: Parser) -> Group:
         "between two tokens may fall the other way)",
     )
     group.add("--device", kind=options.text, default="cpu", metavar="DEVICE", help="cpu, cuda or cuda:N")
+
+
+def add_drafter_dtype(group: Group) -> None:
+    group.add(
+        "--drafter-dtype",
+        kind=options.choice("float32", "bfloat16"),
+        shown="--dtype",
+        metavar="TYPE",
+        help="the drafter's, if it is to differ",
+    )
+
+
+def add_engine(parser: Parser) -> Group:
+    """What a worker's engine is made of."""
+    group = parser.group("engine")
+    add_dtype(group)
     group.add(
         "--max-num-seqs",
         kind=options.whole(1, 65536),

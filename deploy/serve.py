@@ -18,6 +18,7 @@ from deploy.options import Parser
 from deploy.role_options import (
     add_clients,
     add_draft_rows,
+    add_drafter_dtype,
     add_drain,
     add_engine,
     add_grpc_port,
@@ -257,13 +258,7 @@ def _add_network(parser: Parser) -> None:
 
 def _add_engine(parser: Parser) -> None:
     engine = add_engine(parser)
-    engine.add(
-        "--drafter-dtype",
-        kind=options.choice("float32", "bfloat16"),
-        shown="--dtype",
-        metavar="TYPE",
-        help="the drafter's, if it is to differ",
-    )
+    add_drafter_dtype(engine)
     add_tensor_parallel(engine, "processes (GPUs) over which the target is split; must divide its heads")
     engine.add(
         "--drafter-tensor-parallel-size",

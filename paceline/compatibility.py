@@ -213,7 +213,7 @@ the fix. `paceline doctor` checks all of it.
 
 ## The wire
 
-Version {wire}. A coordinator takes in workers of its own version only, and tells others which side is the older. Clients
+Version {wire}. A coordinator takes in workers of its own version only, and tells others which is the older. Clients
 are not asked: fields are only ever added to what they send and read.
 
 ## Models
