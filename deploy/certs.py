@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import ipaddress
+import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -39,6 +40,15 @@ def run(argv: Sequence[str]) -> int:
     folder = Path(values.dir)
     make(folder, hosts=(*LOCAL_HOSTS, *values.hosts), days=values.days)
     ends = datetime.datetime.now(datetime.UTC) + datetime.timedelta(days=values.days)
+    if values.json:
+        told = {
+            "folder": str(folder),
+            "valid_until": f"{ends:%Y-%m-%d}",
+            "roles": list(PeerRole),
+            "options": flags(folder),
+        }
+        print(json.dumps(told))
+        return 0
     print(f"{folder}: one certificate a role, valid until {ends:%Y-%m-%d}; run this again before, to renew them")
     print(f"every command takes them so: {' '.join(flags(folder))}")
     print(f"keep {folder / CA}.key to yourself: whoever has it can be any role; it is needed here only, to renew")
@@ -194,4 +204,5 @@ ROLE.paceline as alternative names.""",
     group.add(
         "--days", kind=options.whole(1, 825), default=90, metavar="N", help="how long the roles' certificates are valid"
     )
+    it.group("report").add("--json", kind=options.boolean, default=False, help="print what was made as one JSON object")
     return it

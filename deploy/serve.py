@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+
+from rich.console import Console
+from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from deploy import options
 from deploy.checks import check_pair, check_port
@@ -116,7 +120,8 @@ async def _serve(plan: Plan, values: argparse.Namespace) -> int:
         stopped = asyncio.create_task(stop.wait())
         async with Supervisor() as supervisor:
             started = asyncio.create_task(start(supervisor, plan))
-            await asyncio.wait((started, stopped), return_when=asyncio.FIRST_COMPLETED)
+            with _waiting():
+                await asyncio.wait((started, stopped), return_when=asyncio.FIRST_COMPLETED)
             if stopped.done():
                 started.cancel()
                 return 0
@@ -130,6 +135,19 @@ async def _serve(plan: Plan, values: argparse.Namespace) -> int:
             if supervisor.failed.done():
                 supervisor.failed.result()
             return 0
+
+
+@contextlib.contextmanager
+def _waiting() -> Iterator[None]:
+    """On a terminal, that models are being loaded, and for how long already."""
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield
+        return
+    columns = (SpinnerColumn(), TextColumn("loading the models"), TimeElapsedColumn())
+    with Progress(*columns, console=console, transient=True) as progress:
+        progress.add_task("", total=None)
+        yield
 
 
 def _http_url(supervisor: Supervisor) -> str:

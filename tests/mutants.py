@@ -47,6 +47,9 @@ ROWS = ("tests/paceline/test_rows.py",)
 EXACT = ("tests/coordinator/test_exact_worlds.py", "-k", "path and (closed or queue or late)")
 ENDS = ("tests/coordinator/test_ends.py",)
 CHECK = ("tests/deploy/test_check_lossless.py", "-k", "seed")
+RECENT = ("tests/coordinator/test_recent.py",)
+CONFIG = ("tests/deploy/test_config_file.py",)
+COMPATIBILITY = ("tests/paceline/test_compatibility.py",)
 
 
 @dataclass(frozen=True, slots=True)
@@ -762,6 +765,93 @@ DOORS = (
     ),
 )
 
+FACES = (
+    Mutant(
+        "traces: a request is told to whoever knows its id",
+        "coordinator/recent.py",
+        "            if found and found.spec.client == client:",
+        "            if found:",
+        RECENT,
+    ),
+    Mutant(
+        "traces: all requests are listed to everybody",
+        "coordinator/recent.py",
+        "return [one for one in self.all() if one.spec.client == client]",
+        "return self.all()",
+        RECENT,
+    ),
+    Mutant(
+        "traces: one request may take all the room",
+        "coordinator/recent.py",
+        "if recent.weight + weight > self._max_of_one or ",
+        "if ",
+        RECENT,
+    ),
+    Mutant(
+        "traces: what was forgotten weighs on",
+        "coordinator/recent.py",
+        "            self._weight -= recent.weight",
+        "            pass",
+        RECENT,
+    ),
+    Mutant(
+        "traces: a wait for the request's own pass passes for the network's",
+        "coordinator/chrome_trace.py",
+        "if request.end >= request.owed and not ask.preverify:",
+        "if True:",
+        ("tests/coordinator/test_chrome_trace.py",),
+    ),
+    Mutant(
+        "traces: bars are drawn over one another",
+        "coordinator/chrome_trace.py",
+        "if not ends or bar.end_s <= ends[-1]:",
+        "if True:",
+        ("tests/coordinator/test_chrome_trace.py",),
+    ),
+    Mutant(
+        "options: the environment wins over the flag",
+        "deploy/options.py",
+        "    if hasattr(given, option.name):",
+        "    if hasattr(given, option.name) and not any(map(environ.get, option.twins)):",
+        CONFIG,
+    ),
+    Mutant(
+        "options: a shared key wins over the command's own",
+        "deploy/config_file.py",
+        "found |= own",
+        "found = own | found",
+        CONFIG,
+    ),
+    Mutant(
+        "options: a secret is printed",
+        "deploy/config_file.py",
+        "if option.name in SECRETS and value is not None:",
+        "if False:",
+        CONFIG,
+    ),
+    Mutant(
+        "compatibility: a worker of another wire is taken in",
+        "coordinator/server.py",
+        "        check_wire(info.wire_version, info.model)\n",
+        "",
+        COMPATIBILITY,
+    ),
+    Mutant(
+        "compatibility: a version that is too new passes",
+        "paceline/compatibility.py",
+        "if fits and not (package.below and _numbers(version) >= _numbers(package.below)):",
+        "if fits:",
+        COMPATIBILITY,
+    ),
+    Mutant(
+        "doctor: a gain within chance is advice",
+        "deploy/doctor_forecast.py",
+        "return fastest if fastest.speed_up >= PAYS else",
+        "return fastest if True else",
+        ("tests/deploy/test_doctor.py", "-k", "chance"),
+    ),
+)
+
 
 def copy_tree(folder: Path) -> None:
     for name in COPIED:
@@ -814,7 +904,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.mutants", description="Break the code; see a test notice.")
     parser.add_argument("--only", default="", help="mutants whose description contains this")
     given = parser.parse_args()
-    mutants = SAMPLING + ROWS_AND_TRUST + WHOLE + PROTOCOL + LEAVING + BENCH + ENGINE + DOORS
+    mutants = SAMPLING + ROWS_AND_TRUST + WHOLE + PROTOCOL + LEAVING + BENCH + ENGINE + DOORS + FACES
     chosen = [mutant for mutant in mutants if given.only in mutant.what]
     if not chosen:
         parser.error(f"--only {given.only!r}: no mutant's description contains it; leave it out to see all of them")
