@@ -45,21 +45,23 @@ class CoordinatorServicer:
         self._door = door
 
     async def Generate(self, request: Any, context: Any) -> None:  # noqa: N802
-        stall_s = self._coordinator.config.client_stall_s
         async with answering(context):
             asked = _request_from_wire(request, self._door.client(context))
             spec = await self._service.admit(asked)
             request_id = spec.request_id
             with self._service.generation(asked, spec) as generation:
                 while reply := await generation.read():
-                    try:
-                        async with asyncio.timeout(stall_s):
-                            await context.write(
-                                _reply_to_wire(reply, request_id)
-                            )  # waits while the client does not read
-                    except TimeoutError:
-                        raise Overloaded("seconds that replies wait for this client to read", stall_s, 1) from None
+                    await self._write(context, _reply_to_wire(reply, request_id))
                     request_id = ""
+
+    async def _write(self, context: Any, message: Any) -> None:
+        """Waits while the client does not read, but not for ever. Raises Overloaded then."""
+        stall_s = self._coordinator.config.client_stall_s
+        try:
+            async with asyncio.timeout(stall_s):
+                await context.write(message)
+        except TimeoutError:
+            raise Overloaded("seconds that replies wait for this client to read", stall_s, 1) from None
 
     async def Abort(self, request: Any, context: Any) -> Any:  # noqa: N802
         async with answering(context):
@@ -104,7 +106,7 @@ class CoordinatorServicer:
         async with answering(context):
             recent = self._recent.get(request.request_id, self._door.client(context))
             for records in recent.records():  # a piece at a time: others' drafts and verdicts pass in between
-                await context.write(pb.TraceChunk(records=records))
+                await self._write(context, pb.TraceChunk(records=records))
 
     @property
     def _recent(self) -> RecentRequests:

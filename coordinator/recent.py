@@ -18,7 +18,7 @@ from typing import Any
 import msgpack
 
 from coordinator.core.commands import Ask, Command, Fail, Finish
-from coordinator.core.events import Arrived, Drafted, Ended, Event, Faulted, Passed, RequestSpec, Verified
+from coordinator.core.events import Arrived, Drafted, Event, RequestSpec, request_id_of
 from coordinator.core.metrics import RequestMetrics
 from paceline import trace
 from paceline.errors import UnknownRequest
@@ -156,7 +156,7 @@ def _by_request(event: Event, commands: Sequence[Command]) -> Iterator[tuple[str
         owners = [_id_of(commands[0])] if commands else []  # as nearly always
     else:
         owners = list(dict.fromkeys(map(_id_of, commands)))
-    own = _id_of_event(event)
+    own = request_id_of(event)
     if own is not None and own not in owners:
         yield own, ()
     for owner in owners:
@@ -165,21 +165,6 @@ def _by_request(event: Event, commands: Sequence[Command]) -> Iterator[tuple[str
 
 def _id_of(command: Command) -> str:
     return command.ask.request_id if isinstance(command, Ask) else command.request_id
-
-
-def _id_of_event(event: Event) -> str | None:
-    match event:
-        case Arrived(spec):
-            return spec.request_id
-        case Drafted(_, draft):
-            return draft.request_id
-        case Passed(_, passed):
-            return passed.request_id
-        case Verified(_, verdict):
-            return verdict.request_id
-        case Ended(request_id) | Faulted(_, request_id):
-            return request_id
-    return None
 
 
 def _without_rows(event: Event) -> Event:

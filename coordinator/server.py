@@ -38,6 +38,7 @@ from coordinator.core.events import (
     WorkerDown,
     WorkerDraining,
     WorkerUp,
+    request_id_of,
 )
 from coordinator.core.pipeline import Pipeline
 from coordinator.recent import RecentRequests
@@ -128,7 +129,7 @@ class Coordinator:
     def feed(self, event: Event) -> None:
         """Let the core handle an event, and do what it says. Never waits."""
         started_s = self._clock()
-        request_id = _request_id(event)
+        request_id = request_id_of(event)
         if request_id in self._watched and (span := _span(event, started_s)):
             self._tell(request_id, span)
         commands = self.pipeline.handle(event, started_s)
@@ -365,19 +366,6 @@ def _span(event: Event, now_s: float) -> Span | None:
             return Span(Role.DRAFTER, now_s - draft.draft_ms / 1e3, now_s, len(draft.token_ids))
         case Verified(_, verdict) if verdict.verify_ms:
             return Span(Role.VERIFIER, now_s - verdict.verify_ms / 1e3, now_s, len(verdict.token_ids))
-    return None
-
-
-def _request_id(event: Event) -> str | None:
-    match event:
-        case Arrived(spec):
-            return spec.request_id
-        case Drafted(_, draft):
-            return draft.request_id
-        case Passed(_, passed):
-            return passed.request_id
-        case Verified(_, verdict):
-            return verdict.request_id
     return None
 
 

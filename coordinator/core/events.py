@@ -104,3 +104,19 @@ class Tick:
 
 
 Event = Arrived | Ended | Drafted | Passed | Verified | Faulted | WorkerUp | WorkerDraining | WorkerDown | Tick
+
+
+def request_id_of(event: Event) -> str | None:
+    """The request that an event is about; None if it is about a worker, or the time."""
+    match event:
+        case Arrived(spec):
+            return spec.request_id
+        case Drafted(_, draft):
+            return draft.request_id
+        case Passed(_, passed):
+            return passed.request_id
+        case Verified(_, verdict):
+            return verdict.request_id
+        case Ended(request_id) | Faulted(_, request_id):
+            return request_id
+    return None
