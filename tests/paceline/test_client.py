@@ -74,7 +74,8 @@ class Pretends:
             if request.request_id == "none":
                 raise UnknownRequest(request.request_id)
             opened, step = [trace.opened(1e9, 5.0, {}), trace.step(Tick(), [], 6.0)]
-            pieces = {"r-1": [opened, step], "junk": [[1]], "much": [opened, b"x" * 2000]}[request.request_id]
+            traces: dict[str, list[Any]] = {"r-1": [opened, step], "junk": [[1]], "much": [opened, b"x" * 2000]}
+            pieces = traces[request.request_id]
             for piece in pieces:
                 yield coordinator_pb2.TraceChunk(records=msgpack.packb(piece))
 
