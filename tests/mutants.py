@@ -798,7 +798,7 @@ FACES = (
         "traces: a wait for the request's own pass passes for the network's",
         "coordinator/chrome_trace.py",
         "if request.end >= request.owed and not ask.preverify:",
-        "if True:",
+        "if request.end >= request.owed:",
         ("tests/coordinator/test_chrome_trace.py",),
     ),
     Mutant(

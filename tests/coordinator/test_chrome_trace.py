@@ -138,6 +138,15 @@ def test_a_draft_that_waits_for_its_own_requests_pass_is_not_on_its_way() -> Non
     assert bars(trace, "verifier", "verify")[-1] == (145.0, 190.0)
 
 
+def test_a_draft_that_is_awaited_by_a_pass_of_its_own_request_is_placed_by_its_arrival() -> None:
+    """Under pre-verify the verifier may be forwarding the token before it; that wait is in no figure."""
+    draft = Draft("r", 0, 4, (5, 6), draft_ms=8.0)
+    awaited = Seen(10.060, Drafted("drafter-1", draft), (Ask("verifier-1", Verify(draft, preverify=True)),))
+    trace = chrome_trace("r", [*steps()[:2], awaited, Seen(10.140, verdict(4, (5, 6, 9), 1, 45.0), ())])
+    assert bars(trace, "network", "verdict") == []
+    assert bars(trace, "verifier", "verify") == [(95.0, 140.0)]
+
+
 def test_bars_that_would_lie_over_one_another_get_lines_of_their_own() -> None:
     draft = Draft("r", 0, 4, (5, 6), draft_ms=20.0)
     crowded = [*steps()[:2], Seen(10.1, Drafted("d", draft), ()), Seen(10.11, Drafted("d", draft), ())]
