@@ -11,6 +11,7 @@ from paceline.errors import did_you_mean
 
 # Each is `bench.NAME`, with `main(argv) -> int`.
 BENCHMARKS = {
+    "serve": "load on a running server, as vllm bench serve measures it; --compare: its modes side by side",
     "policies": "when to stop drafting: every length policy at its best, against an oracle; block against token",
     "modes": "off, sequential and pearl at several draft lengths, against transformers' assisted generation",
     "overhead": "what coordinator and wire add to a round of drafting and verifying",
@@ -51,6 +52,7 @@ examples:
   paceline bench policies --target big/ --drafter small/ --prompts prompts.jsonl --max-minutes 10
   paceline bench policies --rules token,block --lengths 4,8,16 --json > rules.json
   paceline bench modes --num-prompts 4 --no-assisted
+  paceline bench serve --dataset-path prompts.jsonl --num-prompts 32 --compare off,sequential,pearl,auto
 
 `paceline bench BENCHMARK --help` explains the options. They have no PACELINE_ twins: the figures should say all that
 they depend on."""

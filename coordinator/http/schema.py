@@ -59,7 +59,7 @@ class Body(BaseModel):
 class StreamOptions(Body):
     include_usage: bool | None = None
     include_obfuscation: Literal[False] | None = None
-    continuous_usage_stats: Literal[False] | None = None
+    continuous_usage_stats: bool | None = None  # vLLM's: every chunk says how many tokens there are by then
 
 
 class Speculative(Body):
@@ -148,6 +148,11 @@ class SamplingBody(Body):
         if self.stream_options and not self.stream:
             raise InvalidInput("stream_options", "…", 'needs "stream": true')
         return bool(self.stream_options and self.stream_options.include_usage)
+
+    @property
+    def has_continuous_usage(self) -> bool:
+        """Whether every chunk says how many tokens there are by then; as with vLLM only together with include_usage."""
+        return self.include_usage and bool(self.stream_options and self.stream_options.continuous_usage_stats)
 
     def request(self, prompt: str | Tokens, default: LengthPolicy | None, **more: Any) -> GenerationRequest:
         """What is asked of the service for one prompt; `more` are further fields of it. Raises InvalidInput."""
