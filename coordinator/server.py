@@ -40,6 +40,7 @@ from coordinator.core.events import (
     WorkerUp,
 )
 from coordinator.core.pipeline import Pipeline
+from coordinator.telemetry import Telemetry
 from paceline import codec, trace
 from paceline.api_keys import ApiKeys
 from paceline.drain import emptied
@@ -108,6 +109,7 @@ class Coordinator:
         self.links: dict[str, Link] = {}
         self._clock = clock
         self.observers: list[Observer] = []
+        self.telemetry: Telemetry | None = None  # one of them, if traces are wanted
         self._clients: dict[str, ClientQueue] = {}
         self._held: Counter[str] = Counter()  # requests by API key
         self._watched: set[str] = set()  # requests whose clients are told of spans

@@ -338,9 +338,9 @@ class WorkerServer(Generic[Ask, Reply]):
             self.ended.set_result(code)
 
     def _info_now(self) -> WorkerInfo:
-        """What is registered, with the engine's present load and estimate of its costs."""
+        """What is registered, with the engine's present load, cache and estimate of its costs."""
         engine = self._engine_info()
-        return replace(self.info, cost=engine.cost, num_requests=self._engine.num_requests)
+        return replace(self.info, cost=engine.cost, cache=engine.cache, num_requests=self._engine.num_requests)
 
     async def _register(self, coordinator: str) -> None:
         try:

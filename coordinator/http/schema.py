@@ -161,7 +161,7 @@ class SamplingBody(Body):
         given = {
             "prompt": prompt,
             "max_tokens": self.max_tokens,
-            "sampling": self._sampling(logprobs=more.pop("logprobs", False)),
+            "sampling": self._sampling(more.pop("logprobs", False), more.pop("top_logprobs", 0)),
             "stop": stop,
             "ignore_eos": self.ignore_eos,
             "mode": member(Mode, "speculative.mode", how.mode),
@@ -173,7 +173,7 @@ class SamplingBody(Body):
         }
         return GenerationRequest(**(given | more))
 
-    def _sampling(self, *, logprobs: bool) -> SamplingParams:
+    def _sampling(self, logprobs: bool, top_logprobs: int) -> SamplingParams:
         names = ("temperature", "top_p", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty")
         given = {name: value for name in (*names, "min_tokens") if (value := getattr(self, name)) is not None}
         return SamplingParams(
@@ -183,6 +183,7 @@ class SamplingBody(Body):
             logit_bias=tuple(sorted(_biases(self.logit_bias or {}))),
             stop_token_ids=tuple(self.stop_token_ids or ()),
             logprobs=logprobs,
+            top_logprobs=top_logprobs,
         )
 
 
