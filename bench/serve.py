@@ -14,12 +14,13 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import json
 import math
 import os
 import random
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import httpx2
@@ -133,20 +134,13 @@ async def _metrics(http: httpx2.AsyncClient) -> str:
     return response.text if response.status_code == 200 else ""
 
 
-class _progress:  # noqa: N801
-    """A bar on standard error; called, it moves by one."""
-
-    def __init__(self, given: argparse.Namespace, total: int) -> None:
-        columns = (TextColumn("requests"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-        self._progress = Progress(*columns, console=Console(stderr=True), disable=given.disable_tqdm)
-        self._task = self._progress.add_task("", total=total)
-
-    def __enter__(self) -> Any:
-        self._progress.start()
-        return lambda: self._progress.advance(self._task)
-
-    def __exit__(self, *_: object) -> None:
-        self._progress.stop()
+@contextlib.contextmanager
+def _progress(given: argparse.Namespace, total: int) -> Iterator[Callable[[], None]]:
+    """A bar on standard error; what it gives moves it by one."""
+    columns = (TextColumn("requests"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True), disable=given.disable_tqdm) as progress:
+        task = progress.add_task("", total=total)
+        yield lambda: progress.advance(task)
 
 
 def _plain(given: argparse.Namespace) -> dict[str, Any]:

@@ -17,6 +17,7 @@ import asyncio
 import importlib
 import logging
 import os
+import threading
 import time
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
@@ -42,7 +43,7 @@ ENDPOINTS = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT"
 FIELDS = ("traceparent", "tracestate")  # W3C's, as HTTP headers and as gRPC metadata
 MAX_SPANS = 1024  # of one request; of a longer one the rest is only counted
 MAX_EXPECTED = 4096  # callers' contexts of requests that have not arrived yet
-FLUSH_S = 5.0
+FLUSH_S = 2.0  # of a coordinator's end, which may take 5 s in all
 _FIX = "needs pip install 'paceline[otel]'"
 # What a request did, by the keys of its metrics.
 _FIGURES = (
@@ -123,8 +124,10 @@ class Telemetry:
         """Export what waits, for FLUSH_S at most."""
         for trace in self._running.values():
             trace.root.end()
-        await asyncio.to_thread(self._processor.force_flush, int(1e3 * FLUSH_S))
-        await asyncio.to_thread(self._processor.shutdown)
+        # The SDK waits half a minute for a receiver that is gone. A daemon thread may, this process does not.
+        ending = threading.Thread(target=self._processor.shutdown, name="telemetry", daemon=True)
+        ending.start()
+        await asyncio.to_thread(ending.join, FLUSH_S)
 
     def observe(self, event: Event, commands: Sequence[Command], now_s: float) -> None:
         now_ns = self._unix_ns + int(1e9 * now_s)

@@ -617,6 +617,20 @@ LEAVING = (
 
 BENCH = (
     Mutant(
+        "load: tokens that come together take no time but the first",
+        "bench/serving/call.py",
+        "[(at_s - last_s) / (count - known)] * (count - known)",
+        "[at_s - last_s]",
+        ("tests/bench/serving",),
+    ),
+    Mutant(
+        "load: requests that failed count as completed",
+        "bench/serving/figures.py",
+        "good = [outcome for outcome in outcomes if not outcome.error]",
+        "good = [outcome for outcome in outcomes if outcome.arrivals or outcome.error]",
+        ("tests/bench/serving",),
+    ),
+    Mutant(
         "sweep: reported on the prompts that it chose by",
         "bench/sweep.py",
         "tuple(prompts[1::2])",
@@ -684,6 +698,55 @@ ENGINE = (
 )
 DOORS = (
     Mutant(
+        "HTTP: the likeliest tokens stand beside the wrong one",
+        "coordinator/http/logprobs.py",
+        "top = reply.top_logprobs[at]",
+        "top = reply.top_logprobs[0]",
+        ("tests/coordinator/http/test_completions.py",),
+    ),
+    Mutant(
+        "what the law cuts off is told as one of the likeliest",
+        "paceline/sampling.py",
+        "ids = ((row >= bound) & (row > -torch.inf)).nonzero()",
+        "ids = (row >= bound).nonzero()",
+        ("tests/paceline/test_sampling.py",),
+    ),
+    Mutant(
+        "counters that are counted again at a request's end",
+        "coordinator/metrics_export.py",
+        "self._count(metrics, running.counted if running else Counts())",
+        "self._count(metrics, Counts())",
+        ("tests/coordinator/test_metrics_export.py",),
+    ),
+    Mutant(
+        "a cache's counters lose what a verifier counted that has left",
+        "coordinator/metrics_state.py",
+        "family.add_metric([self._model], self._sums[name])",
+        "family.add_metric([self._model], sum(getattr(cache, name) for cache in caches.values()))",
+        ("tests/coordinator/test_metrics_export.py",),
+    ),
+    Mutant(
+        "traces: an error's text is told",
+        "coordinator/telemetry.py",
+        "Status(StatusCode.ERROR, type(error).__name__)",
+        "Status(StatusCode.ERROR, str(error))",
+        ("tests/coordinator/test_telemetry.py",),
+    ),
+    Mutant(
+        "traces: a receiver that is gone holds up the end",
+        "coordinator/telemetry.py",
+        "await asyncio.to_thread(ending.join, FLUSH_S)",
+        "await asyncio.to_thread(ending.join)",
+        ("tests/coordinator/test_telemetry.py", "-k", "holds_up"),
+    ),
+    Mutant(
+        "traces: a request is not its caller's",
+        "coordinator/telemetry.py",
+        "self._callers.pop(spec.request_id, {})",
+        "{}",
+        ("tests/coordinator/test_telemetry.py",),
+    ),
+    Mutant(
         "the drafter is told the verifier's seed",
         "coordinator/service.py",
         "draft_seed=secrets.randbits(63)",
@@ -721,8 +784,8 @@ DOORS = (
     Mutant(
         "a route without the key",
         "coordinator/http/app.py",
-        "for part in (completions, chat, tokens, probes, playground):",
-        "app.include_router(playground.router)\n    for part in (completions, chat, tokens, probes):",
+        "for part in (completions, chat, tokens, abort, probes, playground):",
+        "app.include_router(playground.router)\n    for part in (completions, chat, tokens, abort, probes):",
         HTTP,
     ),
     Mutant(

@@ -269,6 +269,12 @@ class DetokenizeBody(Body):
     tokens: list[int]
 
 
+class AbortBody(Body):
+    """`POST /abort_request`."""
+
+    request_id: str
+
+
 def _biases(given: Mapping[str, float]) -> list[tuple[int, float]]:
     for key in given:
         if not re.fullmatch(r"\d{1,10}", key):

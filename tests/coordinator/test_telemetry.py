@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import threading
 from collections.abc import Sequence
 from concurrent import futures
 from pathlib import Path
@@ -13,6 +14,7 @@ import grpc
 import pytest
 from opentelemetry.proto.collector.trace.v1 import trace_service_pb2, trace_service_pb2_grpc
 from opentelemetry.sdk.trace import ReadableSpan
+from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 from coordinator import telemetry
@@ -170,6 +172,28 @@ async def test_a_real_receiver_gets_the_trace_of_a_call_over_grpc(tmp_path: Path
         scope.spans for request in receiver.requests for one in request.resource_spans for scope in one.scope_spans
     )
     assert [(span.name, span.trace_id.hex()) for span in spans] == [("llm_request", TRACE)]
+
+
+async def test_a_receiver_that_does_not_answer_holds_up_no_request_and_not_the_end(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The SDK's own shutdown would wait for as long as the exporter does."""
+    monkeypatch.setattr(telemetry, "FLUSH_S", 0.05)
+    answered = threading.Event()
+
+    class Stuck(SpanExporter):
+        def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
+            answered.wait()
+            return SpanExportResult.SUCCESS
+
+    traces = Telemetry(Stuck(), "m", 0.0)
+    try:
+        async with asyncio.timeout(20):
+            for i in range(3000):  # more than the SDK keeps
+                traces.observe(Arrived(spec(str(i))), [Fail(str(i), Unavailable("x"))], 0.0)
+            await traces.close()
+    finally:
+        answered.set()
 
 
 def test_without_an_endpoint_there_is_none_and_without_the_package_the_option_says_what_to_install(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+import shlex
 import time
 import urllib.request
 from collections.abc import Iterator
@@ -20,6 +21,7 @@ from google.protobuf.descriptor_pool import DescriptorPool
 from google.protobuf.message_factory import GetMessageClass
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
 
+from deploy.cli import main
 from paceline.client import Client
 from paceline.types import Role
 from tests.system import processes
@@ -170,6 +172,19 @@ def test_the_lines_for_grpcurl_work_by_reflection_alone(served: Served) -> None:
     assert answers["Generate"][-1].finish_reason == "length"
     assert answers["Check"][0].status == 1
     assert answers["Abort"] == [grpc.StatusCode.NOT_FOUND]
+
+
+@pytest.mark.parametrize("line", re.findall(r"^paceline (bench serve .+)$", (ROOT / "docs/load.md").read_text(), re.M))
+def test_the_commands_that_measure_load_work(line: str, served: Served, capsys: pytest.CaptureFixture[str]) -> None:
+    line = line.replace("prompts.jsonl", str(ROOT / "tests/data/gsm8k_dev_12.jsonl"))
+    options = ("--base-url", served.coordinator.url, "--tokenizer", str(TARGET), "--temperature", "0", "--disable-tqdm")
+    assert main([*shlex.split(line), *options]) == 0
+    told = capsys.readouterr().out
+    if "--compare" in line:
+        assert re.search(r"pearl .* 4/4 ", told)  # the same text, token for token
+    else:
+        assert re.search(r"Failed requests: +0 ", told)
+        assert "Mean ITL (ms)" in told
 
 
 GRPCURL = r"^grpcurl -plaintext (?:-d '(.*?)' (?:\\\n *)?)?127\.0\.0\.1:50051 (.+?)$"

@@ -125,6 +125,7 @@ async def test_the_likeliest_tokens_stand_beside_each_in_the_shapes_of_both_apis
     answer = await called.post(COMPLETIONS, prompt="a", max_tokens=20, logprobs=2)
     told = answer["choices"][0]["logprobs"]["top_logprobs"]
     assert told[0] == {"x": -0.25, "y": -3.0, "h": LOGPROB}  # and the token itself
+    assert told[3] == {"x": -0.25, "z": -2.0, "l": LOGPROB}  # of its own place
     assert len(told) == NUM_TOKENS
     chunks = await called.stream(COMPLETIONS, prompt="a", max_tokens=20, logprobs=2)
     assert [one for chunk in chunks for one in chunk["choices"][0]["logprobs"]["top_logprobs"] or []] == told
