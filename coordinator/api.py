@@ -62,7 +62,7 @@ class CoordinatorServicer:
 
     async def Abort(self, request: Any, context: Any) -> Any:  # noqa: N802
         async with answering(context):
-            if not self._coordinator.abort(request.request_id):
+            if not self._coordinator.abort(request.request_id, self._door.client(context)):
                 raise UnknownRequest(request.request_id)
             return pb.AbortReply()
 

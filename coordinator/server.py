@@ -213,9 +213,9 @@ class Coordinator:
             if self._clients.pop(spec.request_id, None) and spec.request_id in self._busy_ms:
                 self.feed(Ended(spec.request_id, FinishReason.CANCELLED))
 
-    def abort(self, request_id: str) -> bool:
-        """End a running request; False if there is none of that id."""
-        if request_id not in self._busy_ms:
+    def abort(self, request_id: str, client: str = "") -> bool:
+        """End a running request of this client; False if it has none of that id."""
+        if self.pipeline.owner(request_id) != client:
             return False
         self.feed(Ended(request_id, FinishReason.CANCELLED))
         return True

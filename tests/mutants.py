@@ -726,6 +726,13 @@ DOORS = (
         ("tests/coordinator/test_metrics_export.py",),
     ),
     Mutant(
+        "a request is aborted by whoever knows its id",
+        "coordinator/server.py",
+        "if self.pipeline.owner(request_id) != client:",
+        "if self.pipeline.owner(request_id) is None:",
+        HTTP,
+    ),
+    Mutant(
         "traces: an error's text is told",
         "coordinator/telemetry.py",
         "Status(StatusCode.ERROR, type(error).__name__)",

@@ -63,6 +63,11 @@ class Pipeline:
         request = self._requests.get(request_id)
         return request.metrics if request else None
 
+    def owner(self, request_id: str) -> str | None:
+        """Whose request it is, by `RequestSpec.client`; None if none of that id is here."""
+        request = self._requests.get(request_id)
+        return request.spec.client if request else None
+
     def next_deadline_s(self) -> float:
         """When to call back with `Tick` at the latest; infinite if nothing is under way."""
         while self._deadlines:

@@ -16,6 +16,7 @@ import pytest
 
 from coordinator.http.server import HttpServer
 from coordinator.http.sse import EventStream
+from coordinator.service import GenerationRequest, Service
 from deploy.certs import make
 from paceline.errors import InvalidInput
 from paceline.security import PeerRole
@@ -90,6 +91,20 @@ async def test_a_request_is_aborted_by_the_id_of_its_answer_and_its_client_reads
         await reader.readuntil(b'"finish_reason":"abort"')
         assert (await http.post("/abort_request", json={"request_id": "cmpl-mine"})).status_code == 404
     writer.close()
+    assert toy.closed == ["mine"]
+
+
+async def test_a_request_is_not_aborted_by_another_key(served: tuple[Toy, HttpServer]) -> None:
+    """Ids may be the clients' own, and so may be guessed."""
+    toy, server = served
+    toy.num_answers = 1
+    spec = await Service(toy).admit(GenerationRequest(prompt="a", request_id="mine", client="alice"))
+    with toy.generation(spec):
+        assert not toy.abort("mine", "bob")
+        async with httpx2.AsyncClient(base_url=server.url, trust_env=False) as http:  # nobody's key
+            assert (await http.post("/abort_request", json={"request_id": "mine"})).status_code == 404
+        assert not toy.closed
+        assert toy.abort("mine", "alice")
     assert toy.closed == ["mine"]
 
 
