@@ -1,14 +1,13 @@
 """Prometheus metrics: vLLM's names for what vLLM has too, so that its dashboards and tools work here, and our own.
 
-An observer of the coordinator counts. What a request has done is counted while it runs: with each of its drafts and
-verdicts, by how much its own metrics have grown since. What is a state rather than an event (who is here, who waits) is
-read when the metrics are (`coordinator/metrics_state.py`). Nothing that a client chooses freely becomes a label.
-docs/metrics.md has every name.
+An observer of the coordinator counts. What a request has done is counted while it runs, but only when somebody reads:
+then, and at its end, by how much its own metrics have grown since. So no event costs anything for it. What is a state
+rather than an event (who is here, who waits) is read when the metrics are (`coordinator/metrics_state.py`). Nothing
+that a client chooses freely becomes a label. docs/metrics.md has every name.
 """
 
 from __future__ import annotations
 
-from collections import Counter as Counts
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -30,6 +29,8 @@ _TOKENS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10_000, 20_000,
 _LENGTHS = (1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 24, 32, 48, 64)
 _SHARES = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1)
 
+_Counted = dict[tuple[str, object], int]  # what has been counted of a request's metrics, by name and label
+
 
 @dataclass(slots=True)
 class _Running:
@@ -37,8 +38,9 @@ class _Running:
 
     arrived_s: float
     num_prompt_tokens: int
+    metrics: RequestMetrics | None
     last_token_s: float | None = None
-    counted: Counts[tuple[str, str]] = field(default_factory=Counts)  # of its metrics, by name and label
+    counted: _Counted = field(default_factory=dict)
 
 
 class MetricsExport:
@@ -58,6 +60,7 @@ class MetricsExport:
 
     def render(self) -> bytes:
         """Everything in Prometheus' text format."""
+        self.count_running()
         return generate_latest(self.registry)
 
     def _make_vllms(self) -> None:
@@ -138,18 +141,17 @@ class MetricsExport:
     def observe(self, event: Event, commands: Sequence[Command], now_s: float) -> None:
         match event:
             case Arrived(spec):
-                self._running[spec.request_id] = _Running(now_s, len(spec.token_ids))
+                # Its metrics from now to its end; none if it was refused at once.
+                did = self._pipeline.metrics(spec.request_id)
+                self._running[spec.request_id] = _Running(now_s, len(spec.token_ids), did)
                 self._max_tokens.observe(spec.max_tokens)
             case Drafted(_, draft):
                 self._draft_s.observe(draft.draft_ms / 1e3)
                 self._length.observe(len(draft.token_ids))
-                self._look(draft.request_id)
-            case Verified(_, verdict):
-                if verdict.verify_ms:
-                    self._verify_s.observe(verdict.verify_ms / 1e3)
-                    self._verify_queue_s.observe(verdict.queue_ms / 1e3)
-                    self._pass_tokens.observe(verdict.batch_tokens)
-                self._look(verdict.request_id)
+            case Verified(_, verdict) if verdict.verify_ms:
+                self._verify_s.observe(verdict.verify_ms / 1e3)
+                self._verify_queue_s.observe(verdict.queue_ms / 1e3)
+                self._pass_tokens.observe(verdict.batch_tokens)
         for command in commands:
             match command:
                 case Emit(request_id, token_ids):
@@ -157,7 +159,8 @@ class MetricsExport:
                 case Finish(request_id, reason, metrics):
                     self._finished(self._running.pop(request_id, None), reason, metrics)
                 case Fail(request_id, error):
-                    if self._running.pop(request_id, None):
+                    if running := self._running.pop(request_id, None):
+                        self._count(running.metrics, running.counted)
                         self._failures.labels(self._model, type(error).__name__).inc()
 
     def _emitted(self, request_id: str, num_tokens: int, now_s: float) -> None:
@@ -177,16 +180,15 @@ class MetricsExport:
             self._itl_old.observe(each_s)
         request.last_token_s = now_s
 
-    def _look(self, request_id: str) -> None:
-        """Count what a request has done since it was looked at last; at its end its metrics come by themselves."""
-        metrics, running = self._pipeline.metrics(request_id), self._running.get(request_id)
-        if metrics and running:
-            self._count(metrics, running.counted)
+    def count_running(self) -> None:
+        """Count what the requests that run have done since they were looked at last."""
+        for running in self._running.values():
+            self._count(running.metrics, running.counted)
 
     def _finished(self, running: _Running | None, reason: FinishReason, metrics: RequestMetrics) -> None:
         self._success.labels(self._model, "abort" if reason is FinishReason.CANCELLED else str(reason)).inc()
         self._chosen.labels(self._model, metrics.mode, metrics.rule, metrics.length_policy.partition(":")[0]).inc()
-        self._count(metrics, running.counted if running else Counts())
+        self._count(metrics, running.counted if running else {})
         self._num_prompt.observe(metrics.num_prompt_tokens)
         self._num_output.observe(metrics.num_generated_tokens)
         self._wasted.inc(metrics.num_wasted_tokens)
@@ -206,15 +208,17 @@ class MetricsExport:
         if metrics.num_drafts:
             self._wire_s.observe(metrics.wire_ms / metrics.num_drafts / 1e3)
 
-    def _count(self, metrics: RequestMetrics, counted: Counts[tuple[str, str]]) -> None:
+    def _count(self, metrics: RequestMetrics | None, counted: _Counted) -> None:
         """Count by how much `metrics` have grown over what is `counted`."""
+        if metrics is None:
+            return
         for name, counter in self._plain.items():
             value = getattr(metrics, name)
-            if more := value - counted[name, ""]:
+            if more := value - counted.get((name, None), 0):
                 counter.inc(more)
-                counted[name, ""] = value
+                counted[name, None] = value
         for name, counter in self._labelled.items():
             for label, value in getattr(metrics, name).items():
-                if more := value - counted[name, str(label)]:
+                if more := value - counted.get((name, label), 0):
                     counter.labels(self._model, str(label)).inc(more)
-                    counted[name, str(label)] = value
+                    counted[name, label] = value

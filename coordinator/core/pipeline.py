@@ -59,7 +59,7 @@ class Pipeline:
         return len(self._waiting)
 
     def metrics(self, request_id: str) -> RequestMetrics | None:
-        """What a running request has done so far, for those who read and change nothing; None if there is none."""
+        """What a running request does, up to its end, for those who read and change nothing; None if there is none."""
         request = self._requests.get(request_id)
         return request.metrics if request else None
 

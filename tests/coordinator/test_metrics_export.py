@@ -140,19 +140,26 @@ def test_counters_move_while_a_request_runs_and_its_end_adds_only_the_rest(expor
     place = "vllm:spec_decode_num_accepted_tokens_per_pos_total"
     exported.observe(Arrived(spec()), [], 0.0)
     did.num_draft_tokens = 5
-    exported.observe(Drafted("d", Draft("a", 0, 3, (5,) * 5)), [], 0.1)
-    assert value(exported, "vllm:spec_decode_num_draft_tokens_total") == 5
     did.num_drafts, did.sources, did.accepted_at = 1, Counter({A: 3, R: 1}), Counter({0: 1, 1: 1, 2: 1})
     did.tokens_by_mode["pearl"] = 4
-    for _ in range(2):  # a repeated verdict brings nothing new
-        exported.observe(Verified("v", Verdict("a", 0, 3, (5,) * 4, (A, A, A, R))), [], 0.2)
+    for _ in range(2):  # nothing is counted twice
+        exported.render()
     assert (value(exported, accepted), value(exported, place, position="2")) == (3, 1)
+    assert value(exported, "vllm:spec_decode_num_draft_tokens_total") == 5
     assert value(exported, "paceline_tokens_by_mode_total", mode="pearl") == 4
     did.sources[A], did.num_drafts, did.num_draft_tokens = 4, 2, 9
     exported.observe(Tick(), [Finish("a", FinishReason.LENGTH, did)], 0.3)
     assert (value(exported, accepted), value(exported, "vllm:spec_decode_num_drafts_total")) == (4, 2)
     assert value(exported, "paceline_wasted_tokens_total") == 5
     assert value(exported, "paceline_committed_tokens_total", source="recovered") == 1
+
+
+def test_what_a_request_did_that_failed_is_counted_too(exported: MetricsExport) -> None:
+    did = metrics(num_drafts=3)
+    exported._pipeline = SimpleNamespace(metrics=lambda _: did)  # type: ignore[assignment]
+    exported.observe(Arrived(spec()), [], 0.0)
+    exported.observe(Tick(), [Fail("a", Overloaded("queue", 1, 1))], 0.1)
+    assert value(exported, "vllm:spec_decode_num_drafts_total") == 3
 
 
 async def test_caches_add_up_over_verifiers_and_never_count_backwards(tmp_path: Path) -> None:
