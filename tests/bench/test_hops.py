@@ -39,8 +39,13 @@ def test_a_draft_judged_by_a_pass_that_began_before_it_came_has_no_round() -> No
 def test_a_stopwatch_marks_reading_before_and_writing_after_and_leaves_out_what_is_in_no_round(tmp_path: Path) -> None:
     watch = Stopwatch("verifier")
     draft = Draft("r", 1, 10, (1, 2, 3), draft_ms=2.0)
-    watch.reading(lambda wire: watch.mark("within", wire) or wire)(Verify(draft))
-    watch.writing(lambda message: watch.mark("within", message))(draft)
+
+    def cross(message: object) -> object:
+        watch.mark("within", message)
+        return message
+
+    watch.reading(cross)(Verify(draft))
+    watch.writing(cross)(draft)
     watch.mark("taken", Close("r"))
     watch.dump(str(tmp_path / "marks"))
     found = read_marks(str(tmp_path / "marks"))
