@@ -47,7 +47,6 @@ ROWS = ("tests/paceline/test_rows.py",)
 EXACT = ("tests/coordinator/test_exact_worlds.py", "-k", "path and (closed or queue or late)")
 ENDS = ("tests/coordinator/test_ends.py",)
 FEED = ("tests/coordinator/test_feed.py",)
-DEADLINES = ("tests/coordinator/test_request.py", "-k", "put_off")
 CHECK = ("tests/deploy/test_check_lossless.py", "-k", "seed")
 
 
@@ -598,20 +597,6 @@ LEAVING = (
         "if deadline_s >= self._rings_s:",
         "if self._timer:",
         FEED,
-    ),
-    Mutant(
-        "deadlines: an entry for every event",
-        "coordinator/core/pipeline.py",
-        "if request.deadline_s < self._armed.get(request_id, math.inf):",
-        "if True:",
-        DEADLINES,
-    ),
-    Mutant(
-        "deadlines: one that was put off is forgotten",
-        "coordinator/core/pipeline.py",
-        "self._arm(request)  # it was put off",
-        "pass",
-        DEADLINES,
     ),
     Mutant(
         "hops: a round with another draft's pass is counted",

@@ -47,9 +47,7 @@ class Pipeline:
         self._waiting = FairQueue()  # requests without a verifier
         # Running requests that want a drafter, by what they want of it; first come first, and none of these is empty.
         self._undrafted: dict[Wish, OrderedDict[str, None]] = {}
-        # Heap with an entry for every request, at its deadline or before it; an entry that is out of date is skipped.
-        self._deadlines: list[tuple[float, str]] = []
-        self._armed: dict[str, float] = {}  # a request's earliest entry there
+        self._deadlines: list[tuple[float, str]] = []  # heap; an entry that is out of date is skipped
 
     @property
     def num_running(self) -> int:
@@ -66,9 +64,7 @@ class Pipeline:
             request = self._requests.get(request_id)
             if request and request.deadline_s == deadline_s:
                 return deadline_s
-            self._disarm()
-            if request:
-                self._arm(request)  # it was put off
+            heapq.heappop(self._deadlines)
         return math.inf
 
     def handle(self, event: Event, now_s: float) -> list[Command]:
@@ -160,18 +156,7 @@ class Pipeline:
         self._arm(request)
 
     def _arm(self, request: Request) -> None:
-        """Most events put a deadline off, so an entry before it is left until it comes up."""
-        request_id = request.spec.request_id
-        if request.deadline_s < self._armed.get(request_id, math.inf):
-            self._armed[request_id] = request.deadline_s
-            heapq.heappush(self._deadlines, (request.deadline_s, request_id))
-
-    def _disarm(self) -> str:
-        """Take the earliest entry away; whose it was."""
-        deadline_s, request_id = heapq.heappop(self._deadlines)
-        if self._armed.get(request_id) == deadline_s:
-            del self._armed[request_id]
-        return request_id
+        heapq.heappush(self._deadlines, (request.deadline_s, request.spec.request_id))
 
     # --- workers
 
@@ -249,6 +234,7 @@ class Pipeline:
 
     def _tick(self, now_s: float) -> Iterator[Command]:
         while self.next_deadline_s() <= now_s and self._deadlines:
-            request = self._requests[self._disarm()]
+            _, request_id = heapq.heappop(self._deadlines)
+            request = self._requests[request_id]
             self.pools.suspect(request.drafter)  # it may be late once too often
             yield from self._run(request, request.tick(now_s))

@@ -349,17 +349,3 @@ def test_overlap_is_measured_against_the_union_of_verifications() -> None:
     assert _overlap_s([(0, 4)], [(1, 2), (1.5, 2.5), (3, 9)]) == 2.5
     assert _overlap_s([(0, 1), (2, 3)], [(0.5, 2.5)]) == 1.0
     assert RequestMetrics("off", "match", "", 1, 3).overlap_share == 0
-
-
-def test_deadlines_that_are_put_off_are_kept_without_growing() -> None:
-    it, requests, now_s = pipeline(drafter=False), ("a", "b", "c"), 0.0
-    for request_id in requests:
-        it.handle(Arrived(spec(request_id, max_tokens=1000)), now_s)
-    for start in range(3, 200):
-        for request_id in requests[: 1 + start % 3]:  # they fall behind each other
-            now_s += 0.01
-            known = len(it._requests[request_id].committed)
-            said = Verdict(request_id, 0, known, (7,), (Source.SELF_DECODED,))
-            it.handle(Verified("v", said), now_s)
-            assert it.next_deadline_s() == min(request.deadline_s for request in it._requests.values())
-            assert len(it._deadlines) <= 2 * len(requests)
