@@ -13,7 +13,7 @@ from paceline.errors import did_you_mean
 BENCHMARKS = {
     "policies": "when to stop drafting: every length policy at its best, against an oracle; block against token",
     "modes": "off, sequential and pearl at several draft lengths, against transformers' assisted generation",
-    "overhead": "what coordinator and wire add to a round of drafting and verifying",
+    "overhead": "where a round goes beside drafting and verifying, hop by hop",
     "equality": "is greedy output transformers' own, in every mode and with any drafter?",
     "engine": "the verifier's engine alone: tokens/s by concurrency, cost of a step, equality in a short pool",
     "projection": "what packing a CPU's weights saves in a matrix product",
