@@ -14,6 +14,7 @@ import asyncio
 import contextlib
 import itertools
 import logging
+import math
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -116,6 +117,7 @@ class Coordinator:
         self._busy_ms: dict[str, float] = {}  # time spent here, by request
         self._numbers = itertools.count(1)
         self._timer: asyncio.TimerHandle | None = None
+        self._rings_s = math.inf  # when it rings
         self._trace = _open_trace(config, clock())
 
     def now_s(self) -> float:
@@ -131,28 +133,30 @@ class Coordinator:
         if request_id in self._watched and (span := _span(event, started_s)):
             self._tell(request_id, span)
         commands = self.pipeline.handle(event, started_s)
+        self._carry_out(commands)
         if self._trace:
             self._trace.observe(event, commands, started_s)
-        for command in commands:
-            self._carry_out(command)
         for observer in self.observers:
             observer.observe(event, commands, started_s)
         self._set_timer()
         if request_id in self._busy_ms:
             self._busy_ms[request_id] += 1e3 * (self._clock() - started_s)
 
-    def _carry_out(self, command: Command) -> None:
-        match command:
-            case Ask(worker, ask):
-                self._send(worker, ask)
-            case Emit(request_id):
-                self._tell(request_id, command)
-            case Finish(request_id, _, metrics):
-                metrics.coordinator_ms = self._busy_ms.pop(request_id, 0.0)
-                self._tell(request_id, command)
-            case Fail(request_id):
-                self._busy_ms.pop(request_id, None)
-                self._tell(request_id, command)
+    def _carry_out(self, commands: Sequence[Command]) -> None:
+        """Asks before all else: whoever waits for one makes the round longer, a client only reads a little later."""
+        for command in commands:
+            if isinstance(command, Ask):
+                self._send(command.worker, command.ask)
+        for command in commands:
+            match command:
+                case Emit(request_id):
+                    self._tell(request_id, command)
+                case Finish(request_id, _, metrics):
+                    metrics.coordinator_ms = self._busy_ms.pop(request_id, 0.0)
+                    self._tell(request_id, command)
+                case Fail(request_id):
+                    self._busy_ms.pop(request_id, None)
+                    self._tell(request_id, command)
 
     def _send(self, worker: str, ask: Any) -> None:
         link = self.links.get(worker)
@@ -177,13 +181,25 @@ class Coordinator:
         asyncio.get_running_loop().call_soon(self.feed, Ended(request_id, FinishReason.CANCELLED))
 
     def _set_timer(self) -> None:
+        """Have the timer ring by the core's next deadline.
+
+        Deadlines are put off far more often than they pass, so a timer that would ring too early is left as it is.
+        """
         deadline_s = self.pipeline.next_deadline_s()
+        if deadline_s >= self._rings_s:
+            return
         if self._timer:
             self._timer.cancel()
-            self._timer = None
-        if deadline_s < float("inf"):
-            delay_s = max(0.0, deadline_s - self._clock())
-            self._timer = asyncio.get_running_loop().call_later(delay_s, self.feed, Tick())
+        self._rings_s = deadline_s
+        delay_s = max(0.0, deadline_s - self._clock())
+        self._timer = asyncio.get_running_loop().call_later(delay_s, self._ring)
+
+    def _ring(self) -> None:
+        self._timer, self._rings_s = None, math.inf
+        if self.pipeline.next_deadline_s() <= self._clock():
+            self.feed(Tick())
+        else:
+            self._set_timer()
 
     # --- clients
 

@@ -14,7 +14,7 @@ BENCHMARKS = {
     "serve": "load on a running server, as vllm bench serve measures it; --compare: its modes side by side",
     "policies": "when to stop drafting: every length policy at its best, against an oracle; block against token",
     "modes": "off, sequential and pearl at several draft lengths, against transformers' assisted generation",
-    "overhead": "what coordinator and wire add to a round of drafting and verifying",
+    "overhead": "where a round goes beside drafting and verifying, hop by hop",
     "equality": "is greedy output transformers' own, in every mode and with any drafter?",
     "engine": "the verifier's engine alone: tokens/s by concurrency, cost of a step, equality in a short pool",
     "projection": "what packing a CPU's weights saves in a matrix product",

@@ -77,12 +77,12 @@ DTYPES = ("float32", "bfloat16")
 
 def sources_to_wire(sources: Iterable[Source]) -> list[Any]:
     """The numbers of a `repeated Source`."""
-    return [_SOURCE.to_wire(source) for source in sources]
+    return _SOURCE.all_to_wire(sources)
 
 
 def sources_from_wire(field: str, numbers: Iterable[int]) -> tuple[Source, ...]:
     """Raises `InvalidInput` for a number that is none of `Source`."""
-    return tuple(_SOURCE.from_wire(field, number) for number in numbers)
+    return _SOURCE.all_from_wire(field, numbers)
 
 
 def length_policy_to_wire(policy: LengthPolicy) -> Any:

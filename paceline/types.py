@@ -61,6 +61,8 @@ def member(kind: type[_Member], field: str, value: str | None) -> _Member | None
 class Source(enum.StrEnum):
     """Where a committed token comes from (the first three are vLLM's words)."""
 
+    __hash__ = str.__hash__  # of a token each; enum's own is a call of Python
+
     ACCEPTED = "accepted"  # drafted, and kept by the rule
     RECOVERED = "recovered"  # the target's own token in place of a rejected one
     BONUS = "bonus"  # the target's own token after a draft that was kept whole

@@ -46,6 +46,7 @@ TRUST = ("tests/coordinator/test_trust.py",)
 ROWS = ("tests/paceline/test_rows.py",)
 EXACT = ("tests/coordinator/test_exact_worlds.py", "-k", "path and (closed or queue or late)")
 ENDS = ("tests/coordinator/test_ends.py",)
+FEED = ("tests/coordinator/test_feed.py",)
 CHECK = ("tests/deploy/test_check_lossless.py", "-k", "seed")
 
 
@@ -566,6 +567,43 @@ LEAVING = (
         "                    yield from self._run(request, request.move_verifier(verifier, now_s))",
         "                else:\n                    yield from self._run(request, request.lose_verifier(now_s))",
         CORE,
+    ),
+    Mutant(
+        "feed: clients before workers",
+        "coordinator/server.py",
+        """            if isinstance(command, Ask):
+                self._send(command.worker, command.ask)
+        for command in commands:
+            match command:
+""",
+        """            pass
+        for command in commands:
+            match command:
+                case Ask(worker, ask):
+                    self._send(worker, ask)
+""",
+        FEED,
+    ),
+    Mutant(
+        "timer: rings though the deadline was put off",
+        "coordinator/server.py",
+        "if self.pipeline.next_deadline_s() <= self._clock():",
+        "if True:",
+        FEED,
+    ),
+    Mutant(
+        "timer: an earlier deadline does not move it",
+        "coordinator/server.py",
+        "if deadline_s >= self._rings_s:",
+        "if self._timer:",
+        FEED,
+    ),
+    Mutant(
+        "hops: a round with another draft's pass is counted",
+        "bench/hops.py",
+        "if min(hops[:-1]) >= 0:",
+        "if True:",
+        ("tests/bench/test_hops.py", "-k", "began_before"),
     ),
     Mutant(
         "resume: the output that the client has is written again",
