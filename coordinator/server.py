@@ -44,6 +44,7 @@ from paceline import codec, trace
 from paceline.api_keys import ApiKeys
 from paceline.drain import emptied
 from paceline.errors import InvalidInput, Overloaded, PeerFault, Unavailable, Unsupported
+from paceline.holdings import Figures
 from paceline.plain import to_plain
 from paceline.rpc import connect
 from paceline.security import PeerRole
@@ -119,6 +120,13 @@ class Coordinator:
     def now_s(self) -> float:
         """The time on the clock that spans are on."""
         return self._clock()
+
+    @property
+    def held(self) -> Figures:
+        """What it has that must be given back, counted by name."""
+        core = self.pipeline
+        requests = {"requests": core.num_running + core.num_waiting, "clients": len(self._clients)}
+        return {**requests, "timed": len(self._busy_ms), "links": len(self.links)}
 
     # --- the one door to the core
 

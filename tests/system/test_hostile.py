@@ -190,6 +190,10 @@ class Liar:
     def has_work(self) -> bool:
         return False
 
+    @property
+    def held(self) -> dict[str, int]:
+        return {"requests": 0}
+
     def drop(self, peer: int) -> None:
         pass
 
