@@ -2,10 +2,11 @@
 
     paceline bench failure --faults drafters,verifiers,link,messages --requests 32
 
-So many requests run all the time, half of them greedy, half sampled with a seed. An undisturbed run without drafters says
-first what each must write. Then one fault after another befalls real processes, and a table says for every stretch of
-time what came of it: requests that failed, outputs that differ, the longest wait for the next token as a client saw
-it, beside the bound on waiting for a draft and the verifier's longest step then, and acceptance.
+So many requests run all the time, half of them greedy, half sampled with a seed. An undisturbed run without drafters
+says first what each must write. Then one fault after another befalls real processes, and a table says for every stretch of
+time what came of it: requests that failed, outputs that differ, and the longest gap between two pieces of an output, as
+the coordinator sent them and as they came to the clients, who share this machine. Beside it stands the bound on waiting
+for a draft and the verifier's longest step then, together. A gap counts where it ends.
 
   drafters    each drafter killed and started again in turn, one hung, then all killed, then all started again
   verifiers   one of two killed, started again, and one hung
@@ -39,6 +40,7 @@ from paceline.types import Role, Tokens
 STALL_S = 2.0
 FAR_RTT_MS = 200
 SHARE = 0.05  # of messages that something befalls
+MESSAGE_FAULTS = ("repeat", "overtake", "lose")
 
 
 @dataclass
@@ -48,7 +50,7 @@ class Stretch(Passage):
     num_failed: int = 0
     num_different: int = 0
     num_whole: int = 0
-    longest_gap_s: float = 0.0
+    longest_client_gap_s: float = 0.0
     seconds: float = 0.0
 
     def figures(self) -> dict[str, Any]:
@@ -59,6 +61,7 @@ class Stretch(Passage):
             "failed": self.num_failed,
             "different": self.num_different,
             "longest_gap_ms": 1e3 * self.longest_gap_s,
+            "longest_client_gap_ms": 1e3 * self.longest_client_gap_s,
             "longest_verify_ms": 1e3 * self.longest_verify_s,
             "acceptance": self.acceptance,
         }
@@ -94,7 +97,7 @@ async def _drafters(run: Run) -> None:
     await run.during(f"{names[0]} hung", lambda: pools.hang(names[0]))
     await run.during(f"{names[0]} goes on", lambda: pools.go_on(names[0]))
     await run.during("all killed", lambda: [pools.kill(name) for name in names])
-    await run.off_the_record(lambda: [pools.start(name) for name in names])
+    await run.off_the_record(lambda: pools.start(*names))
     await run.during("all started again")
 
 
@@ -128,15 +131,17 @@ async def _link(run: Run) -> None:
 
 
 async def _messages(run: Run) -> None:
-    def befall(**shares: float) -> None:
-        every = {"repeat_share": 0.0, "overtake_share": 0.0, "lose_share": 0.0} | shares
-        for link in run.pools.links.values():
-            link.tell(" ".join(f"{name}={share:g}" for name, share in every.items()))
+    """Lost ones to and from drafters only: what a verifier does not answer is asked again after seconds."""
+
+    def befall(fault: str, *roles: Role) -> None:
+        for name, link in run.pools.links.items():
+            shares = {each: SHARE if each == fault and name.startswith(roles) else 0 for each in MESSAGE_FAULTS}
+            link.tell(" ".join(f"{each}_share={share:g}" for each, share in shares.items()))
 
     await run.during("undisturbed")
-    await run.during(f"{SHARE:.0%} said twice", lambda: befall(repeat_share=SHARE))
-    await run.during(f"{SHARE:.0%} out of turn", lambda: befall(overtake_share=SHARE))
-    await run.during(f"{SHARE:.0%} lost to drafters", lambda: befall(lose_share=0))
+    await run.during(f"{SHARE:.0%} said twice", lambda: befall("repeat", *Role))
+    await run.during(f"{SHARE:.0%} out of turn", lambda: befall("overtake", *Role))
+    await run.during(f"{SHARE:.0%} of drafters' lost", lambda: befall("lose", Role.DRAFTER))
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,12 +175,10 @@ async def measure(kind: str, given: argparse.Namespace) -> list[Stretch]:
             logs=given.logs,
         )
         with await asyncio.to_thread(Pools, setup) as pools:
-            for i in range(fault.num_verifiers):
-                await asyncio.to_thread(pools.start, f"verifier-{i + 1}")
+            await asyncio.to_thread(pools.start, *(f"verifier-{i + 1}" for i in range(fault.num_verifiers)))
             wanted = asks(read_prompts(given.prompts), given.requests, max_tokens=given.max_tokens, ignore_eos=True)
             expected = await undisturbed(pools.address, wanted)
-            for i in range(fault.num_drafters):
-                await asyncio.to_thread(pools.start, f"drafter-{i + 1}")
+            await asyncio.to_thread(pools.start, *(f"drafter-{i + 1}" for i in range(fault.num_drafters)))
             run = Run(pools, given.pause_s)
             drafted = [Ask(ask.prompt, {**ask.options, "mode": given.mode}) for ask in wanted]
             async with Load(pools.address, drafted) as load:
@@ -208,7 +211,7 @@ def _tell_what_clients_saw(
     for answer in answers:
         for came_s, gap_s in answer.gaps():
             if stretch := at(came_s):
-                stretch.longest_gap_s = max(stretch.longest_gap_s, gap_s)
+                stretch.longest_client_gap_s = max(stretch.longest_client_gap_s, gap_s)
         # What was cut off when the load ended must have been right as far as it went.
         is_right = tuple(answer.tokens) == expected[answer.number][: len(answer.tokens)]
         if stretch := at(answer.ended_s or ended_s):
@@ -220,7 +223,7 @@ def _tell_what_clients_saw(
 def show(kind: str, stretches: Sequence[Stretch], given: argparse.Namespace, console: Console) -> None:
     title = f"{kind}: {given.requests} requests at a time, wait bound {given.wait_ms:g} ms"
     table = Table(title=title)
-    columns = ("tokens/s", "whole", "failed", "different", "longest gap ms", "longest step ms", "acceptance")
+    columns = ("tokens/s", "whole", "failed", "different", "gap ms", "at clients", "bound ms", "acceptance")
     for column in ("", *columns):
         table.add_column(column, justify="right" if column else "left", no_wrap=True)
     for stretch in stretches:
@@ -232,14 +235,15 @@ def show(kind: str, stretches: Sequence[Stretch], given: argparse.Namespace, con
             str(stretch.num_failed),
             str(stretch.num_different),
             f"{1e3 * stretch.longest_gap_s:.0f}",
-            f"{1e3 * stretch.longest_verify_s:.0f}",
+            f"{1e3 * stretch.longest_client_gap_s:.0f}",
+            f"{given.wait_ms + 1e3 * stretch.longest_verify_s:.0f}",
             "–" if acceptance is None else f"{acceptance:.2f}",
         )
     console.print(table)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    given = _parser().parse_args(arguments)
+    given = parser().parse_args(arguments)
     console = report.console(given)
     figures: dict[str, Any] = {}
     is_good = True
@@ -252,7 +256,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0 if is_good else 1
 
 
-def _parser() -> argparse.ArgumentParser:
+def parser() -> argparse.ArgumentParser:
     parser = report.parser("failure", __doc__)
     parser.add_argument("--faults", type=options.names(tuple(FAULTS)), default=tuple(FAULTS))
     parser.add_argument("--requests", type=options.count(1), default=32, help="at a time")

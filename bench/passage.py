@@ -18,6 +18,7 @@ class Passage:
     num_tested: int = 0
     num_accepted: int = 0
     longest_verify_s: float = 0.0  # waiting for a pass, and the pass
+    longest_gap_s: float = 0.0  # between two pieces of a request's output, as the coordinator sent them
 
     @property
     def acceptance(self) -> float | None:
@@ -26,14 +27,21 @@ class Passage:
 
 
 def tell(records: Iterable[Record], passages: list[Passage]) -> None:
-    """Count every verdict into the passage in which it came."""
+    """Count every verdict, and every wait for one, into the passage in which it came."""
+    told_s: dict[str, float] = {}  # by request, when its client was last sent tokens
     for record in records:
-        if isinstance(record, Step) and record.event["is"] == "Verified":
-            passage = next((each for each in reversed(passages) if each.from_s <= record.at_s), None)
-            if passage is None:
-                continue
+        if not isinstance(record, Step):
+            continue
+        passage = next((each for each in reversed(passages) if each.from_s <= record.at_s), None)
+        for command in record.commands:
+            if command["is"] == "Emit":
+                gap_s = record.at_s - told_s.get(command["request_id"], record.at_s)
+                told_s[command["request_id"]] = record.at_s
+                if passage:
+                    passage.num_tokens += len(command["token_ids"])
+                    passage.longest_gap_s = max(passage.longest_gap_s, gap_s)
+        if passage and record.event["is"] == "Verified":
             verdict = record.event["verdict"]
-            passage.num_tokens += sum(len(c["token_ids"]) for c in record.commands if c["is"] == "Emit")
             passage.num_tested += verdict["num_tested"]
             passage.num_accepted += sum(source == "accepted" for source in verdict["sources"])
             took_s = (verdict["verify_ms"] + verdict["queue_ms"]) / 1e3

@@ -14,6 +14,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Self
 
@@ -57,17 +58,17 @@ class Pools:
     def address(self) -> str:
         return self.coordinator.address
 
-    def start(self, name: str) -> None:
-        """Start a worker, and wait until the coordinator uses it."""
-        self.launch(name)
-        self.wait_for(name)
+    def start(self, *names: str) -> None:
+        """Start workers, and wait until the coordinator uses them."""
+        with ThreadPoolExecutor() as threads:
+            list(threads.map(self.launch, names))
+        for name in names:
+            self.wait_for(name)
 
     def launch(self, name: str) -> None:
         """Start a worker; it need not be taken in when this returns."""
         role, setup = name.partition("-")[0], self._setup
-        model, options = (
-            (setup.target, setup.verifier) if role == Role.VERIFIER else (setup.drafter, setup.drafting)
-        )
+        model, options = (setup.target, setup.verifier) if role == Role.VERIFIER else (setup.drafter, setup.drafting)
         where: tuple[str, ...] = ("--coordinator", self.address)
         if kind := setup.behind.get(role):
             port = free_port()

@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 from pathlib import Path
 
 import pytest
 
+from bench import failure
 from paceline.client import Client
 from paceline.types import Role
 from tests.system import processes
+from tests.tiny import write_pair
 
 ROOT = Path(__file__).parents[2]
 TARGET, DRAFTER = ROOT / "models/demo-target", ROOT / "models/demo-drafter"
 NUM_TOKENS = 160
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    return write_pair(tmp_path_factory.mktemp("pair"))
 
 
 def prompt() -> str:
@@ -75,3 +83,23 @@ def test_roles_start_in_any_order_and_end_cleanly_on_sigterm() -> None:
         answer = client.complete(prompt(), max_tokens=4, ignore_eos=True, timeout_s=60)
         assert len(answer.token_ids) == 4
         assert verifier.stop() == 0
+
+
+def options(target: Path, drafter: Path) -> argparse.Namespace:
+    """Of `paceline bench failure`, in a size for seconds."""
+    sizes = ("--requests", "6", "--max-tokens", "120", "--pause-s", "1")
+    return failure.parser().parse_args([*sizes, "--target", str(target), "--drafter", str(drafter)])
+
+
+@pytest.mark.parametrize("kind", ["drafters", "verifiers"])
+async def test_workers_killed_and_hung_under_load_cost_no_request_and_change_no_token(
+    kind: str, pair: tuple[Path, Path]
+) -> None:
+    stretches = await failure.measure(kind, options(*pair))
+    assert sum(stretch.num_whole for stretch in stretches) >= 6
+    assert [(each.name, each.num_failed, each.num_different) for each in stretches if each.num_failed] == []
+    assert [each.name for each in stretches if each.num_different] == []
+    first, last = stretches[0].acceptance, stretches[-1].acceptance
+    assert first, "drafts are judged before"
+    assert last, "and after"
+    assert last > first - 0.2, "and as good as they were"
