@@ -3,10 +3,10 @@
     paceline bench failure --faults drafters,verifiers,link,messages --requests 32
 
 So many requests run all the time, half of them greedy, half sampled with a seed. An undisturbed run without drafters
-says first what each must write. Then one fault after another befalls real processes, and a table says for every stretch of
-time what came of it: requests that failed, outputs that differ, and the longest gap between two pieces of an output, as
-the coordinator sent them and as they came to the clients, who share this machine. Beside it stands the bound on waiting
-for a draft and the verifier's longest step then, together. A gap counts where it ends.
+says first what each must write. Then one fault after another befalls real processes, and a table says for every stretch
+of time what came of it: requests that failed, outputs that differ, and the longest gap between two pieces of an output,
+as the coordinator sent them and as they came to the clients, who share this machine. Beside it stands the bound on
+waiting for a draft and the verifier's longest step then, together. A gap counts where it ends.
 
   drafters    each drafter killed and started again in turn, one hung, then all killed, then all started again
   verifiers   one of two killed, started again, and one hung
@@ -257,14 +257,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def parser() -> argparse.ArgumentParser:
-    parser = report.parser("failure", __doc__)
-    parser.add_argument("--faults", type=options.names(tuple(FAULTS)), default=tuple(FAULTS))
-    parser.add_argument("--requests", type=options.count(1), default=32, help="at a time")
-    parser.add_argument("--max-tokens", type=options.count(1), default=96, help="of each")
-    parser.add_argument("--pause-s", type=options.positive, default=5.0, help="that a stretch lasts, at least")
-    parser.add_argument("--wait-ms", type=options.positive, default=250.0, help="longest wait for a draft")
-    parser.add_argument("--mode", default="pearl")
-    return parser
+    it = report.parser("failure", __doc__)
+    it.add_argument("--faults", type=options.names(tuple(FAULTS)), default=tuple(FAULTS))
+    it.add_argument("--requests", type=options.count(1), default=32, help="at a time")
+    it.add_argument("--max-tokens", type=options.count(1), default=96, help="of each")
+    it.add_argument("--pause-s", type=options.positive, default=5.0, help="that a stretch lasts, at least")
+    it.add_argument("--wait-ms", type=options.positive, default=250.0, help="longest wait for a draft")
+    it.add_argument("--mode", default="pearl")
+    return it
 
 
 if __name__ == "__main__":

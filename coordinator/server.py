@@ -56,8 +56,10 @@ log = logging.getLogger(__name__)
 
 MAX_CLIENT_QUEUE = 4096  # replies a client has not read; it stopped reading long before
 MAX_ASK_QUEUE = 8192  # asks a worker has not taken; 64 requests with a window of 64 each, and as much again
+# An open or a commit lets a drafter send a window of drafts, 64 at most, a decode its run of verdicts, and either may
+# end in a fault. What was not used is kept up to so much; a worker that says more than all of it floods us.
+MAX_REPLIES_AN_ASK, MAX_OWED = 65, 2**16
 CONNECT_TIMEOUT_S = 5.0
-
 PING_S = 2.0  # between two measurements of a worker's round trip
 
 
@@ -95,6 +97,7 @@ class Link:
     lease_until_s: float = 0.0
     is_trusted: bool = False  # of a drafter: its rows are believed
     rtt_s: float | None = None  # of a call that needs no model, the last one measured
+    num_owed: int = 0  # replies that it may send to what it was asked
 
 
 class Coordinator:
@@ -166,6 +169,7 @@ class Coordinator:
             return  # lost; its WorkerDown has been, or is about to be, handled
         try:
             link.asks.put_nowait(ask)
+            link.num_owed = min(link.num_owed + MAX_REPLIES_AN_ASK, MAX_OWED)
         except asyncio.QueueFull:
             log.warning("%s takes no asks: cutting it off", worker)
             if link.task:
@@ -301,6 +305,9 @@ class Coordinator:
     async def _read(self, link: Link, call: Any) -> None:
         from_wire = codec.drafter_reply_from_wire if link.info.role is Role.DRAFTER else codec.verifier_reply_from_wire
         while (wire := await call.read()) is not grpc.aio.EOF:
+            link.num_owed -= 1
+            if link.num_owed < 0:
+                raise PeerFault("it says more than it was asked for")
             self.feed(_event(link.name, from_wire(wire)))
         raise Unavailable("the worker has ended its stream")
 

@@ -15,6 +15,7 @@ from bench.processes import free_port
 from bench.proxy import Proxy, Shape
 from bench.relay import Faults, Relay
 from coordinator.core.limits import Limits
+from paceline.client import Completion
 from paceline.kind import Place
 from paceline.types import Role
 from tests.system.cluster import cluster
@@ -76,17 +77,21 @@ async def test_no_token_changes(shape: Shape | Faults, befall: Any, pair: tuple[
     limits = Limits(max_draft_wait_s=0.05)
     async with linked(shape) as it, cluster(pair[0], limits=limits) as pools, pools.client() as client:
         await pools.add("v", Role.VERIFIER, pair[0])
-        expected = [await client.complete(PROMPT, mode="off", **GIVEN, **law) for law in LAWS]
+        expected = [(await client.complete(PROMPT, mode="off", **GIVEN, **law)).token_ids for law in LAWS]
         await pools.add("d", Role.DRAFTER, pair[1], place=it.place)
-        num_drafts = 0
+
+        async def ask() -> list[Completion]:
+            return await asyncio.gather(*(client.complete(PROMPT, mode="pearl", **GIVEN, **law) for law in LAWS))
+
         for _ in range(3):
-            asked = [asyncio.ensure_future(client.complete(PROMPT, mode="pearl", **GIVEN, **law)) for law in LAWS]
+            asked = asyncio.ensure_future(ask())
             if befall:
                 await asyncio.sleep(0.05)
                 await befall(it.link)
-            answers = await asyncio.gather(*asked)
-            assert [answer.token_ids for answer in answers] == [answer.token_ids for answer in expected]
-            num_drafts += sum(answer.metrics["num_received_drafts"] for answer in answers)
-        assert num_drafts, "the link is there at all"
+            assert [answer.token_ids for answer in await asked] == expected
+        async with asyncio.timeout(30):  # until drafts come again; the drafter may be resting
+            while not any(answer.metrics["num_received_drafts"] for answer in await ask()):
+                await asyncio.sleep(0.1)
         if isinstance(it.link, Relay):
             assert it.link.num_faults
+        it.link.cut()  # a close that was lost is made good by the end of the stream, and by nothing before it
