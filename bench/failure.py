@@ -96,7 +96,7 @@ async def _drafters(run: Run) -> None:
         await run.off_the_record(lambda name=name: pools.start(name))  # type: ignore[misc]
     await run.during(f"{names[0]} hung", lambda: pools.hang(names[0]))
     await run.during(f"{names[0]} goes on", lambda: pools.go_on(names[0]))
-    await run.during("all killed", lambda: [pools.kill(name) for name in names])
+    await run.during("all killed", lambda: pools.kill(*names))
     await run.off_the_record(lambda: pools.start(*names))
     await run.during("all started again")
 
@@ -203,21 +203,22 @@ async def undisturbed(address: str, wanted: Sequence[Ask]) -> list[Tokens]:
 def _tell_what_clients_saw(
     stretches: Sequence[Stretch], answers: Sequence[Answer], expected: Sequence[Tokens], ended_s: float
 ) -> None:
-    def at(time_s: float) -> Stretch | None:
-        return next((each for each in reversed(stretches) if each.from_s <= time_s), None)
+    def at(time_s: float) -> Stretch:
+        """What was before the first stretch counts there."""
+        return next((each for each in reversed(stretches) if each.from_s <= time_s), stretches[0])
 
     for stretch, end_s in zip(stretches, [*(each.from_s for each in stretches[1:]), ended_s], strict=True):
         stretch.seconds = end_s - stretch.from_s
     for answer in answers:
         for came_s, gap_s in answer.gaps():
-            if stretch := at(came_s):
-                stretch.longest_client_gap_s = max(stretch.longest_client_gap_s, gap_s)
+            stretch = at(came_s)
+            stretch.longest_client_gap_s = max(stretch.longest_client_gap_s, gap_s)
         # What was cut off when the load ended must have been right as far as it went.
         is_right = tuple(answer.tokens) == expected[answer.number][: len(answer.tokens)]
-        if stretch := at(answer.ended_s or ended_s):
-            stretch.num_whole += answer.is_whole
-            stretch.num_failed += answer.error is not None
-            stretch.num_different += not is_right
+        stretch = at(answer.ended_s or ended_s)
+        stretch.num_whole += answer.is_whole
+        stretch.num_failed += answer.error is not None
+        stretch.num_different += not is_right
 
 
 def show(kind: str, stretches: Sequence[Stretch], given: argparse.Namespace, console: Console) -> None:

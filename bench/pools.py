@@ -90,10 +90,11 @@ class Pools:
         """The workers of a role that are there."""
         return [name for name in self.workers if name.startswith(role)]
 
-    def kill(self, name: str) -> None:
+    def kill(self, *names: str) -> None:
         """As `kill -9` does."""
-        self.workers.pop(name).kill()
-        self._unlink(name)
+        for name in names:
+            self.workers.pop(name).kill()
+            self._unlink(name)
 
     def hang(self, name: str) -> None:
         """Stopped, not dead: its connections stay open and nothing answers."""

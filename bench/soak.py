@@ -113,12 +113,11 @@ class Chaos:
             given["timeout_s"] = 0.05 + self._rng.random() * 0.3
         async with AsyncClient(self._pools.address) as client:
             with contextlib.suppress(PacelineError):
-                async with contextlib.aclosing(client.generate(ask.prompt, **given)) as chunks:
-                    async for _ in chunks:
-                        if how == "abort":
-                            await client.abort(given["request_id"])
-                        if how == "leave":
-                            break
+                async for _ in client.generate(ask.prompt, **given):
+                    if how == "abort":
+                        await client.abort(given["request_id"])
+                    if how == "leave":
+                        break
 
 
 async def soak(given: argparse.Namespace) -> Soak:
@@ -143,7 +142,7 @@ async def soak(given: argparse.Namespace) -> Soak:
                 if answer.error:
                     it.failed[f"{type(answer.error).__name__}: {answer.error}"] += 1
                 it.num_different += answer.tokens != expected[answer.number][: len(answer.tokens)]
-    it.leaks += _growth(it.moments)
+    it.leaks += growth(it.moments)
     return it
 
 
@@ -160,12 +159,12 @@ async def _quiet(pools: Pools, new: dict[str, Figures], it: Soak) -> dict[str, F
     deadline_s = time.monotonic() + QUIET_WITHIN_S
     while True:
         held = {_key(pools, name): figures for name, figures in (await asyncio.to_thread(pools.holds)).items()}
-        over = [leak for name, figures in held.items() if name in new for leak in _over(name, new[name], figures)]
-        over += [leak for name, figures in held.items() for leak in _over(name, _EMPTY, figures)]
-        if not over:
+        leaks = [leak for name, figures in held.items() if name in new for leak in over(name, new[name], figures)]
+        leaks += [leak for name, figures in held.items() for leak in over(name, _EMPTY, figures)]
+        if not leaks:
             break
         if time.monotonic() > deadline_s:
-            it.leaks += over
+            it.leaks += leaks
             break
         await asyncio.sleep(POLL_S)
     for name, figures in held.items():
@@ -182,7 +181,7 @@ def _key(pools: Pools, name: str) -> str:
     return f"{name} ({child.pid})"
 
 
-def _over(name: str, allowed: Figures, figures: Figures) -> list[str]:
+def over(name: str, allowed: Figures, figures: Figures) -> list[str]:
     return [
         f"{name} holds {figures[what]} {what}, {allowed[what]} at first"
         for what in KEPT
@@ -190,7 +189,7 @@ def _over(name: str, allowed: Figures, figures: Figures) -> list[str]:
     ]
 
 
-def _growth(moments: Sequence[Mapping[str, Figures]]) -> list[str]:
+def growth(moments: Sequence[Mapping[str, Figures]]) -> list[str]:
     """Processes whose memory grew between their second moment and the last."""
     leaks = []
     for name, figures in moments[-1].items():

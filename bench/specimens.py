@@ -89,22 +89,24 @@ def decoders() -> Iterator[Mapping[str, Decoder]]:
             "verifier ask": _protobuf(
                 verifier_pb2.VerifierAsk,
                 codec.verifier_ask_from_wire,
-                *map(ask, (open_verify, Verify(_DRAFT, True), Decode("r", 1, 5, 9), Close("r"))),
+                *(ask(each) for each in (open_verify, Verify(_DRAFT, True), Decode("r", 1, 5, 9), Close("r"))),
             ),
             "verifier reply": _protobuf(
                 verifier_pb2.VerifierReply,
                 codec.verifier_reply_from_wire,
-                *map(reply, (_VERDICT, Fault("r", "no", Blame.DRAFTER))),
+                *(reply(_VERDICT), reply(Fault("r", "no", Blame.DRAFTER))),
             ),
             "drafter ask": _protobuf(
                 drafter_pb2.DrafterAsk,
                 codec.drafter_ask_from_wire,
-                *map(draft_ask, (open_draft, Commit("r", 1, 5, (6, 7), DraftPlan(_POLICY, 2)), Close("r"))),
+                *(draft_ask(open_draft), draft_ask(Commit("r", 1, 5, (6, 7), DraftPlan(_POLICY, 2)))),
+                draft_ask(Close("r")),
             ),
             "drafter reply": _protobuf(
                 drafter_pb2.DrafterReply,
                 codec.drafter_reply_from_wire,
-                *map(draft_reply, (_DRAFT, replace(_DRAFT, rows=None), Pass("r", 1, 9), Fault("r", "no"))),
+                *(draft_reply(_DRAFT), draft_reply(replace(_DRAFT, rows=None))),
+                *(draft_reply(Pass("r", 1, 9)), draft_reply(Fault("r", "no"))),
             ),
             "draft rows": _protobuf(drafter_pb2.Draft, _drafted_rows, codec.draft_to_wire(_DRAFT)),
             "worker": _protobuf(common_pb2.WorkerInfo, codec.worker_info_from_wire, codec.worker_info_to_wire(_WORKER)),

@@ -39,7 +39,7 @@ async def answered(stub: verifier_pb2_grpc.VerifierStub) -> list[int]:
     call = stub.Connect()
     for start in range(NUM_ASKS):
         await call.write(codec.verifier_ask_to_wire(Decode("r", 0, start, 1)))
-    starts = []
+    starts: list[int] = []
     while len(starts) < 2 * NUM_ASKS:
         try:
             async with asyncio.timeout(1):
