@@ -38,6 +38,7 @@ QUIET_WITHIN_S = 30.0
 POLL_S = 0.25
 # What must be as it was when the process was new. A coordinator's channel to a worker that is gone lingers a moment.
 KEPT = ("requests", "kv_blocks", "clients", "timed", "asks", "streams", "links", "tasks", "threads", "files")
+SHOWN = ("requests", "kv_blocks", "clients", "streams", "links", "tasks", "threads", "files")
 SLACK = {"threads": 2, "files": 4}  # gRPC's and asyncio's own pools grow to what was once needed at a time
 GROWTH = 1.15  # of memory since it was warm
 
@@ -204,13 +205,12 @@ def show(it: Soak, console: Console) -> None:
     console.print(f"{it.num_whole} requests ended well, {it.failed.total()} failed, {it.num_different} differed")
     console.print(f"{it.happened.total()} events: {happened}")
     table = Table(title=f"held at the last of {len(it.moments)} quiet moments")
-    names = sorted({name for figures in it.moments[-1].values() for name in figures})
-    for column in ("process", "moments", *names, "first MiB"):
-        table.add_column(column, justify="left" if column == "process" else "right")
+    for column in ("process", "moments", *SHOWN, "MiB at first", "at last"):
+        table.add_column(column.replace("_", " "), justify="left" if column == "process" else "right", no_wrap=True)
     for process, figures in it.moments[-1].items():
-        seen = [moment[process]["memory_bytes"] for moment in it.moments if process in moment]
-        cells = [str(figures.get(name, "–")) if name != "memory_bytes" else f"{seen[-1] >> 20} Mi" for name in names]
-        table.add_row(process, str(len(seen)), *cells, f"{seen[0] >> 20}")
+        seen = [moment[process]["memory_bytes"] >> 20 for moment in it.moments if process in moment]
+        counts = (str(figures.get(name, "–")) for name in SHOWN)
+        table.add_row(process, str(len(seen)), *counts, str(seen[0]), str(seen[-1]))
     console.print(table)
     for what in (*it.leaks, *(f"{count} x {error}" for error, count in it.failed.items())):
         console.print(what, markup=False)
