@@ -14,6 +14,7 @@ from coordinator.trust import is_trusted
 from paceline import __version__, codec
 from paceline.door import Door
 from paceline.errors import InvalidInput, Overloaded, UnknownRequest
+from paceline.holdings import told_on_signal
 from paceline.rpc import Server, answering, run_until_signalled, start_server
 from paceline.security import PeerRole, check_peer
 from paceline.types import SamplingParams
@@ -207,7 +208,8 @@ async def serve_coordinator(config: CoordinatorConfig) -> int:
     await server.start()
     http = f", HTTP on {server.http.url}" if server.http else ""
     print(f"paceline coordinator ready on {config.host}:{server.port} (tokenizer {config.tokenizer}){http}", flush=True)
-    return await run_until_signalled(server.drain, within_s=config.drain_s + SHUTDOWN_S)
+    with told_on_signal("coordinator", lambda: server.coordinator.held):
+        return await run_until_signalled(server.drain, within_s=config.drain_s + SHUTDOWN_S)
 
 
 def run(config: CoordinatorConfig) -> int:

@@ -46,6 +46,7 @@ from paceline import codec, trace
 from paceline.api_keys import ApiKeys
 from paceline.drain import emptied
 from paceline.errors import InvalidInput, Overloaded, PeerFault, Unavailable, Unsupported
+from paceline.holdings import Figures
 from paceline.plain import to_plain
 from paceline.rpc import connect
 from paceline.security import PeerRole
@@ -57,8 +58,10 @@ log = logging.getLogger(__name__)
 
 MAX_CLIENT_QUEUE = 4096  # replies a client has not read; it stopped reading long before
 MAX_ASK_QUEUE = 8192  # asks a worker has not taken; 64 requests with a window of 64 each, and as much again
+# An open or a commit lets a drafter send a window of drafts, 64 at most, a decode its run of verdicts, and either may
+# end in a fault. What was not used is kept up to so much; a worker that says more than all of it floods us.
+MAX_REPLIES_AN_ASK, MAX_OWED = 65, 2**16
 CONNECT_TIMEOUT_S = 5.0
-
 PING_S = 2.0  # between two measurements of a worker's round trip
 
 
@@ -96,6 +99,7 @@ class Link:
     lease_until_s: float = 0.0
     is_trusted: bool = False  # of a drafter: its rows are believed
     rtt_s: float | None = None  # of a call that needs no model, the last one measured
+    num_owed: int = 0  # replies that it may send to what it was asked
 
 
 class Coordinator:
@@ -123,6 +127,13 @@ class Coordinator:
     def now_s(self) -> float:
         """The time on the clock that spans are on."""
         return self._clock()
+
+    @property
+    def held(self) -> Figures:
+        """What it has that must be given back, counted by name."""
+        core = self.pipeline
+        requests = {"requests": core.num_running + core.num_waiting, "clients": len(self._clients)}
+        return {**requests, "timed": len(self._busy_ms), "links": len(self.links)}
 
     # --- the one door to the core
 
@@ -164,6 +175,7 @@ class Coordinator:
             return  # lost; its WorkerDown has been, or is about to be, handled
         try:
             link.asks.put_nowait(ask)
+            link.num_owed = min(link.num_owed + MAX_REPLIES_AN_ASK, MAX_OWED)
         except asyncio.QueueFull:
             log.warning("%s takes no asks: cutting it off", worker)
             if link.task:
@@ -311,6 +323,9 @@ class Coordinator:
     async def _read(self, link: Link, call: Any) -> None:
         from_wire = codec.drafter_reply_from_wire if link.info.role is Role.DRAFTER else codec.verifier_reply_from_wire
         while (wire := await call.read()) is not grpc.aio.EOF:
+            link.num_owed -= 1
+            if link.num_owed < 0:
+                raise PeerFault("it says more than it was asked for")
             self.feed(_event(link.name, from_wire(wire)))
         raise Unavailable("the worker has ended its stream")
 

@@ -22,6 +22,10 @@ BENCHMARKS = {
     "repetition": "drafters without a model, where text repeats itself and where it does not",
     "distance": "real processes with a slow network between drafter and coordinator, beside the simulator",
     "core": "what the coordinator's core takes for an event, by how many requests are under way",
+    "failure": "workers killed, hung and cut off under load: what clients notice",
+    "overload": "ten times as much as is there: goodput, and memory",
+    "fuzz": "every decoder and method fed with messages that are wrong",
+    "soak": "workers come and go, clients leave: is anything kept?",
 }
 
 

@@ -734,6 +734,37 @@ ENGINE = (
         ("tests/engine/test_graphs.py",),
     ),
 )
+SURVIVAL = (
+    Mutant(
+        "a worker may say more than it was asked for",
+        "coordinator/server.py",
+        "if link.num_owed < 0:",
+        "if False:",
+        ("tests/system/test_hostile.py", "-k", "floods"),
+    ),
+    Mutant(
+        "what is no step plan fails as it likes",
+        "paceline/engine/plan.py",
+        "except (TypeError, ValueError, msgpack.UnpackException) as error:",
+        "except msgpack.OutOfData as error:",
+        ("tests/bench/test_fuzz.py",),
+    ),
+    Mutant(
+        "a stream's end frees nothing",
+        "paceline/worker.py",
+        "                self._engine.drop(peer)\n",
+        "",
+        ("tests/system/test_failure.py", "-k", "lost_coordinator and kill"),
+    ),
+    Mutant(
+        "the relay says everything once",
+        "bench/relay.py",
+        'if fault == "repeat":',
+        "if False:",
+        ("tests/bench/test_relay.py",),
+    ),
+)
+
 DOORS = (
     Mutant(
         "HTTP: the likeliest tokens stand beside the wrong one",
@@ -922,7 +953,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.mutants", description="Break the code; see a test notice.")
     parser.add_argument("--only", default="", help="mutants whose description contains this")
     given = parser.parse_args()
-    mutants = SAMPLING + ROWS_AND_TRUST + WHOLE + PROTOCOL + LEAVING + BENCH + ENGINE + DOORS
+    mutants = SAMPLING + ROWS_AND_TRUST + WHOLE + PROTOCOL + LEAVING + BENCH + ENGINE + SURVIVAL + DOORS
     chosen = [mutant for mutant in mutants if given.only in mutant.what]
     if not chosen:
         parser.error(f"--only {given.only!r}: no mutant's description contains it; leave it out to see all of them")

@@ -16,6 +16,7 @@ from paceline import rows
 from paceline.engine.cost import CostModel
 from paceline.engine.runner import Chunk, PoolFull, Runner
 from paceline.errors import EngineLost, InvalidInput, Overloaded, PacelineError, PeerFault
+from paceline.holdings import Figures
 from paceline.types import (
     Blame,
     Close,
@@ -72,6 +73,10 @@ class VerifierEngine:
     @property
     def num_requests(self) -> int:
         return len(self._entries)
+
+    @property
+    def held(self) -> Figures:
+        return {"requests": len(self._entries), "kv_blocks": self.runner.num_held_blocks}
 
     # --- asks
 

@@ -125,6 +125,11 @@ class Runner:
         """Cached tokens of a sequence. Raises UnknownRequest if it is not open."""
         return self._pool.length(sequence)
 
+    @property
+    def num_held_blocks(self) -> int:
+        """Blocks that an open sequence holds; those which are only remembered are not among them."""
+        return self._pool.num_blocks - self._pool.num_free_blocks
+
     def room(self) -> int:
         """Tokens in free blocks. A sequence may also fill up the last block that it owns."""
         return self._pool.num_free_blocks * self._pool.block_size
