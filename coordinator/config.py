@@ -40,6 +40,7 @@ class CoordinatorConfig:
     trace: str | None = None  # file to which every event of the core is appended; None = none
     max_trace_bytes: int = DEFAULT_MAX_BYTES
     num_traces: int = DEFAULT_KEPT  # ended requests whose steps are kept for `paceline trace`; 0 = none
+    otlp_traces_endpoint: str | None = None  # OpenTelemetry's receiver; None = as OTEL_* variables say, or none
 
     @property
     def model_name(self) -> str:

@@ -133,6 +133,7 @@ def _coordinator_config(values: argparse.Namespace) -> Any:
         trace=values.trace,
         max_trace_bytes=values.trace_max_size,
         num_traces=values.keep_traces,
+        otlp_traces_endpoint=values.otlp_traces_endpoint,
     )
 
 

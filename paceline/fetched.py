@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, fields
 from typing import Any
 
-from paceline.errors import PeerFault
+from paceline.errors import PacelineError, PeerFault, Unavailable, UnknownRequest
 from paceline.trace import Record, read_stream
 
 MAX_BYTES = 64 * 2**20  # of one request's trace
@@ -40,3 +42,19 @@ def add(data: bytearray, chunk: Any) -> None:
 def records(data: bytearray) -> list[Record]:
     """The records that have come. Raises InvalidInput for what is no trace."""
     return list(read_stream(io.BytesIO(data), "from the coordinator"))
+
+
+async def trace(calls: Iterable[Callable[[], Any]], errors: Callable[[], AbstractContextManager[None]]) -> list[Record]:
+    """What the first coordinator sends that has the request; `errors` turns gRPC's into ours."""
+    failure: PacelineError | None = None
+    for call in calls:
+        data = bytearray()
+        try:
+            with errors():
+                async for chunk in call():
+                    add(data, chunk)
+                return records(data)
+        except (Unavailable, UnknownRequest) as error:  # another coordinator may have run it
+            failure = error
+    assert failure is not None
+    raise failure

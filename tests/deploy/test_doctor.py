@@ -19,7 +19,7 @@ from deploy.doctor_forecast import Forecast, Ran, advice, best_of, forecasts
 from deploy.doctor_setup import BROKEN, OK, WARNING, Finding
 from paceline import compatibility
 from paceline.client import ModelInfo, ServerInfo
-from paceline.types import Mode, Role, StepCost
+from paceline.types import Mode, Role, StepCost, WorkerInfo
 from tests.deploy.conftest import Served, paceline
 from tests.paceline.test_codec import worker_info
 
@@ -75,11 +75,13 @@ def test_keys_that_others_can_read_are_told(tmp_path: Path) -> None:
 
 
 def test_a_server_without_a_verifier_is_broken_and_one_without_a_drafter_is_not() -> None:
-    model = ModelInfo("m", "b" * 64, 512, 256, (1,))
+    model = ModelInfo("m", "b" * 64, 512, 256, (1,), "m")
     drafter, verifier = worker_info(), worker_info(role=Role.VERIFIER)
 
-    def look(*workers: object) -> dict[str, str]:
-        return states(doctor_setup.server(model, ServerInfo("0.1.0", workers, 0, 0)))  # type: ignore[arg-type]
+    def look(*workers: WorkerInfo) -> dict[str, str]:
+        return states(
+            doctor_setup.server(model, ServerInfo("0.1.0", workers, 0, 0, 256, False, "auto", "auto", "auto", 4))
+        )  # type: ignore[arg-type]
 
     assert set(look(drafter, verifier).values()) == {OK}
     assert look(drafter)["verifiers"] == BROKEN
