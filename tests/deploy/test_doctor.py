@@ -81,7 +81,7 @@ def test_a_server_without_a_verifier_is_broken_and_one_without_a_drafter_is_not(
     def look(*workers: WorkerInfo) -> dict[str, str]:
         return states(
             doctor_setup.server(model, ServerInfo("0.1.0", workers, 0, 0, 256, False, "auto", "auto", "auto", 4))
-        )  # type: ignore[arg-type]
+        )
 
     assert set(look(drafter, verifier).values()) == {OK}
     assert look(drafter)["verifiers"] == BROKEN
