@@ -109,6 +109,9 @@ class Session(Generic[Row]):
         if not self._queue:
             self.since_s = now_s
         self._queue.append(_Waiting(ask, now_s))
+        # A draft ends a decoding run: the one that was asked for before it, not one that is asked for before its turn
+        # to be judged has come.
+        self.decode_until = min(self.decode_until, len(self.log))
         self._epoch = max(self._epoch, draft.epoch)
         return None
 
@@ -206,8 +209,6 @@ class Session(Generic[Row]):
         epoch = work.drafts[0].epoch if work.drafts else self._epoch
         for _ in work.drafts:
             self._queue.popleft()
-        if work.drafts:
-            self.decode_until = min(self.decode_until, len(self.log))  # a draft ends a decoding run
         if rejected:
             self._reject(epoch, preverify=work.preverify)
         new = tuple(self.log[start:])
