@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import signal
 import socket
 import subprocess
 import sys
@@ -45,7 +46,11 @@ class Child:
         self._process.stdin.flush()
         return self.line()
 
+    def signal(self, number: signal.Signals) -> None:
+        self._process.send_signal(number)
+
     def stop(self) -> None:
+        self._process.send_signal(signal.SIGCONT)  # one that stands still could not end
         self._process.terminate()
         try:
             self._process.wait(STOP_WITHIN_S)
