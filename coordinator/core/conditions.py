@@ -12,6 +12,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import NamedTuple
 
 from coordinator.core.choice import Choice
 from coordinator.core.pace import Pace
@@ -22,7 +23,8 @@ LENGTHS = (1, 2, 3, 4, 6, 8, 12, 16)
 MAX_WINDOW = 16
 _DEPTHS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)  # drafted tokens that a pass may be given
 _HIGHEST_ACCEPTANCE = 0.98
-_SETTLING = 3  # rounds in which the size of a shared pass is found; the third changes it by a few percent
+# Rounds in which the size of a pass is found: the third one changes a shared one by a few percent.
+_SETTLING, _SETTLING_ALONE = 3, 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +112,7 @@ class Conditions:
         `cycle` says what it consists of, given the seconds of a pass, and those that it waits for one to begin.
         """
         pass_s, wait_s, cycle_s = self._shared_s(1), 0.0, 0.0
-        for _ in range(_SETTLING):
+        for _ in range(_SETTLING if self.num_seqs > 1 else _SETTLING_ALONE):
             it = cycle(pass_s, wait_s)
             passes_s = it.num_passes * pass_s
             is_busy = min(1.0, (self.num_seqs - 1) * passes_s / (it.start_s + passes_s))
@@ -130,8 +132,7 @@ class Conditions:
         return self.passes.seconds(num_tokens) or 1e-3
 
 
-@dataclass(frozen=True, slots=True)
-class _Cycle:
+class _Cycle(NamedTuple):
     """What comes again and again in a mode."""
 
     start_s: float  # in no pass

@@ -50,7 +50,7 @@ class Controller:
     def resume(self, pace: Pace) -> Choice:
         """What to begin with at a drafter: what its last request chose."""
         self._choice, self._promised, self._since, self._trial_end = pace.choice, 0.0, None, None
-        self.is_trying = pace.num_tests < MIN_TESTS
+        self.is_trying = pace.num_tests < MIN_TESTS or pace.choice is FIRST
         return self._choice
 
     def decide(self, pace: Pace, passes: PassTimes, num_seqs: int, now_s: float, position: int) -> Choice:
@@ -66,7 +66,8 @@ class Controller:
             self._settle(on, pace, now_s, position)
         self._since = (now_s, position)
         self._choose(on, pace, position)
-        pace.choice = self._choice
+        if not self.is_trying:
+            pace.choice = self._choice
         return self._choice
 
     def _settle(self, on: Conditions, pace: Pace, now_s: float, position: int) -> None:
@@ -104,16 +105,12 @@ class Controller:
         worth = {choice: promise * pace.correction(choice.mode) for choice, promise in promises.items()}
         # Nearly as good one after another is better: nothing is drafted and verified in vain.
         worth |= {choice: _SIMPLER * value for choice, value in worth.items() if choice.mode is Mode.SEQUENTIAL}
-        alone = on.num_seqs == 1
-        if self._is_put_to_use:
-            least = worth.pop(OFF) * (1.0 if alone else _CROWD_STAYS)
-        else:
-            least = worth.pop(OFF) * (MARGIN if alone else _CROWD_MARGIN)
+        joins, stays = (MARGIN, 1.0) if on.num_seqs == 1 else (_CROWD_MARGIN, _CROWD_STAYS)
+        least = worth.pop(OFF) * (stays if self._is_put_to_use else joins)
         best = max(worth, key=lambda choice: worth[choice])
         if self._is_put_to_use:
-            same = [
-                choice for choice in worth if (choice.mode, choice.length) == (self._choice.mode, self._choice.length)
-            ]
+            now = (self._choice.mode, self._choice.length)
+            same = [choice for choice in worth if (choice.mode, choice.length) == now]
             present = max(same, key=lambda choice: worth[choice], default=best)
             best = best if worth[best] > MARGIN * worth[present] else present
         best = best if worth[best] >= least else OFF
