@@ -1,104 +1,94 @@
-"""Tokens a second with so many clients at a time, each asking again when it has been answered.
-
-Counting begins when every client reads tokens, so prefilling is not in it, and goes from arrival to arrival, so that a
-pass is counted whole or not at all. At the end the clients hang up.
-"""
+"""So many requests under way at all times: when one ends the next begins, and what each client saw is kept."""
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
-from collections import Counter
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any, Self
 
 from paceline.client import AsyncClient
-from paceline.errors import Unavailable
+from paceline.errors import PacelineError
+from paceline.types import Tokens
 
-MAX_TOKENS = 96
-RAMP_S = 60.0  # until the last of the clients reads tokens
-QUIET_S = 20.0  # until the server has freed what was hung up
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """What is asked for, again and again."""
+
+    prompt: str | Tokens
+    options: Mapping[str, Any]  # `paceline.client.Options`
 
 
 @dataclass
+class Answer:
+    """What came of it, on the monotonic clock, which all processes of a machine share."""
+
+    number: int  # of the ask
+    started_s: float
+    tokens: list[int] = field(default_factory=list)
+    came_s: list[float] = field(default_factory=list)  # one for every piece of tokens
+    ended_s: float = 0.0  # 0 = cut off when the load ended
+    error: PacelineError | None = None
+
+    @property
+    def is_whole(self) -> bool:
+        return self.ended_s > 0 and self.error is None
+
+    def gaps(self) -> list[tuple[float, float]]:
+        """(when it ended, how long it was), for every wait between two pieces."""
+        return [(after, after - before) for before, after in zip(self.came_s, self.came_s[1:], strict=False)]
+
+
+def asks(prompts: Sequence[str | Tokens], num: int, **options: Any) -> list[Ask]:
+    """`num` different ones, turn about greedy and sampled with a seed of their own."""
+    laws: list[dict[str, Any]] = [
+        {"temperature": 0.0} if i % 2 else {"temperature": 1.0, "seed": i} for i in range(num)
+    ]
+    return [Ask(prompts[i % len(prompts)], {**options, **law}) for i, law in enumerate(laws)]
+
+
 class Load:
-    """What came, in the order in which it came."""
+    """See the top of the file. `answers` are in the order in which they began."""
 
-    arrivals: list[tuple[float, int]] = field(default_factory=list)  # seconds, tokens
-    modes: Counter[str] = field(default_factory=Counter)  # that finished requests ended in
+    def __init__(self, address: str, asks: Sequence[Ask], *, again: bool = True, clients: int = 1) -> None:
+        """One request of each ask at a time; once only unless `again`. Connections are shared by `clients`."""
+        self.answers: list[Answer] = []
+        self._asks, self._again = asks, again
+        self._clients = [AsyncClient(address) for _ in range(clients)]
+        self._tasks: list[asyncio.Task[None]] = []
 
-    def rate(self, from_s: float, to_s: float) -> float:
-        """Tokens a second from the last arrival before `from_s` to the last one before `to_s`."""
-        times = [at_s for at_s, _ in self.arrivals if at_s <= to_s]
-        first_s = max((at_s for at_s in times if at_s <= from_s), default=from_s)
-        last_s = max(times, default=from_s)
-        if last_s <= first_s:
-            return 0.0
-        return sum(num for at_s, num in self.arrivals if first_s < at_s <= last_s) / (last_s - first_s)
+    async def __aenter__(self) -> Self:
+        self._tasks = [asyncio.create_task(self._repeat(number)) for number in range(len(self._asks))]
+        return self
 
+    async def __aexit__(self, *_: object) -> None:
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        for client in self._clients:
+            await client.close()
 
-async def run(
-    server: str,
-    prompts: Sequence[str],
-    mode: str | None,
-    num_clients: int,
-    seconds: float,
-    strike: Callable[[], None] | None = None,
-) -> tuple[float, Counter[str]]:
-    """Tokens a second, and the modes of the requests that finished. `strike` is called as the counting begins."""
-    load, clock = Load(), asyncio.get_running_loop().time
-    begun: set[int] = set()
-    all_begun = asyncio.Event()
+    async def finished(self) -> list[Answer]:
+        """The answers, when all have come; only for a load that runs once."""
+        await asyncio.gather(*self._tasks)
+        return self.answers
 
-    async def ask(number: int, client: AsyncClient) -> None:
-        turn = number
+    async def _repeat(self, number: int) -> None:
+        ask, client = self._asks[number], self._clients[number % len(self._clients)]
         while True:
-            prompt = prompts[turn % len(prompts)]
-            async for chunk in client.generate(prompt, max_tokens=MAX_TOKENS, ignore_eos=True, mode=mode):
-                load.arrivals.append((clock(), len(chunk.token_ids)))
-                begun.add(number)
-                if len(begun) == num_clients:
-                    all_begun.set()
-                if chunk.metrics:
-                    load.modes[chunk.metrics["mode"]] += 1
-            turn += num_clients
-
-    async with AsyncClient(server) as client:
-        tasks = [asyncio.create_task(ask(number, client)) for number in range(num_clients)]
-        try:
-            async with asyncio.timeout(RAMP_S):
-                await _first(all_begun, tasks)
-            from_s = clock()
-            if strike:
-                strike()
-            await asyncio.sleep(seconds)
-            rate = load.rate(from_s, clock())
-        finally:
-            for task in tasks:
-                task.cancel()
-            ended = await asyncio.gather(*tasks, return_exceptions=True)
-        for error in ended:
-            if not isinstance(error, asyncio.CancelledError) and isinstance(error, BaseException):
-                raise error
-        await _quiet(client)
-    return rate, load.modes
-
-
-async def _first(event: asyncio.Event, tasks: Sequence[asyncio.Task[None]]) -> None:
-    """Until the event has come, or a task has failed, which the caller sees."""
-    waiting = asyncio.create_task(event.wait())
-    try:
-        await asyncio.wait((waiting, *tasks), return_when=asyncio.FIRST_COMPLETED)
-    finally:
-        waiting.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await waiting
-
-
-async def _quiet(client: AsyncClient) -> None:
-    """Until no request is left: what hung up must not take part in the next measurement."""
-    deadline_s = asyncio.get_running_loop().time() + QUIET_S
-    while (info := await client.server_info()).num_requests_running + info.num_requests_waiting:
-        if asyncio.get_running_loop().time() > deadline_s:
-            raise Unavailable(f"requests that hung up were still running after {QUIET_S:g} s")
-        await asyncio.sleep(0.02)
+            answer = Answer(number, time.monotonic())
+            self.answers.append(answer)
+            try:
+                async for chunk in client.generate(ask.prompt, **ask.options):
+                    if chunk.token_ids:
+                        answer.came_s.append(time.monotonic())
+                        answer.tokens += chunk.token_ids
+            except PacelineError as error:
+                answer.error = error
+            answer.ended_s = time.monotonic()
+            if not self._again:
+                return
+            if answer.error:
+                await asyncio.sleep(getattr(answer.error, "retry_after_s", 0.1))

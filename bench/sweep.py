@@ -32,7 +32,7 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from bench import lines, load, system
+from bench import lines, rate, system
 from bench.distant import Distant, distant
 from bench.equality import random_drafter
 from bench.options import count, counts, names, positive, values
@@ -112,8 +112,8 @@ async def measure(point: Point, num_pairs: int, run: Measure) -> Row:
     for number in range(num_pairs):
         death = DEATHS[number % len(DEATHS)] if point.drafter == "dead" else None
         for mode in ("auto", "off") if number % 2 else ("off", "auto"):
-            rate, modes = await run(mode, death if mode == "auto" else None)
-            (row.auto if mode == "auto" else row.off).append(rate)
+            tokens_per_s, modes = await run(mode, death if mode == "auto" else None)
+            (row.auto if mode == "auto" else row.off).append(tokens_per_s)
             if mode == "auto":
                 row.modes += modes
         if death:
@@ -139,7 +139,7 @@ class Runs:
             strike = {"stopped": self._far.suspend, "killed": self._far.kill, None: None}[death]
         wanted = None if mode == "auto" else mode
         server, clients = self._far.server, self._point.concurrency
-        return await load.run(server, self._prompts, wanted, clients, self._seconds, strike)
+        return await rate.run(server, self._prompts, wanted, clients, self._seconds, strike)
 
 
 def sweep(given: argparse.Namespace, folder: Path, report: Report) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from bench.load import Load
+from bench.rate import Arrivals
 from bench.sweep import DEATHS, Point, Report, Row, draw, grid, measure
 from paceline.errors import InvalidInput
 
@@ -65,10 +65,10 @@ def test_a_sweep_that_was_cut_short_goes_on_and_one_of_other_settings_does_not(t
 
 def test_the_rate_goes_from_arrival_to_arrival() -> None:
     """Ten tokens every second, in one piece: a window that is no whole number of seconds must not show."""
-    load = Load([(float(second), 10) for second in range(9)])
-    assert load.rate(1.5, 4.4) == 10.0
-    assert load.rate(1.5, 4.9) == 10.0
-    assert load.rate(8.1, 9.0) == 0.0, "nothing came"
+    came = Arrivals([(float(second), 10) for second in range(9)])
+    assert came.rate(1.5, 4.4) == 10.0
+    assert came.rate(1.5, 4.9) == 10.0
+    assert came.rate(8.1, 9.0) == 0.0, "nothing came"
 
 
 def test_a_sweep_is_drawn_with_a_panel_for_each_drafter(tmp_path: Path) -> None:
