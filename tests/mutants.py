@@ -693,10 +693,9 @@ AUTO = (
     Mutant(
         "verifier: a draft ends a decoding run that was asked for behind it",
         "verifier/session.py",
-        "        if rejected:\n            self._reject(epoch, preverify=work.preverify)",
-        "        if work.drafts:\n            self.decode_until = min(self.decode_until, len(self.log))\n"
-        "        if rejected:\n            self._reject(epoch, preverify=work.preverify)",
-        CONTROLLER,
+        "any(waiting.num_decodes == self._num_decodes for waiting in last)",
+        "last",
+        ("tests/verifier/test_session.py", *CONTROLLER),
     ),
 )
 BENCH = (
