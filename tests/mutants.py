@@ -656,6 +656,51 @@ LEAVING = (
     ),
 )
 
+CONTROLLER = ("tests/coordinator/test_controller.py",)
+AUTO = (
+    Mutant(
+        "controller: three tests are enough to give a drafter up",
+        "coordinator/core/controller.py",
+        "if on is None or pace.num_tests < MIN_TESTS:",
+        "if on is None:",
+        CONTROLLER,
+    ),
+    Mutant(
+        "controller: an unknown drafter is waited for",
+        "coordinator/core/controller.py",
+        "self._trial, 0.0, True",
+        "self._trial, 0.0, False",
+        CONTROLLER,
+    ),
+    Mutant(
+        "conditions: in pearl the round trip is paid for every pass",
+        "coordinator/core/conditions.py",
+        "return _Cycle(max(start_s, alone_s), accepted + more, 1 + accepted * first + more * depth)",
+        "return _Cycle(start_s * (1 + more), accepted + more, 1 + accepted * first + more * depth)",
+        CONTROLLER,
+    ),
+    Mutant(
+        "conditions: others' tokens are in no pass",
+        "coordinator/core/conditions.py",
+        "return self._pass_s(num_tokens * self.num_seqs)",
+        "return self._pass_s(num_tokens)",
+        CONTROLLER,
+    ),
+    Mutant(
+        "window: what is behind a wrong token counts as tested",
+        "coordinator/core/window.py",
+        "            if drafted != token:\n                break\n            self.num_late_right += 1",
+        "            self.num_late_right += drafted == token",
+        CONTROLLER,
+    ),
+    Mutant(
+        "verifier: a draft ends a decoding run that was asked for behind it",
+        "verifier/session.py",
+        "any(waiting.num_decodes == self._num_decodes for waiting in last)",
+        "last",
+        ("tests/verifier/test_session.py", *CONTROLLER),
+    ),
+)
 BENCH = (
     Mutant(
         "load: tokens that come together take no time but the first",
@@ -673,17 +718,17 @@ BENCH = (
     ),
     Mutant(
         "sweep: reported on the prompts that it chose by",
-        "bench/sweep.py",
+        "bench/tuning.py",
         "tuple(prompts[1::2])",
         "tuple(prompts[::2])",
-        ("tests/bench/test_sweep.py",),
+        ("tests/bench/test_tuning.py",),
     ),
     Mutant(
         "sweep: points that saw different prompts are compared",
-        "bench/sweep.py",
+        "bench/tuning.py",
         "points.sort(key=lambda row: (-len(row.samples), -row.tokens_per_s))",
         "points.sort(key=lambda row: -row.tokens_per_s)",
-        ("tests/bench/test_sweep.py",),
+        ("tests/bench/test_tuning.py",),
     ),
     Mutant(
         "oracle: accepted tokens are spared too",
@@ -1043,7 +1088,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.mutants", description="Break the code; see a test notice.")
     parser.add_argument("--only", default="", help="mutants whose description contains this")
     given = parser.parse_args()
-    mutants = SAMPLING + ROWS_AND_TRUST + WHOLE + PROTOCOL + LEAVING + BENCH + ENGINE + SURVIVAL + DOORS + FACES
+    mutants = SAMPLING + ROWS_AND_TRUST + WHOLE + PROTOCOL + LEAVING + AUTO + BENCH + ENGINE + SURVIVAL + DOORS + FACES
     chosen = [mutant for mutant in mutants if given.only in mutant.what]
     if not chosen:
         parser.error(f"--only {given.only!r}: no mutant's description contains it; leave it out to see all of them")
