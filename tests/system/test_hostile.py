@@ -261,7 +261,7 @@ async def test_no_log_line_says_what_a_prompt_said(
             {"max_tokens": 400, "ignore_eos": True, "timeout_s": 0.05},
         ):
             with contextlib.suppress(PacelineError):
-                await client.complete(f"{SECRET} is the word", **given)  # type: ignore[arg-type]
+                await client.complete(f"{SECRET} is the word", **given)
         with contextlib.suppress(PacelineError):
             await client.complete(SECRET * 10**5, max_tokens=8)
         await it.remove("d")
