@@ -659,13 +659,6 @@ LEAVING = (
 CONTROLLER = ("tests/coordinator/test_controller.py",)
 AUTO = (
     Mutant(
-        "controller: three tests are enough to give a drafter up",
-        "coordinator/core/controller.py",
-        "if on is None or pace.num_tests < MIN_TESTS:",
-        "if on is None:",
-        CONTROLLER,
-    ),
-    Mutant(
         "controller: an unknown drafter is waited for",
         "coordinator/core/controller.py",
         "self._trial, 0.0, True",
