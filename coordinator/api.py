@@ -84,12 +84,18 @@ class CoordinatorServicer:
 
     async def GetServerInfo(self, request: Any, context: Any) -> Any:  # noqa: N802
         pipeline, links = self._coordinator.pipeline, self._coordinator.links
+        demand = self._coordinator.demand
         infos = [links[worker.name].info if worker.name in links else worker.info for worker in pipeline.pools]
         return pb.ServerInfo(
             version=__version__,
             workers=[codec.worker_info_to_wire(info) for info in infos],
             num_requests_running=pipeline.num_running,
             num_requests_waiting=pipeline.num_waiting,
+            num_requests_undrafted=pipeline.num_undrafted,
+            num_requests_resting=demand.num_resting,
+            num_requests_speculative=demand.num_speculative,
+            stall_share=demand.stall_share,
+            verify_ms=demand.verify_ms,
         )
 
 

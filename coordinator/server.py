@@ -40,6 +40,7 @@ from coordinator.core.events import (
     WorkerUp,
 )
 from coordinator.core.pipeline import Pipeline
+from coordinator.demand import Demand
 from paceline import codec, trace
 from paceline.api_keys import ApiKeys
 from paceline.drain import emptied
@@ -107,7 +108,8 @@ class Coordinator:
         self.is_draining = False
         self.links: dict[str, Link] = {}
         self._clock = clock
-        self.observers: list[Observer] = []
+        self.demand = Demand()
+        self.observers: list[Observer] = [self.demand]
         self._clients: dict[str, ClientQueue] = {}
         self._held: Counter[str] = Counter()  # requests by API key
         self._watched: set[str] = set()  # requests whose clients are told of spans

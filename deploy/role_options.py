@@ -312,6 +312,12 @@ def add_worker(parser: Parser, what: str, *, tensor_parallel: str) -> Group:
         metavar="HOST:PORT[,…]",
         help="coordinators to register with, again and again; one that is not there yet is waited for",
     )
+    network.add(
+        "--coordinators-file",
+        kind=options.text,
+        metavar="FILE",
+        help="more of them, HOST:PORT, one a line; read again when it changes, for coordinators that come and go",
+    )
     add_host(network)
     network.add("--port", kind=options.whole(0, 65535), default=0, metavar="PORT", help="gRPC port; 0 = a free one")
     network.add(
@@ -331,6 +337,14 @@ def add_worker(parser: Parser, what: str, *, tensor_parallel: str) -> Group:
         default=1,
         metavar="N",
         help=f"processes (GPUs) over which {tensor_parallel} is split; must divide its heads",
+    )
+    engine.add(
+        "--ranks-socket",
+        kind=options.text,
+        shown="this process starts them",
+        metavar="FILE",
+        help="Unix socket at which to wait for the other ranks, where something else starts them on this machine: "
+        "python -m paceline.engine.parallel FILE",
     )
     engine.add(
         "--gpu-memory-utilization",

@@ -107,7 +107,12 @@ class ServerInfo:
     version: str
     workers: tuple[WorkerInfo, ...]
     num_requests_running: int
-    num_requests_waiting: int
+    num_requests_waiting: int  # for a verifier
+    num_requests_undrafted: int = 0  # running ones that want a drafter and have none
+    num_requests_resting: int = 0  # running ones for which drafting does not pay now
+    num_requests_speculative: int = 0  # running and waiting ones that did not ask for plain decoding
+    stall_share: float = 0.0  # of the tokens of requests that want drafts, those decoded without, of late
+    verify_ms: float = 0.0  # a verifier's pass, of late; 0 = there was none
 
 
 class _Addresses:
@@ -365,4 +370,9 @@ def _server_info(wire: Any) -> ServerInfo:
         workers=tuple(map(codec.worker_info_from_wire, wire.workers)),
         num_requests_running=wire.num_requests_running,
         num_requests_waiting=wire.num_requests_waiting,
+        num_requests_undrafted=wire.num_requests_undrafted,
+        num_requests_resting=wire.num_requests_resting,
+        num_requests_speculative=wire.num_requests_speculative,
+        stall_share=wire.stall_share,
+        verify_ms=wire.verify_ms,
     )

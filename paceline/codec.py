@@ -27,6 +27,7 @@ from paceline.fields import (
     matching,
     milliseconds,
     same,
+    share,
     string,
     tokens,
 )
@@ -244,6 +245,7 @@ _WORKER = Message(
     device=_NAME,
     cost=_COST.field,
     policies=Field(same, _policies),
+    kv_used=Field(same, share),
 )
 
 

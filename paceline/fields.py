@@ -161,6 +161,12 @@ def milliseconds(field: str, value: float) -> float:
     return value
 
 
+def share(field: str, value: float) -> float:
+    if not 0 <= value <= 1:
+        raise InvalidInput(field, value, "must be a share from 0 to 1")
+    return value
+
+
 class OneOf(Generic[T]):
     """The envelope of a stream: exactly one of its messages."""
 

@@ -382,6 +382,7 @@ class WorkerInfo:
     num_requests: int = 0  # held now, of all coordinators; likewise
     is_draining: bool = False  # going away: it wants nothing new, and to be rid of what it has
     policies: tuple[str, ...] = ()  # of a drafter: the length policies it offers; empty = it has not said
+    kv_used: float = 0.0  # share of its KV cache that requests hold; renewed with the lease
 
     def offers(self, policy: LengthPolicy) -> bool:
         """Whether to ask this drafter for drafts under `policy`; one that has not said may still refuse it."""

@@ -57,6 +57,11 @@ class Pipeline:
     def num_waiting(self) -> int:
         return len(self._waiting)
 
+    @property
+    def num_undrafted(self) -> int:
+        """Running requests that want a drafter and have none."""
+        return sum(map(len, self._undrafted.values()))
+
     def next_deadline_s(self) -> float:
         """When to call back with `Tick` at the latest; infinite if nothing is under way."""
         while self._deadlines:

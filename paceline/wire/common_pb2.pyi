@@ -143,7 +143,7 @@ class Fault(_message.Message):
     def __init__(self, request_id: _Optional[str] = ..., message: _Optional[str] = ..., blame: _Optional[_Union[Blame, str]] = ...) -> None: ...
 
 class WorkerInfo(_message.Message):
-    __slots__ = ("role", "address", "incarnation", "model", "model_hash", "tokenizer_hash", "vocab_size", "max_model_len", "max_num_seqs", "eos_token_ids", "dtype", "device", "cost", "policies", "num_requests", "is_draining")
+    __slots__ = ("role", "address", "incarnation", "model", "model_hash", "tokenizer_hash", "vocab_size", "max_model_len", "max_num_seqs", "eos_token_ids", "dtype", "device", "cost", "policies", "num_requests", "is_draining", "kv_used")
     ROLE_FIELD_NUMBER: _ClassVar[int]
     ADDRESS_FIELD_NUMBER: _ClassVar[int]
     INCARNATION_FIELD_NUMBER: _ClassVar[int]
@@ -160,6 +160,7 @@ class WorkerInfo(_message.Message):
     POLICIES_FIELD_NUMBER: _ClassVar[int]
     NUM_REQUESTS_FIELD_NUMBER: _ClassVar[int]
     IS_DRAINING_FIELD_NUMBER: _ClassVar[int]
+    KV_USED_FIELD_NUMBER: _ClassVar[int]
     role: Role
     address: str
     incarnation: int
@@ -176,7 +177,8 @@ class WorkerInfo(_message.Message):
     policies: _containers.RepeatedScalarFieldContainer[str]
     num_requests: int
     is_draining: bool
-    def __init__(self, role: _Optional[_Union[Role, str]] = ..., address: _Optional[str] = ..., incarnation: _Optional[int] = ..., model: _Optional[str] = ..., model_hash: _Optional[str] = ..., tokenizer_hash: _Optional[str] = ..., vocab_size: _Optional[int] = ..., max_model_len: _Optional[int] = ..., max_num_seqs: _Optional[int] = ..., eos_token_ids: _Optional[_Iterable[int]] = ..., dtype: _Optional[str] = ..., device: _Optional[str] = ..., cost: _Optional[_Union[StepCost, _Mapping]] = ..., policies: _Optional[_Iterable[str]] = ..., num_requests: _Optional[int] = ..., is_draining: _Optional[bool] = ...) -> None: ...
+    kv_used: float
+    def __init__(self, role: _Optional[_Union[Role, str]] = ..., address: _Optional[str] = ..., incarnation: _Optional[int] = ..., model: _Optional[str] = ..., model_hash: _Optional[str] = ..., tokenizer_hash: _Optional[str] = ..., vocab_size: _Optional[int] = ..., max_model_len: _Optional[int] = ..., max_num_seqs: _Optional[int] = ..., eos_token_ids: _Optional[_Iterable[int]] = ..., dtype: _Optional[str] = ..., device: _Optional[str] = ..., cost: _Optional[_Union[StepCost, _Mapping]] = ..., policies: _Optional[_Iterable[str]] = ..., num_requests: _Optional[int] = ..., is_draining: _Optional[bool] = ..., kv_used: _Optional[float] = ...) -> None: ...
 
 class StepCost(_message.Message):
     __slots__ = ("base_ms", "per_token_ms", "per_seq_ms", "per_context_token_ms")
