@@ -205,6 +205,11 @@ class _State(Collector):
         pipeline, links = self._coordinator.pipeline, self._coordinator.links
         yield self._gauge("vllm:num_requests_running", "Requests that have a verifier.", pipeline.num_running)
         yield self._gauge("vllm:num_requests_waiting", "Requests that wait for one.", pipeline.num_waiting)
+        share = self._coordinator.demand.stall_share
+        yield self._gauge(
+            "paceline_requests_undrafted", "Running, without a drafter they want.", pipeline.num_undrafted
+        )
+        yield self._gauge("paceline_stall_share", "Of late, tokens decoded for want of a draft.", share)
         here = [worker for worker in pipeline.pools if worker.name in links]
         workers = GaugeMetricFamily(
             "paceline_workers", "Workers that are here: connected, and their lease renewed.", labels=[MODEL, "role"]
@@ -213,13 +218,18 @@ class _State(Collector):
             workers.add_metric([self._model, role], sum(worker.info.role is role for worker in here))
         yield workers
         load = self._by_worker("paceline_worker_load", "Share of its places that are taken.")
+        kv_used = self._by_worker("paceline_worker_kv_used", "Share of its KV cache that requests hold.")
         rtt = self._by_worker("paceline_worker_round_trip_seconds", "Of a call that needs no model.")
         for worker in here:
             load.add_metric([self._model, worker.info.role, worker.name], worker.load)
-            rtt_s = links[worker.name].rtt_s
+            link = links[worker.name]
+            if worker.info.role is Role.VERIFIER:
+                kv_used.add_metric([self._model, worker.info.role, worker.name], link.info.kv_used)
+            rtt_s = link.rtt_s
             if rtt_s is not None:
                 rtt.add_metric([self._model, worker.info.role, worker.name], rtt_s)
         yield load
+        yield kv_used
         yield rtt
 
     def describe(self) -> Iterable[Metric]:

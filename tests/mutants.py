@@ -47,6 +47,7 @@ ROWS = ("tests/paceline/test_rows.py",)
 EXACT = ("tests/coordinator/test_exact_worlds.py", "-k", "path and (closed or queue or late)")
 ENDS = ("tests/coordinator/test_ends.py",)
 CHECK = ("tests/deploy/test_check_lossless.py", "-k", "seed")
+SCALING = ("tests/deploy/ray/test_scaling.py",)
 
 
 @dataclass(frozen=True, slots=True)
@@ -682,6 +683,58 @@ ENGINE = (
         ("tests/engine/test_graphs.py",),
     ),
 )
+RAY = (
+    Mutant(
+        "drafters stay although nobody wants drafts",
+        "deploy/ray/scaling.py",
+        "    if not demand.num_speculative:\n        return 0",
+        "    if not demand.num_speculative:\n        return num_replicas",
+        SCALING,
+    ),
+    Mutant(
+        "a stalled pool asks for nothing more",
+        "deploy/ray/scaling.py",
+        "wanted = max(wanted, num_replicas + 1)\n    return max(1,",
+        "wanted = max(wanted, num_replicas)\n    return max(1,",
+        SCALING,
+    ),
+    Mutant(
+        "a queue calls for no verifier",
+        "deploy/ray/scaling.py",
+        "    if demand.num_waiting:\n",
+        "    if demand.num_waiting > 10:\n",
+        SCALING,
+    ),
+    Mutant(
+        "no coordinator is taken for no demand",
+        "deploy/ray/policies.py",
+        "            if entries:\n",
+        "            if True:\n",
+        ("tests/deploy/ray/test_policies.py",),
+    ),
+    Mutant(
+        "a resting drafter counts as a stall",
+        "coordinator/demand.py",
+        "return request_id in self._speculative and request_id not in self._resting",
+        "return request_id in self._speculative",
+        ("tests/coordinator/test_demand.py",),
+    ),
+    Mutant(
+        "a coordinator that stays is registered with anew",
+        "paceline/registrations.py",
+        "            if address not in self._tasks:\n",
+        "            if address:\n",
+        ("tests/paceline/test_registrations.py",),
+    ),
+    Mutant(
+        "a rank outlives whoever started it",
+        "paceline/engine/parallel.py",
+        "        _die_with(sys.stdin.buffer)\n        order, connection",
+        "        order, connection",
+        ("tests/engine/test_guests.py", "-k", "whoever"),
+    ),
+)
+
 DOORS = (
     Mutant(
         "the drafter is told the verifier's seed",
@@ -814,7 +867,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.mutants", description="Break the code; see a test notice.")
     parser.add_argument("--only", default="", help="mutants whose description contains this")
     given = parser.parse_args()
-    mutants = SAMPLING + ROWS_AND_TRUST + WHOLE + PROTOCOL + LEAVING + BENCH + ENGINE + DOORS
+    mutants = SAMPLING + ROWS_AND_TRUST + WHOLE + PROTOCOL + LEAVING + BENCH + ENGINE + RAY + DOORS
     chosen = [mutant for mutant in mutants if given.only in mutant.what]
     if not chosen:
         parser.error(f"--only {given.only!r}: no mutant's description contains it; leave it out to see all of them")

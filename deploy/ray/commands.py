@@ -129,25 +129,31 @@ def _cluster(values: argparse.Namespace, *, may_start: bool) -> Iterator[None]:
     """Connected to the cluster that is meant. Raises Unavailable if there is none."""
     import ray
 
-    from deploy.ray import local_cluster
+    from deploy.ray import directory
 
-    address = values.address
-    if address is None and not os.environ.get("RAY_ADDRESS"):
-        found = local_cluster.known()
-        address = found["address"] if found else None
+    address = values.address or os.environ.get("RAY_ADDRESS") or _own(values, may_start=may_start)
     level = logging.WARNING if values.log_level == "warning" else logging.INFO
-    about = {"namespace": "paceline", "log_to_driver": False, "logging_level": level}
     try:
-        ray.init(address=address or "auto", **about)
+        ray.init(address=address, namespace=directory.NAMESPACE, log_to_driver=False, logging_level=level)
     except ConnectionError as error:
-        if values.address is not None or not may_start:
-            raise Unavailable(f"no Ray cluster answers at {values.address or 'this machine'}: {error}") from None
-        ray.init(address=local_cluster.start(values.num_cpus), **about)
+        raise Unavailable(f"no Ray cluster answers at {address}: {error}") from None
     logging.getLogger("ray.serve").setLevel(level)
     try:
         yield
     finally:
         ray.shutdown()
+
+
+def _own(values: argparse.Namespace, *, may_start: bool) -> str:
+    """The cluster of this machine that `up` has started, or starts now."""
+    from deploy.ray import local_cluster
+
+    if may_start:
+        return local_cluster.start(values.num_cpus)
+    found = local_cluster.known()
+    if not found:
+        raise Unavailable("paceline ray up has started no cluster here; give --address, or set RAY_ADDRESS")
+    return str(found["address"])
 
 
 def _check_nodes(arguments: Any) -> None:
@@ -262,7 +268,8 @@ def _parser_of_up() -> Parser:
         "ray up",
         """Deploy a pair of models on a Ray cluster, or bring what is deployed up to date; returns once it serves.
 
-Connects to the cluster at --address, or to the one of this machine, and starts one here if there is none.
+Connects to the cluster at --address or RAY_ADDRESS (`auto`: the one that this machine is a node of). Without either
+it starts one on this machine, or uses the one that it has started.
 
   paceline ray up --target models/demo-target --drafter models/demo-drafter
   paceline ray up --config deploy/ray/demo.yaml --set verifiers.max_replicas=2""",
@@ -311,7 +318,7 @@ def _common(parser: Parser) -> Parser:
     group.add(
         "--address",
         kind=options.text,
-        shown="RAY_ADDRESS, or the cluster of this machine",
+        shown="RAY_ADDRESS, or one that `up` starts on this machine",
         metavar="HOST:PORT",
         help="the Ray cluster's",
     )

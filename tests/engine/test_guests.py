@@ -14,8 +14,7 @@ import pytest
 from paceline.engine.guests import gather
 from paceline.engine.runner import Chunk, Runner
 from paceline.errors import EngineLost, Unavailable
-from tests.engine.conftest import Folders
-from tests.engine.test_parallel import needs_accelerate
+from tests.engine.test_parallel import Folders, needs_accelerate
 
 
 @pytest.fixture

@@ -114,15 +114,15 @@ def test_verifiers_come_and_go_with_load_and_no_drafter_is_called(cluster: Any, 
 
 
 def test_another_draft_model_is_deployed_while_requests_run(cluster: Any, expected: list[str]) -> None:
-    """Only the drafters change: the coordinator and the verifier keep their processes, and no request is lost."""
+    """Only the drafters change: the coordinator and the verifier keep their processes, and no request is lost.
+
+    The tests after this one keep the drafters that need no weights.
+    """
     before = on.entry()
     load = Load(on.address(), 2, expected, mode="pearl")
     until("a drafter", lambda: "drafter" in on.roles())
     on.deploy(changed(model="prompt-lookup", options={}))
     until("the other model", lambda: drafting_with() == {"prompt-lookup"})
-    load.wait_for(2)
-    on.deploy(PAIR)
-    until("the model of before", lambda: drafting_with() == {PAIR["pools"]["drafters"]["model"]})
     load.wait_for(2)
     load.stop()
     after = on.entry()
