@@ -46,7 +46,7 @@ commands:
 
 examples:
   paceline ray up --target big/ --drafter small/
-  paceline ray up deploy/ray/demo.yaml --set verifiers.max_replicas=2
+  paceline ray up --application deploy/ray/demo.yaml --set verifiers.max_replicas=2
   paceline ray status --json
 
 `paceline ray COMMAND --help` explains a command's options, docs/ray.md the application's arguments."""
@@ -81,12 +81,12 @@ def _arguments(values: argparse.Namespace) -> Any:
     from deploy.ray.arguments import Arguments, unfolded
 
     given: dict[str, Any] = {}
-    if values.config is not None:
+    if values.application is not None:
         try:
-            told = yaml.safe_load(Path(values.config).read_text())
+            told = yaml.safe_load(Path(values.application).read_text())
         except (OSError, yaml.YAMLError) as error:
-            raise InvalidInput("config", values.config, f"cannot be read as YAML: {error}") from None
-        given = unfolded(_of_application(told, values.config))
+            raise InvalidInput("application", values.application, f"cannot be read as YAML: {error}") from None
+        given = unfolded(_of_application(told, values.application))
     said = dict(_pair(text) for text in values.set or ())
     chosen = {name: getattr(values, name) for name in ("target", "drafter", "name") if getattr(values, name)}
     try:
@@ -103,7 +103,7 @@ def _of_application(told: Any, path: str) -> Mapping[str, Any]:
     if applications:
         told = {"name": applications[0].get("name", "paceline"), **applications[0].get("args", {})}
     if not isinstance(told, Mapping):
-        raise InvalidInput("config", path, "must hold the application's arguments, as deploy/ray/demo.yaml does")
+        raise InvalidInput("application", path, "must hold the application's arguments, as deploy/ray/demo.yaml does")
     return told
 
 
@@ -272,11 +272,13 @@ Connects to the cluster at --address or RAY_ADDRESS (`auto`: the one that this m
 it starts one on this machine, or uses the one that it has started.
 
   paceline ray up --target models/demo-target --drafter models/demo-drafter
-  paceline ray up --config deploy/ray/demo.yaml --set verifiers.max_replicas=2""",
+  paceline ray up --application deploy/ray/demo.yaml --set verifiers.max_replicas=2""",
     )
     _common(parser)
     models = parser.group("application", "docs/ray.md has all arguments.")
-    models.add("--config", kind=options.text, metavar="FILE", help="YAML: the arguments, or a file for serve deploy")
+    models.add(
+        "--application", kind=options.text, metavar="FILE", help="YAML: the arguments, or a file for serve deploy"
+    )
     models.add("--target", kind=options.text, metavar="DIR", help="the model whose output is served")
     models.add("--drafter", kind=options.text, metavar="DIR", help="a pool of drafters of this model")
     models.add(

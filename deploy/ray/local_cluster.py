@@ -98,7 +98,7 @@ def main(num_cpus: int) -> None:
 
     stopped = []
     # `local` begins a new one, whatever else runs on this machine.
-    context = ray.init(address="local", num_cpus=num_cpus or None, include_dashboard=False, log_to_driver=False)
+    context: Any = ray.init(address="local", num_cpus=num_cpus or None, include_dashboard=False, log_to_driver=False)
     signal.signal(signal.SIGTERM, lambda *_: stopped.append(True))
     file = folder() / "cluster.json"
     fresh = file.with_suffix(".new")

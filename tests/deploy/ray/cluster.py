@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[3]
 NAME = "paceline"
 WITHIN_S = 90.0
 PROMPTS = [f"Question: What is {i} + 3?" for i in range(4)]
-NUM_TOKENS = 60
+NUM_TOKENS = 40
 # A node that is gone without a word is noticed within three seconds rather than fifteen.
 QUICK = {"health_check_initial_delay_ms": 1000, "health_check_period_ms": 1000, "health_check_failure_threshold": 3}
 

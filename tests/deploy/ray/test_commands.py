@@ -64,7 +64,7 @@ def test_up_status_and_down_leave_nothing_behind(environment: dict[str, str], tm
         (("up", "--target", "big/", "--set", "verifiers.max_replicas"), "write NAME=VALUE"),
         (("up", "--target", "big/", "--set", "verifiers.max_replicas=many"), "verifiers.max_replicas='many'"),
         (("up", "--drafter", "small/"), "target"),
-        (("up", "--config", "/nowhere.yaml"), "cannot be read as YAML"),
+        (("up", "--application", "/nowhere.yaml"), "cannot be read as YAML"),
     ],
 )
 def test_bad_input_is_told_in_one_line_before_anything_starts(
