@@ -28,9 +28,9 @@ _SHARED = {"target", "name", "host", "insecure", "tls_cert", "tls_key", "tls_ca"
 _SHARED |= {"drain_s", "start_timeout_s", "log_level"}
 
 
-def build(arguments: Arguments) -> Application:
-    """The application that `arguments` describe; Serve makes them from a dictionary."""
-    arguments = resolved(arguments)
+def build(arguments: Arguments | dict[str, Any]) -> Application:
+    """The application that `arguments` describe; Serve's commands give them as a dictionary. Raises ValueError."""
+    arguments = resolved(Arguments.model_validate(arguments))
     pools: dict[str, Pool] = {VERIFIERS: arguments.verifiers, **arguments.drafters}
     deployments = [_workers(name, pool, arguments) for name, pool in pools.items()]
     options = _common(arguments) | {

@@ -22,9 +22,10 @@ SHARES = ("coordinator.num_cpus=0.1", "verifiers.num_cpus=0.1")
 
 @pytest.fixture
 def environment(tmp_path: Path) -> dict[str, str]:
-    """The cluster is written down in a folder of this test's own."""
+    """The cluster is written down in a folder of this test's own; Ray's, with its sockets, needs a short path."""
     kept = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
-    return kept | {"TMPDIR": str(tmp_path), "OMP_NUM_THREADS": "1", "RAY_USAGE_STATS_ENABLED": "0"}
+    own = {"TMPDIR": str(tmp_path), "RAY_TMPDIR": "/tmp", "OMP_NUM_THREADS": "1", "RAY_USAGE_STATS_ENABLED": "0"}
+    return kept | own
 
 
 def paceline(environment: dict[str, str], *arguments: str) -> tuple[int, Any]:
