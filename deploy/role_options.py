@@ -292,6 +292,24 @@ def add_logging(parser: Parser) -> None:
     )
 
 
+def add_registration(group: Group) -> None:
+    """Whom a worker tells that it is there."""
+    group.add(
+        "--coordinator",
+        kind=options.addresses,
+        default=(),
+        shown="none",
+        metavar="HOST:PORT[,…]",
+        help="coordinators to register with, again and again; one that is not there yet is waited for",
+    )
+    group.add(
+        "--coordinators-file",
+        kind=options.text,
+        metavar="FILE",
+        help="more of them, HOST:PORT, one a line; read again when it changes, for coordinators that come and go",
+    )
+
+
 def add_worker(parser: Parser, what: str, *, tensor_parallel: str) -> Group:
     """A worker's options; returns the engine's group, for more."""
     model = parser.group("model")
@@ -304,20 +322,7 @@ def add_worker(parser: Parser, what: str, *, tensor_parallel: str) -> Group:
     )
     add_revision(model)
     network = parser.group("network")
-    network.add(
-        "--coordinator",
-        kind=options.addresses,
-        default=(),
-        shown="none",
-        metavar="HOST:PORT[,…]",
-        help="coordinators to register with, again and again; one that is not there yet is waited for",
-    )
-    network.add(
-        "--coordinators-file",
-        kind=options.text,
-        metavar="FILE",
-        help="more of them, HOST:PORT, one a line; read again when it changes, for coordinators that come and go",
-    )
+    add_registration(network)
     add_host(network)
     network.add("--port", kind=options.whole(0, 65535), default=0, metavar="PORT", help="gRPC port; 0 = a free one")
     network.add(

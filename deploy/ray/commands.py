@@ -49,7 +49,8 @@ examples:
   paceline ray up --application deploy/ray/demo.yaml --set verifiers.max_replicas=2
   paceline ray status --json
 
-`paceline ray COMMAND --help` explains a command's options, docs/ray.md the application's arguments."""
+`paceline ray COMMAND --help` explains a command's options, each of which has an environment twin, PACELINE_OPTION;
+docs/ray.md explains the application's arguments."""
 
 
 def up(argv: Sequence[str]) -> int:
