@@ -10,6 +10,7 @@ import asyncio
 import logging
 from typing import Any
 
+import ray
 from ray import serve
 from ray.exceptions import RayError
 from starlette.requests import Request
@@ -92,7 +93,8 @@ class CoordinatorReplica:
         found = directory.find(self._application)
         if found is not None:
             try:
-                await found.retire.remote(self._name)
+                if not await found.retire.remote(self._name):
+                    ray.kill(found)  # the last one takes it along; whoever reports next makes another
             except RayError:
                 log.warning("the directory was not told that this coordinator goes")
         await self._replica.end()

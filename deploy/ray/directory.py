@@ -8,7 +8,7 @@ scale the pools. So a pool without any replica is not without a voice.
 from __future__ import annotations
 
 import time
-from typing import Any, NotRequired, TypedDict, cast
+from typing import Any, TypedDict, cast
 
 import ray
 from ray.exceptions import RayError
@@ -36,7 +36,6 @@ class Entry(TypedDict):
 
     grpc: str
     http: str
-    node: NotRequired[str]
     num_running: int
     num_waiting: int
     num_undrafted: int

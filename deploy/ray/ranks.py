@@ -13,7 +13,7 @@ import logging
 import os
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import ray
@@ -60,7 +60,7 @@ class Ranks:
 
     def __init__(self, socket: str, environment: Mapping[str, str]) -> None:
         self._socket, self._environment = socket, dict(environment)
-        self._actors: list[Any] = []
+        self.actors: list[Any] = []  # of ranks 1 and up
         self._watch: asyncio.Task[None] | None = None
 
     async def start(self, pool: VerifierPool) -> dict[str, str]:
@@ -70,11 +70,11 @@ class Ranks:
         for index in range(1, pool.tensor_parallel_size):
             strategy = PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=index)
             options = {**pool.actor_options, "scheduling_strategy": strategy, "max_restarts": -1}
-            self._actors.append(ray.remote(Rank).options(**options).remote())
+            self.actors.append(ray.remote(Rank).options(**options).remote())
         visible: dict[str, str] = {}
         if pool.num_gpus:
             # Every rank must see all GPUs of its group, in the same order: ranks name them by number.
-            theirs = await asyncio.gather(*(actor.gpus.remote() for actor in self._actors))
+            theirs = await asyncio.gather(*(actor.gpus.remote() for actor in self.actors))
             own = [str(number) for number in ray.get_gpu_ids()]
             visible[VISIBLE] = ",".join(number for numbers in (own, *theirs) for number in numbers)
         self._environment |= visible
@@ -83,7 +83,7 @@ class Ranks:
 
     async def _keep(self) -> None:
         while True:
-            calls = (self._keep_one(rank, actor) for rank, actor in enumerate(self._actors, 1))
+            calls = (self._keep_one(rank, actor) for rank, actor in enumerate(self.actors, 1))
             await asyncio.gather(*calls)
             await asyncio.sleep(LOOK_S)
 
@@ -97,10 +97,5 @@ class Ranks:
         if self._watch:
             self._watch.cancel()
             await asyncio.gather(self._watch, return_exceptions=True)
-        for actor in self._actors:
+        for actor in self.actors:
             ray.kill(actor)
-
-
-def actor_ids(ranks: Ranks | None) -> Sequence[Any]:
-    """The actors, for whoever wants to see one die."""
-    return ranks._actors if ranks else ()

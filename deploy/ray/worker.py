@@ -16,7 +16,7 @@ from typing import Any
 
 from deploy.ray.arguments import VERIFIERS, Arguments, DrafterPool, VerifierPool, flags, needs_device
 from deploy.ray.directory import REPORT_S, Entry
-from deploy.ray.ranks import Ranks, actor_ids
+from deploy.ray.ranks import Ranks
 from deploy.ray.replica import Replica, cancelled, coordinators, own_path
 from paceline.types import Role
 
@@ -103,7 +103,7 @@ class WorkerReplica:
         return {
             "address": child.address if child else "",
             "pid": child.pid if child else 0,
-            "ranks": list(actor_ids(self._ranks)),
+            "ranks": self._ranks.actors if self._ranks else [],
         }
 
     async def check_health(self) -> None:
