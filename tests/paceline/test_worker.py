@@ -381,9 +381,10 @@ async def test_a_registration_carries_the_costs_as_they_are_now() -> None:
     await server.start(coordinators=[f"127.0.0.1:{port}"])
     await registry.wait_for(1)
     assert registry.seen[0].cost is None
-    engine.info = replace(engine.info, cost=StepCost(10.0, 0.5, 0.25, 0.001))
+    engine.info = replace(engine.info, cost=StepCost(10.0, 0.5, 0.25, 0.001), kv_used=0.25)
     await registry.wait_for(4)
     assert registry.seen[-1].cost == engine.info.cost
+    assert registry.seen[-1].kv_used == 0.25
     assert await server.stop(4)
     await coordinator.stop()
 

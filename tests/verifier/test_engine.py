@@ -192,6 +192,16 @@ def test_nothing_that_is_asked_reaches_beyond_the_context() -> None:
     assert fault.blame is Blame.DRAFTER
 
 
+def test_the_share_of_the_cache_that_is_in_use_is_told_as_it_is_now() -> None:
+    it = engine()
+    runner: Any = it.runner
+    assert it.info.kv_used == 0
+    runner.room = lambda: 250
+    assert it.info.kv_used == 0.75
+    runner.room = lambda: 1000
+    assert it.info.kv_used == 0
+
+
 @pytest.mark.parametrize("role", Role)
 def test_what_a_pass_takes_is_told_and_follows_a_machine_that_becomes_slower(role: Role) -> None:
     """`WorkerInfo.cost` is what the coordinator plans with: measured at the start, renewed while running."""
