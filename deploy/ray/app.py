@@ -38,8 +38,8 @@ def build(arguments: Arguments | dict[str, Any]) -> Application:
         "num_replicas": arguments.coordinator.num_replicas,
         "ray_actor_options": arguments.coordinator.actor_options,
         "user_config": _config(arguments, "api_keys") | {COORDINATOR: {"options": arguments.coordinator.options}},
-        # The new one is there before the old one drains.
-        "max_surge_percent": 100,
+        # The new one is there before the old one drains, unless both would want the same port.
+        "max_surge_percent": 0 if arguments.coordinator.has_own_port else 100,
     }
     return _bound(CoordinatorReplica, options, arguments.name, *deployments)
 

@@ -111,6 +111,12 @@ class Coordinators(Replicas):
 
     num_replicas: int = Field(default=1, ge=1)
 
+    @property
+    def has_own_port(self) -> bool:
+        """Whether it is to be at a port that was chosen for it, where only one can be at a time."""
+        ports = {name.replace("_", "-"): value for name, value in self.options.items()}
+        return any(str(ports.get(name, 0)) not in ("0", "off") for name in ("grpc-port", "port"))
+
 
 class Arguments(_Strict):
     """See the top of the file."""

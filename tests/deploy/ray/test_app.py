@@ -66,6 +66,16 @@ def test_a_change_of_one_pool_is_none_of_the_others() -> None:
     assert config(aims["edge"]) == config(before["edge"]), "what only the policy reads restarts nobody"
 
 
+def test_a_coordinator_with_a_port_of_its_own_goes_before_the_next_one_comes() -> None:
+    def surge(**options: Any) -> Any:
+        return deployments(**options)["coordinator"]._deployment_config.max_surge_percent
+
+    assert surge() == 100
+    assert surge(coordinator__options__port="off") == 100
+    assert surge(coordinator__options__grpc_port=50051) == 0
+    assert surge(coordinator__options__port="8000") == 0
+
+
 def config(deployment: Any) -> Any:
     return deployment._deployment_config.user_config, deployment._version, deployment._replica_config.ray_actor_options
 
