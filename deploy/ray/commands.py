@@ -32,7 +32,18 @@ def run(argv: Sequence[str]) -> int:
     if argv[0] not in COMMANDS:
         hint = did_you_mean(argv[0], COMMANDS)
         raise UsageError(f"ray {argv[0]}: unknown command; {hint}The commands are {', '.join(COMMANDS)}")
+    if has_token(os.environ):
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
     return {"up": up, "status": status, "down": down}[argv[0]](argv[1:])
+
+
+def has_token(environ: Mapping[str, str]) -> bool:
+    """Whether to show Ray's token: there is one, or the cluster is one that `up` starts, which makes one.
+
+    Ray reads the mode once, when it is imported, and shows a cluster that it has not started no token of its own accord.
+    """
+    given = {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & environ.keys()
+    return bool(given) or not environ.get("RAY_ADDRESS") or (Path.home() / ".ray" / "auth_token").exists()
 
 
 def _help() -> str:
