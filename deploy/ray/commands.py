@@ -40,7 +40,7 @@ def run(argv: Sequence[str]) -> int:
 def has_token(environ: Mapping[str, str]) -> bool:
     """Whether to show Ray's token: there is one, or the cluster is one that `up` starts, which makes one.
 
-    Ray reads the mode once, when it is imported, and shows a cluster that it has not started no token of its own accord.
+    Ray reads the mode once, when it is imported, and shows no token by itself to a cluster that it has not started.
     """
     given = {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & environ.keys()
     return bool(given) or not environ.get("RAY_ADDRESS") or (Path.home() / ".ray" / "auth_token").exists()

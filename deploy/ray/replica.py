@@ -80,7 +80,7 @@ def own_path() -> dict[str, str]:
 def own_host(arguments: Arguments) -> str:
     if arguments.host != THIS_NODE:
         return arguments.host
-    return str(ray.util.get_node_ip_address())  # type: ignore[no-untyped-call]
+    return str(ray.util.get_node_ip_address())
 
 
 def common(arguments: Arguments) -> tuple[str, ...]:

@@ -35,7 +35,7 @@ def running() -> Iterator[Any]:
     own |= {"RAY_AUTH_MODE": "disabled"}
     before = {name: os.environ.get(name) for name in own}
     os.environ.update(own)
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 8, "_system_config": QUICK})
+    cluster: Any = Cluster(initialize_head=True, head_node_args={"num_cpus": 8, "_system_config": QUICK})
     try:
         ray.init(address=cluster.address, log_to_driver=False)
         cluster.add_node(num_cpus=8, resources={"core": 8})

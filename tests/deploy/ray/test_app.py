@@ -16,7 +16,7 @@ GIVEN: dict[str, Any] = {"target": "big", "pools.edge.model": "tiny", "pools.gpu
 
 def deployments(**more: Any) -> dict[str, Any]:
     """Of a built application, by name."""
-    bound = build(GIVEN | {name.replace("__", "."): value for name, value in more.items()})
+    bound: Any = build(GIVEN | {name.replace("__", "."): value for name, value in more.items()})
     found = {
         argument._bound_deployment.name: argument._bound_deployment
         for argument in bound._bound_deployment.init_args[1:]

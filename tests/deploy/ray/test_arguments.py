@@ -21,7 +21,7 @@ def made(**given: Any) -> Arguments:
 
 
 def test_a_command_line_of_names_with_dots_is_what_a_file_says() -> None:
-    said = {
+    said: dict[str, Any] = {
         "target": "big/",
         "drafter": "small/",
         "pools.drafters.max_replicas": "3",
@@ -31,7 +31,7 @@ def test_a_command_line_of_names_with_dots_is_what_a_file_says() -> None:
     assert told.drafters["drafters"].model == "small/"
     assert told.drafters["drafters"].max_replicas == 3
     assert told.verifiers.options == {"dtype": "bfloat16"}
-    nested = {"target": "big/", "drafter": "small/", "pools": {"drafters": {"max_replicas": 3}}}
+    nested: dict[str, Any] = {"target": "big/", "drafter": "small/", "pools": {"drafters": {"max_replicas": 3}}}
     assert Arguments(**nested).drafters == told.drafters
 
 
