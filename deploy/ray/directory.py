@@ -64,7 +64,7 @@ def entry_of(info: ServerInfo, grpc: str, http: str) -> Entry:
                 model=worker.model,
                 num_requests=worker.num_requests,
                 max_num_seqs=worker.max_num_seqs,
-                kv_used=worker.kv_used,
+                kv_used=worker.cache.num_used_tokens / max(1, worker.cache.num_tokens) if worker.cache else 0.0,
                 is_draining=worker.is_draining,
             )
             for worker in info.workers

