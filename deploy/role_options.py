@@ -347,12 +347,7 @@ def add_registration(group: Group) -> None:
         metavar="HOST:PORT[,…]",
         help="coordinators to register with, again and again; one that is not there yet is waited for",
     )
-    group.add(
-        "--coordinators-file",
-        kind=options.text,
-        metavar="FILE",
-        help="more of them, HOST:PORT, one a line; read again when it changes, for coordinators that come and go",
-    )
+    group.add("--coordinators-file", kind=options.text, metavar="FILE", help="more of them, one a line; it may change")
 
 
 def add_worker(parser: Parser, what: str, *, tensor_parallel: str) -> Group:
@@ -387,8 +382,7 @@ def add_worker(parser: Parser, what: str, *, tensor_parallel: str) -> Group:
         kind=options.text,
         shown="this process starts them",
         metavar="FILE",
-        help="Unix socket at which to wait for the other ranks, where something else starts them on this machine: "
-        "python -m paceline.engine.parallel FILE",
+        help="Unix socket to which the other ranks come, where something else starts them (docs/ray.md)",
     )
     engine.add(
         "--gpu-memory-utilization",

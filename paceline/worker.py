@@ -252,17 +252,14 @@ class WorkerServer(Generic[Ask, Reply]):
     ) -> None:
         """Serve on `host`, and keep registered with each coordinator as `advertise` (HOST[:PORT]; else `host`).
 
-        `coordinators_file` lists more of them, one a line, and may change (`paceline.registrations`).
-        With `tls` only coordinators may call, and there is no reflection unless `has_reflection`.
+        `coordinators_file` lists more of them and may change. With `tls` only coordinators may call, without reflection
+        unless `has_reflection`.
         """
         self._tls = tls
         if advertise is None and host.strip("[]") in ("0.0.0.0", "::"):
-            fix = "give the host name by which coordinators reach this machine"
-            raise InvalidInput("advertise", advertise, fix)
+            raise InvalidInput("advertise", advertise, "give the host name by which coordinators reach this machine")
 
-        def add(server: Any) -> None:
-            self._kind.add(self._serve_stream, server)
-
+        add = partial(self._kind.add, self._serve_stream)
         door = Door({"Connect": (PeerRole.COORDINATOR,)}, has_tls=tls is not None)
         services = ((self._kind.service, add),)
         self._server, bound = await start_server(
