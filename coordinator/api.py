@@ -92,6 +92,7 @@ class CoordinatorServicer:
         )
 
     async def GetServerInfo(self, request: Any, context: Any) -> Any:  # noqa: N802
+        demand = self._coordinator.demand
         pipeline, links, config = self._coordinator.pipeline, self._coordinator.links, self._coordinator.config
         infos = [links[worker.name].info if worker.name in links else worker.info for worker in pipeline.pools]
         return pb.ServerInfo(
@@ -99,6 +100,11 @@ class CoordinatorServicer:
             workers=[codec.worker_info_to_wire(info) for info in infos],
             num_requests_running=pipeline.num_running,
             num_requests_waiting=pipeline.num_waiting,
+            num_requests_undrafted=pipeline.num_undrafted,
+            num_requests_resting=demand.num_resting,
+            num_requests_speculative=demand.num_speculative,
+            stall_share=demand.stall_share,
+            verify_ms=demand.verify_ms,
             max_waiting=pipeline.limits.max_waiting,
             is_draining=self._coordinator.is_draining,
             mode=config.mode or "",

@@ -35,6 +35,10 @@ class State(Collector):
         pipeline, links = self._coordinator.pipeline, self._coordinator.links
         yield self._gauge("vllm:num_requests_running", "Requests that have a verifier.", pipeline.num_running)
         yield self._gauge("vllm:num_requests_waiting", "Requests that wait for one.", pipeline.num_waiting)
+        what, missing = "Running requests that want a drafter and have none.", pipeline.num_undrafted
+        yield self._gauge("paceline_requests_undrafted", what, missing)
+        share = self._coordinator.demand.stall_share
+        yield self._gauge("paceline_stall_share", "Of late, tokens decoded for want of a draft.", share)
         here = [worker for worker in pipeline.pools if worker.name in links]
         caches = {name: cache for name, link in links.items() if (cache := link.info.cache)}
         yield from self._caches(caches)

@@ -41,6 +41,7 @@ from coordinator.core.events import (
     request_id_of,
 )
 from coordinator.core.pipeline import Pipeline
+from coordinator.demand import Demand
 from coordinator.recent import RecentRequests
 from coordinator.telemetry import Telemetry
 from paceline import codec, trace
@@ -115,8 +116,9 @@ class Coordinator:
         self.is_draining = False
         self.links: dict[str, Link] = {}
         self._clock = clock
+        self.demand = Demand()
         self.recent = RecentRequests(config.num_traces)
-        self.observers: list[Observer] = [self.recent]
+        self.observers: list[Observer] = [self.recent, self.demand]
         self.telemetry: Telemetry | None = None  # one of them, if traces are wanted
         self._clients: dict[str, ClientQueue] = {}
         self._held: Counter[str] = Counter()  # requests by API key

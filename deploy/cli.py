@@ -29,6 +29,7 @@ COMMANDS = {
     "certs": ("deploy.certs", "run", "a development CA, and a certificate for each role"),
     "bench": ("deploy.bench", "run", "measure this machine and pair: length policies, modes, overhead, equality"),
     "simulate": ("deploy.simulate", "run", "how fast would it be? a deployment in virtual time, before you build it"),
+    "ray": ("deploy.ray.commands", "run", "both pools on a Ray cluster, each scaling on its own: up, status, down"),
     "coordinator": ("deploy.roles", "run_coordinator", "one role alone: takes requests, plans drafting and verifying"),
     "verifier": ("deploy.roles", "run_verifier", "one role alone: holds the target model and judges drafts"),
     "drafter": ("deploy.roles", "run_drafter", "one role alone: holds the draft model and drafts ahead"),

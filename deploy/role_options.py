@@ -337,6 +337,19 @@ def add_logging(parser: Parser) -> None:
     )
 
 
+def add_registration(group: Group) -> None:
+    """Whom a worker tells that it is there."""
+    group.add(
+        "--coordinator",
+        kind=options.addresses,
+        default=(),
+        shown="none",
+        metavar="HOST:PORT[,…]",
+        help="coordinators to register with, again and again; one that is not there yet is waited for",
+    )
+    group.add("--coordinators-file", kind=options.text, metavar="FILE", help="more of them, one a line; it may change")
+
+
 def add_worker(parser: Parser, what: str, *, tensor_parallel: str) -> Group:
     """A worker's options; returns the engine's group, for more."""
     model = parser.group("model")
@@ -349,14 +362,7 @@ def add_worker(parser: Parser, what: str, *, tensor_parallel: str) -> Group:
     )
     add_revision(model)
     network = parser.group("network")
-    network.add(
-        "--coordinator",
-        kind=options.addresses,
-        default=(),
-        shown="none",
-        metavar="HOST:PORT[,…]",
-        help="coordinators to register with, again and again; one that is not there yet is waited for",
-    )
+    add_registration(network)
     add_host(network)
     network.add("--port", kind=options.whole(0, 65535), default=0, metavar="PORT", help="gRPC port; 0 = a free one")
     network.add(
@@ -371,6 +377,13 @@ def add_worker(parser: Parser, what: str, *, tensor_parallel: str) -> Group:
     add_tls(parser)
     engine = add_engine(parser)
     add_tensor_parallel(engine, f"processes (GPUs) over which {tensor_parallel} is split; must divide its heads")
+    engine.add(
+        "--ranks-socket",
+        kind=options.text,
+        shown="this process starts them",
+        metavar="FILE",
+        help="Unix socket to which the other ranks come, where something else starts them (docs/ray.md)",
+    )
     engine.add(
         "--gpu-memory-utilization",
         kind=options.number(0.01, 1),

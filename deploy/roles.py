@@ -239,6 +239,7 @@ def _load(values: argparse.Namespace, role: Role) -> tuple[Any, WorkerInfo]:
         revision=values.revision,
         max_model_len=values.max_model_len,
         tensor_parallel_size=values.tensor_parallel_size,
+        ranks_socket=values.ranks_socket,
         enforce_eager=values.enforce_eager,
     )
     if runner.room() < runner.info.max_model_len:
@@ -274,6 +275,7 @@ def _serve(engine: Any, kind: Any, runner: Any, values: argparse.Namespace) -> i
                 host=values.host,
                 port=values.port,
                 coordinators=values.coordinator,
+                coordinators_file=values.coordinators_file,
                 insecure=values.insecure,
                 advertise=values.advertise,
                 tls=tls_of(values, PeerRole(engine.info.role)),

@@ -113,13 +113,18 @@ class ServerInfo:
     version: str
     workers: tuple[WorkerInfo, ...]
     num_requests_running: int
-    num_requests_waiting: int
+    num_requests_waiting: int  # for a verifier
     max_waiting: int  # one more is refused
     is_draining: bool  # it takes no new requests
     mode: str  # for requests that name none; empty = auto, likewise the next two
     rule: str
     length_policy: str
     window: int
+    num_requests_undrafted: int = 0  # running ones that want a drafter and have none
+    num_requests_resting: int = 0  # running ones for which drafting does not pay now
+    num_requests_speculative: int = 0  # running and waiting ones that did not ask for plain decoding
+    stall_share: float = 0.0  # of the tokens of requests that want drafts, those decoded without, of late
+    verify_ms: float = 0.0  # a verifier's pass, of late; 0 = there was none
 
 
 class _Addresses:

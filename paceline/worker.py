@@ -33,6 +33,7 @@ from paceline.errors import EngineLost, InvalidInput, PacelineError, Unavailable
 from paceline.holdings import Figures, told_on_signal
 from paceline.kind import Kind, Place
 from paceline.outbox import Outbox
+from paceline.registrations import Registrations
 from paceline.rpc import Server, answering, keep_registered, register_now, run_until_signalled, start_server, with_port
 from paceline.security import PeerRole, Tls
 from paceline.types import Blame, Close, Fault, WorkerInfo
@@ -233,9 +234,8 @@ class WorkerServer(Generic[Ask, Reply]):
         self._streams: dict[int, Outbox] = {}
         self._server: Server | None = None
         self._is_stopping = False
-        self._coordinators: tuple[str, ...] = ()
         self._tls: Tls | None = None
-        self._registrations: list[asyncio.Task[None]] = []
+        self._registrations = Registrations(self._register)
         self._engine: EngineThread[Ask, Reply] = EngineThread(engine, self._deliver, partial(self._end, 1))
 
     async def start(
@@ -244,6 +244,7 @@ class WorkerServer(Generic[Ask, Reply]):
         host: str = "127.0.0.1",
         port: int = 0,
         coordinators: Sequence[str] = (),
+        coordinators_file: str | None = None,
         insecure: bool = False,
         advertise: str | None = None,
         tls: Tls | None = None,
@@ -251,16 +252,14 @@ class WorkerServer(Generic[Ask, Reply]):
     ) -> None:
         """Serve on `host`, and keep registered with each coordinator as `advertise` (HOST[:PORT]; else `host`).
 
-        With `tls` only coordinators may call, and there is no reflection unless `has_reflection`.
+        `coordinators_file` lists more of them and may change. With `tls` only coordinators may call, without reflection
+        unless `has_reflection`.
         """
-        self._coordinators, self._tls = tuple(coordinators), tls
+        self._tls = tls
         if advertise is None and host.strip("[]") in ("0.0.0.0", "::"):
-            fix = "give the host name by which coordinators reach this machine"
-            raise InvalidInput("advertise", advertise, fix)
+            raise InvalidInput("advertise", advertise, "give the host name by which coordinators reach this machine")
 
-        def add(server: Any) -> None:
-            self._kind.add(self._serve_stream, server)
-
+        add = partial(self._kind.add, self._serve_stream)
         door = Door({"Connect": (PeerRole.COORDINATOR,)}, has_tls=tls is not None)
         services = ((self._kind.service, add),)
         self._server, bound = await start_server(
@@ -273,7 +272,7 @@ class WorkerServer(Generic[Ask, Reply]):
         except InvalidInput:
             await self._server.stop()
             raise
-        self._registrations = [asyncio.create_task(self._register(to)) for to in coordinators]
+        self._registrations.start(coordinators, coordinators_file)
 
     async def drain(self, within_s: float = DRAIN_S) -> None:
         """Ask every coordinator to take away what it has here; returns when that is done, or after `within_s`."""
@@ -282,13 +281,13 @@ class WorkerServer(Generic[Ask, Reply]):
         self.info = replace(self.info, is_draining=True)
         await self._server.drain()
         wire = worker_info_to_wire(self._info_now())
-        tell = asyncio.gather(*(register_now(to, wire, self._tls) for to in self._coordinators))
+        tell = asyncio.gather(*(register_now(to, wire, self._tls) for to in self._registrations.coordinators))
         await emptied(tell, lambda: self._engine.num_requests == 0 or self.ended.done(), within_s)
 
     async def stop(self, within_s: float = SHUTDOWN_S) -> bool:
         """End registrations, streams and the engine thread; False if the thread did not end in time."""
         self._is_stopping = True
-        await _cancel(*self._registrations)
+        await self._registrations.stop()
         for stream in self._streams.values():
             stream.end(Unavailable("this worker is shutting down"))
         if self._server:

@@ -48,6 +48,7 @@ EXACT = ("tests/coordinator/test_exact_worlds.py", "-k", "path and (closed or qu
 ENDS = ("tests/coordinator/test_ends.py",)
 FEED = ("tests/coordinator/test_feed.py",)
 CHECK = ("tests/deploy/test_check_lossless.py", "-k", "seed")
+SCALING = ("tests/deploy/ray/test_scaling.py",)
 RECENT = ("tests/coordinator/test_recent.py",)
 CONFIG = ("tests/deploy/test_config_file.py",)
 COMPATIBILITY = ("tests/paceline/test_compatibility.py", "-k", "another_wire or does_not_fit")
@@ -775,6 +776,57 @@ ENGINE = (
         ("tests/engine/test_graphs.py",),
     ),
 )
+RAY = (
+    Mutant(
+        "drafters stay although nobody wants drafts",
+        "deploy/ray/scaling.py",
+        "    if not demand.num_speculative:\n        return 0",
+        "    if not demand.num_speculative:\n        return num_replicas",
+        SCALING,
+    ),
+    Mutant(
+        "a stalled pool asks for nothing more",
+        "deploy/ray/scaling.py",
+        "wanted = max(wanted, num_replicas + 1)\n    return max(1,",
+        "wanted = max(wanted, num_replicas)\n    return max(1,",
+        SCALING,
+    ),
+    Mutant(
+        "a queue calls for no verifier",
+        "deploy/ray/scaling.py",
+        "    if demand.num_waiting:\n",
+        "    if demand.num_waiting > 10:\n",
+        SCALING,
+    ),
+    Mutant(
+        "no coordinator is taken for no demand",
+        "deploy/ray/policies.py",
+        "            if entries:\n",
+        "            if True:\n",
+        ("tests/deploy/ray/test_policies.py",),
+    ),
+    Mutant(
+        "a resting drafter counts as a stall",
+        "coordinator/demand.py",
+        "return request_id in self._speculative and request_id not in self._resting",
+        "return request_id in self._speculative",
+        ("tests/coordinator/test_demand.py",),
+    ),
+    Mutant(
+        "a coordinator that stays is registered with anew",
+        "paceline/registrations.py",
+        "            if address not in self._tasks:\n",
+        "            if address:\n",
+        ("tests/paceline/test_registrations.py",),
+    ),
+    Mutant(
+        "a rank outlives whoever started it",
+        "paceline/engine/parallel.py",
+        "        _die_with(sys.stdin.buffer)\n        order, connection",
+        "        order, connection",
+        ("tests/engine/test_guests.py", "-k", "whoever"),
+    ),
+)
 SURVIVAL = (
     Mutant(
         "a worker may say more than it was asked for",
@@ -1081,7 +1133,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.mutants", description="Break the code; see a test notice.")
     parser.add_argument("--only", default="", help="mutants whose description contains this")
     given = parser.parse_args()
-    mutants = SAMPLING + ROWS_AND_TRUST + WHOLE + PROTOCOL + LEAVING + AUTO + BENCH + ENGINE + SURVIVAL + DOORS + FACES
+    mutants = (
+        SAMPLING + ROWS_AND_TRUST + WHOLE + PROTOCOL + LEAVING + AUTO + BENCH + ENGINE + SURVIVAL + RAY + DOORS + FACES
+    )
     chosen = [mutant for mutant in mutants if given.only in mutant.what]
     if not chosen:
         parser.error(f"--only {given.only!r}: no mutant's description contains it; leave it out to see all of them")

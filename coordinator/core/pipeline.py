@@ -58,6 +58,11 @@ class Pipeline:
     def num_waiting(self) -> int:
         return len(self._waiting)
 
+    @property
+    def num_undrafted(self) -> int:
+        """Running requests that want a drafter and have none."""
+        return sum(map(len, self._undrafted.values()))
+
     def metrics(self, request_id: str) -> RequestMetrics | None:
         """What a running request does, up to its end, for those who read and change nothing; None if there is none."""
         request = self._requests.get(request_id)

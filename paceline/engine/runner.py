@@ -49,16 +49,16 @@ class Runner:
         max_model_len: int | None = None,
         tensor_parallel_size: int = 1,
         tensor_parallel_timeout_s: float = 20.0,
+        ranks_socket: str | None = None,
         prefix_caching: bool = True,
         enforce_eager: bool = False,
     ) -> Runner:
-        """Loads and validates `model`, a folder or a Hugging Face name.
+        """Loads and validates `model`, a folder or a Hugging Face name. Raises InvalidInput, Unsupported.
 
         The pool holds `max_num_tokens` tokens over all sequences, or what fits in `kv_cache_bytes` on each
         rank; by default what is left of `gpu_memory_utilization`, or 1 GiB on a CPU. `max_model_len` must fit into it;
-        by default it is the model's, whatever the pool holds. `enforce_eager`: no CUDA graphs. Sets torch to one
-        thread for this process: a second OpenMP thread makes a busy CPU ten times slower. Raises InvalidInput for bad
-        options or a bad model folder, Unsupported for a model this engine cannot serve.
+        by default it is the model's, whatever the pool holds. `enforce_eager`: no CUDA graphs. `ranks_socket`: where
+        ranks come that something else starts. Sets torch to one thread: a second one makes a busy CPU ten times slower.
         """
         _check_options(dtype, device, max_num_tokens, kv_cache_bytes, block_size, tensor_parallel_size)
         torch.set_num_threads(1)
@@ -77,7 +77,7 @@ class Runner:
         )
         executor: Executor | Leader
         if tensor_parallel_size > 1:
-            executor = Leader.start(checkpoint, options, timeout_s=tensor_parallel_timeout_s)
+            executor = Leader.start(checkpoint, options, timeout_s=tensor_parallel_timeout_s, ranks_socket=ranks_socket)
         else:
             executor = prepare(checkpoint, options)
         _check_room(executor, options)

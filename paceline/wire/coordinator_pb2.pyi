@@ -166,7 +166,7 @@ class GetServerInfoRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class ServerInfo(_message.Message):
-    __slots__ = ("version", "workers", "num_requests_running", "num_requests_waiting", "max_waiting", "is_draining", "mode", "rule", "length_policy", "window")
+    __slots__ = ("version", "workers", "num_requests_running", "num_requests_waiting", "max_waiting", "is_draining", "mode", "rule", "length_policy", "window", "num_requests_undrafted", "num_requests_resting", "num_requests_speculative", "stall_share", "verify_ms")
     VERSION_FIELD_NUMBER: _ClassVar[int]
     WORKERS_FIELD_NUMBER: _ClassVar[int]
     NUM_REQUESTS_RUNNING_FIELD_NUMBER: _ClassVar[int]
@@ -177,6 +177,11 @@ class ServerInfo(_message.Message):
     RULE_FIELD_NUMBER: _ClassVar[int]
     LENGTH_POLICY_FIELD_NUMBER: _ClassVar[int]
     WINDOW_FIELD_NUMBER: _ClassVar[int]
+    NUM_REQUESTS_UNDRAFTED_FIELD_NUMBER: _ClassVar[int]
+    NUM_REQUESTS_RESTING_FIELD_NUMBER: _ClassVar[int]
+    NUM_REQUESTS_SPECULATIVE_FIELD_NUMBER: _ClassVar[int]
+    STALL_SHARE_FIELD_NUMBER: _ClassVar[int]
+    VERIFY_MS_FIELD_NUMBER: _ClassVar[int]
     version: str
     workers: _containers.RepeatedCompositeFieldContainer[_common_pb2.WorkerInfo]
     num_requests_running: int
@@ -187,7 +192,12 @@ class ServerInfo(_message.Message):
     rule: str
     length_policy: str
     window: int
-    def __init__(self, version: _Optional[str] = ..., workers: _Optional[_Iterable[_Union[_common_pb2.WorkerInfo, _Mapping]]] = ..., num_requests_running: _Optional[int] = ..., num_requests_waiting: _Optional[int] = ..., max_waiting: _Optional[int] = ..., is_draining: _Optional[bool] = ..., mode: _Optional[str] = ..., rule: _Optional[str] = ..., length_policy: _Optional[str] = ..., window: _Optional[int] = ...) -> None: ...
+    num_requests_undrafted: int
+    num_requests_resting: int
+    num_requests_speculative: int
+    stall_share: float
+    verify_ms: float
+    def __init__(self, version: _Optional[str] = ..., workers: _Optional[_Iterable[_Union[_common_pb2.WorkerInfo, _Mapping]]] = ..., num_requests_running: _Optional[int] = ..., num_requests_waiting: _Optional[int] = ..., max_waiting: _Optional[int] = ..., is_draining: _Optional[bool] = ..., mode: _Optional[str] = ..., rule: _Optional[str] = ..., length_policy: _Optional[str] = ..., window: _Optional[int] = ..., num_requests_undrafted: _Optional[int] = ..., num_requests_resting: _Optional[int] = ..., num_requests_speculative: _Optional[int] = ..., stall_share: _Optional[float] = ..., verify_ms: _Optional[float] = ...) -> None: ...
 
 class ListTracesRequest(_message.Message):
     __slots__ = ()
