@@ -175,7 +175,12 @@ def serving(given: argparse.Namespace) -> list[Tally]:
     rng = random.Random(given.seed)
     num_kinds = len(UNARY) + len(STREAMS) + len(HTTP)
     num = -(-given.calls // num_kinds)
-    setup = Setup(given.target, given.drafter, coordinator=("--port", "0", "--max-workers", "20"), logs=given.logs)
+    setup = Setup(
+        given.target,
+        given.drafter,
+        coordinator=("--port", "0", "--served-model-name", "m", "--max-workers", "20"),
+        logs=given.logs,
+    )
     with Pools(setup) as pools:
         pools.start("verifier-1", "drafter-1")
         before = _honest(pools.address)

@@ -162,5 +162,5 @@ HTTP: Mapping[str, bytes] = {
     "/v1/chat/completions": b'{"model":"m","messages":[{"role":"user","content":"hi"}],"max_tokens":3,"stream":false}',
     "/tokenize": b'{"prompt":"hi","add_special_tokens":true}',
     "/detokenize": b'{"tokens":[1,2,3]}',
-    "/generate": b'{"prompt":"hi","max_tokens":3}',
+    "/paceline/generate": b'{"prompt":"hi","max_tokens":3}',
 }

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from coordinator import telemetry
 from coordinator.config import CoordinatorConfig
+from coordinator.recent import RecentRequests
 from coordinator.server import Coordinator
 from coordinator.service import GenerationRequest, Reply, Service
 from coordinator.trust import is_trusted
@@ -32,6 +33,8 @@ WHO = {
     "Abort": _CLIENT,
     "GetModelInfo": _CLIENT,
     "GetServerInfo": _CLIENT,
+    "ListTraces": _CLIENT,
+    "GetTrace": _CLIENT,
     "Register": _WORKER,
 }
 
@@ -45,21 +48,23 @@ class CoordinatorServicer:
         self._door = door
 
     async def Generate(self, request: Any, context: Any) -> None:  # noqa: N802
-        stall_s = self._coordinator.config.client_stall_s
         async with answering(context):
             asked = replace(_request_from_wire(request, self._door.client(context)), caller=_caller(context))
             spec = await self._service.admit(asked)
             request_id = spec.request_id
             with self._service.generation(asked, spec) as generation:
                 while reply := await generation.read():
-                    try:
-                        async with asyncio.timeout(stall_s):
-                            await context.write(
-                                _reply_to_wire(reply, request_id)
-                            )  # waits while the client does not read
-                    except TimeoutError:
-                        raise Overloaded("seconds that replies wait for this client to read", stall_s, 1) from None
+                    await self._write(context, _reply_to_wire(reply, request_id))
                     request_id = ""
+
+    async def _write(self, context: Any, message: Any) -> None:
+        """Waits while the client does not read, but not for ever. Raises Overloaded then."""
+        stall_s = self._coordinator.config.client_stall_s
+        try:
+            async with asyncio.timeout(stall_s):
+                await context.write(message)
+        except TimeoutError:
+            raise Overloaded("seconds that replies wait for this client to read", stall_s, 1) from None
 
     async def Abort(self, request: Any, context: Any) -> Any:  # noqa: N802
         async with answering(context):
@@ -101,6 +106,21 @@ class CoordinatorServicer:
             length_policy=str(config.policy or ""),
             window=config.window,
         )
+
+    async def ListTraces(self, request: Any, context: Any) -> Any:  # noqa: N802
+        async with answering(context):
+            client = self._door.client(context)
+            return pb.TraceList(traces=[pb.TraceSummary(**one.summary()) for one in self._recent.of(client)])
+
+    async def GetTrace(self, request: Any, context: Any) -> None:  # noqa: N802
+        async with answering(context):
+            recent = self._recent.get(request.request_id, self._door.client(context))
+            for records in recent.records():  # a piece at a time: others' drafts and verdicts pass in between
+                await self._write(context, pb.TraceChunk(records=records))
+
+    @property
+    def _recent(self) -> RecentRequests:
+        return self._coordinator.recent
 
 
 def _caller(context: Any) -> dict[str, str]:

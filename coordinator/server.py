@@ -31,19 +31,21 @@ from coordinator.core.events import (
     Drafted,
     Ended,
     Event,
-    Faulted,
-    Passed,
     RequestSpec,
     Tick,
     Verified,
     WorkerDown,
     WorkerDraining,
     WorkerUp,
+    event_of,
+    request_id_of,
 )
 from coordinator.core.pipeline import Pipeline
+from coordinator.recent import RecentRequests
 from coordinator.telemetry import Telemetry
 from paceline import codec, trace
 from paceline.api_keys import ApiKeys
+from paceline.compatibility import check_wire
 from paceline.drain import emptied
 from paceline.errors import InvalidInput, Overloaded, PeerFault, Unavailable, Unsupported
 from paceline.holdings import Figures
@@ -51,7 +53,7 @@ from paceline.plain import to_plain
 from paceline.rpc import connect
 from paceline.security import PeerRole
 from paceline.tokenizer import Tokenizer
-from paceline.types import Draft, DrafterReply, Fault, FinishReason, Pass, Role, Verdict, VerifierReply, WorkerInfo
+from paceline.types import FinishReason, Role, WorkerInfo
 from paceline.wire import drafter_pb2_grpc, verifier_pb2_grpc
 
 log = logging.getLogger(__name__)
@@ -113,7 +115,8 @@ class Coordinator:
         self.is_draining = False
         self.links: dict[str, Link] = {}
         self._clock = clock
-        self.observers: list[Observer] = []
+        self.recent = RecentRequests(config.num_traces)
+        self.observers: list[Observer] = [self.recent]
         self.telemetry: Telemetry | None = None  # one of them, if traces are wanted
         self._clients: dict[str, ClientQueue] = {}
         self._held: Counter[str] = Counter()  # requests by API key
@@ -140,7 +143,7 @@ class Coordinator:
     def feed(self, event: Event) -> None:
         """Let the core handle an event, and do what it says. Never waits."""
         started_s = self._clock()
-        request_id = _request_id(event)
+        request_id = request_id_of(event)
         if request_id in self._watched and (span := _span(event, started_s)):
             self._tell(request_id, span)
         commands = self.pipeline.handle(event, started_s)
@@ -266,6 +269,7 @@ class Coordinator:
                 return
         if info.is_draining:
             return
+        check_wire(info.wire_version, info.model)
         self._check(info)
         if len(self.links) >= self.config.max_workers:
             raise Overloaded("registered workers", self.config.max_workers, self.config.lease_s)
@@ -326,7 +330,7 @@ class Coordinator:
             link.num_owed -= 1
             if link.num_owed < 0:
                 raise PeerFault("it says more than it was asked for")
-            self.feed(_event(link.name, from_wire(wire)))
+            self.feed(event_of(link.name, from_wire(wire)))
         raise Unavailable("the worker has ended its stream")
 
     async def _watch_lease(self, link: Link) -> None:
@@ -376,37 +380,12 @@ def _open_trace(config: CoordinatorConfig, clock_s: float) -> trace.Writer | Non
     )
 
 
-def _event(worker: str, reply: DrafterReply | VerifierReply) -> Event:
-    match reply:
-        case Draft():
-            return Drafted(worker, reply)
-        case Pass():
-            return Passed(worker, reply)
-        case Verdict():
-            return Verified(worker, reply)
-        case Fault():
-            return Faulted(worker, reply.request_id, reply.message, reply.blame)
-
-
 def _span(event: Event, now_s: float) -> Span | None:
     match event:
         case Drafted(_, draft) if draft.draft_ms:
             return Span(Role.DRAFTER, now_s - draft.draft_ms / 1e3, now_s, len(draft.token_ids))
         case Verified(_, verdict) if verdict.verify_ms:
             return Span(Role.VERIFIER, now_s - verdict.verify_ms / 1e3, now_s, len(verdict.token_ids))
-    return None
-
-
-def _request_id(event: Event) -> str | None:
-    match event:
-        case Arrived(spec):
-            return spec.request_id
-        case Drafted(_, draft):
-            return draft.request_id
-        case Passed(_, passed):
-            return passed.request_id
-        case Verified(_, verdict):
-            return verdict.request_id
     return None
 
 

@@ -21,6 +21,7 @@ BENCHMARKS = {
     "rows": "sparse draft rows: bytes on the wire and acceptance by width and bits, acceptance by temperature",
     "repetition": "drafters without a model, where text repeats itself and where it does not",
     "distance": "real processes with a slow network between drafter and coordinator, beside the simulator",
+    "sweep": "mode auto against plain decoding: concurrency by distance by drafter, a dead one included",
     "core": "what the coordinator's core takes for an event, by how many requests are under way",
     "failure": "workers killed, hung and cut off under load: what clients notice",
     "overload": "ten times as much as is there: goodput, and memory",

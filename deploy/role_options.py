@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 
+from coordinator.recent import DEFAULT_KEPT
 from deploy import options
 from deploy.options import Group, Parser
 from paceline.drain import DRAIN_S
@@ -34,9 +35,12 @@ def add_tls(parser: Parser) -> None:
         "Mutual TLS: every side shows a certificate that says its role. Give all three, or none; `paceline certs` "
         "makes them. {role} in a path stands for the role that reads it, so that one setting serves all.",
     )
-    group.add("--tls-cert", kind=options.text, metavar="FILE", help="this role's certificate (PEM), chain included")
-    group.add("--tls-key", kind=options.text, metavar="FILE", help="its private key (PEM, without a password)")
-    group.add("--tls-ca", kind=options.text, metavar="FILE", help="the authority's certificate (PEM): who is believed")
+    for flag, other, about in (
+        ("--tls-cert", "--ssl-certfile", "this role's certificate (PEM), chain included"),
+        ("--tls-key", "--ssl-keyfile", "its private key (PEM, without a password)"),
+        ("--tls-ca", "--ssl-ca-certs", "the authority's certificate (PEM): who is believed"),
+    ):
+        group.add(flag, other, kind=options.text, metavar="FILE", help=about)
 
 
 def tls_of(values: argparse.Namespace, role: PeerRole) -> Tls | None:
@@ -73,6 +77,13 @@ def add_clients(parser: Parser) -> None:
         shown="anybody may ask",
         help="keys that clients must show as `Authorization: Bearer KEY`, one a line, NAME:KEY or KEY; read again when "
         "it changes",
+    )
+    group.add(
+        "--api-key",
+        kind=options.text,
+        metavar="KEY",
+        help="the one key that clients must show, instead of --api-keys; safer in the environment than on the command "
+        "line",
     )
     group.add(
         "--max-requests-per-key",
@@ -210,9 +221,8 @@ def add_draft_rows(group: Group) -> None:
     )
 
 
-def add_engine(parser: Parser) -> Group:
-    """What a worker's engine is made of."""
-    group = parser.group("engine")
+def add_dtype(group: Group) -> None:
+    """In what the models compute, and on what."""
     group.add(
         "--dtype",
         kind=options.choice("float32", "bfloat16"),
@@ -222,6 +232,22 @@ def add_engine(parser: Parser) -> Group:
         "between two tokens may fall the other way)",
     )
     group.add("--device", kind=options.text, default="cpu", metavar="DEVICE", help="cpu, cuda or cuda:N")
+
+
+def add_drafter_dtype(group: Group) -> None:
+    group.add(
+        "--drafter-dtype",
+        kind=options.choice("float32", "bfloat16"),
+        shown="--dtype",
+        metavar="TYPE",
+        help="the drafter's, if it is to differ",
+    )
+
+
+def add_engine(parser: Parser) -> Group:
+    """What a worker's engine is made of."""
+    group = parser.group("engine")
+    add_dtype(group)
     group.add(
         "--max-num-seqs",
         kind=options.whole(1, 65536),
@@ -264,6 +290,10 @@ def add_engine(parser: Parser) -> Group:
     return group
 
 
+def add_tensor_parallel(group: Group, help: str) -> None:
+    group.add("--tensor-parallel-size", "-tp", kind=options.whole(1, 64), default=1, metavar="N", help=help)
+
+
 def add_trace(parser: Parser) -> None:
     group = parser.group("trace")
     group.add(
@@ -279,6 +309,14 @@ def add_trace(parser: Parser) -> None:
         shown="256MiB",
         metavar="BYTES",
         help="the trace ends at this size; the server runs on",
+    )
+    group.add(
+        "--keep-traces",
+        kind=options.whole(0, 10_000),
+        default=DEFAULT_KEPT,
+        metavar="N",
+        help="requests that have ended whose steps are kept in memory for `paceline trace`, each for its own client "
+        "only; 0 = none",
     )
     group.add(
         "--otlp-traces-endpoint",
@@ -332,13 +370,7 @@ def add_worker(parser: Parser, what: str, *, tensor_parallel: str) -> Group:
     add_drain(network)
     add_tls(parser)
     engine = add_engine(parser)
-    engine.add(
-        "--tensor-parallel-size",
-        kind=options.whole(1, 64),
-        default=1,
-        metavar="N",
-        help=f"processes (GPUs) over which {tensor_parallel} is split; must divide its heads",
-    )
+    add_tensor_parallel(engine, f"processes (GPUs) over which {tensor_parallel} is split; must divide its heads")
     engine.add(
         "--gpu-memory-utilization",
         kind=options.number(0.01, 1),

@@ -22,13 +22,14 @@ from typing import Any, Self, TypedDict, Unpack
 
 import grpc
 
-from paceline import codec
+from paceline import codec, fetched
 from paceline.api_keys import bearer
 from paceline.errors import InvalidInput, PeerFault, Unavailable
 from paceline.length_policy import LengthPolicy
 from paceline.resume import Progress, addresses_of
 from paceline.rpc import connect, connect_blocking, error_of
 from paceline.security import Tls
+from paceline.trace import Record
 from paceline.types import FinishReason, Mode, Rule, SamplingParams, Source, Tokens, TopLogprobs, WorkerInfo, member
 from paceline.wire import coordinator_pb2, coordinator_pb2_grpc
 
@@ -195,6 +196,16 @@ class AsyncClient:
     async def server_info(self) -> ServerInfo:
         with _errors():
             return _server_info(await self._ask("GetServerInfo", coordinator_pb2.GetServerInfoRequest()))
+
+    async def traces(self) -> tuple[fetched.TraceSummary, ...]:
+        """This client's last requests at the coordinator that answers, the newest first."""
+        with _errors():
+            return fetched.summaries(await self._ask("ListTraces", coordinator_pb2.ListTracesRequest()))
+
+    async def trace(self, request_id: str) -> list[Record]:
+        """What happened to one of them. Raises `UnknownRequest` if it is not kept, or is another client's."""
+        request = coordinator_pb2.GetTraceRequest(request_id=request_id)
+        return await fetched.trace(self._to.calls("GetTrace", request), _errors)
 
     async def _ask(self, method: str, request: Any) -> Any:
         failure: Unavailable | None = None

@@ -19,6 +19,7 @@ from paceline.length_policy import LengthPolicy
 
 Tokens = tuple[int, ...]
 
+WIRE_VERSION = 1  # of what coordinators and workers say to each other; raised when an older side would misread it
 MAX_SEED = sampling_checks.MAX_SEED
 MIN_ROW_BITS, MAX_ROW_BITS = 8, 16
 
@@ -363,6 +364,7 @@ class WorkerInfo:
     num_requests: int = 0  # held now, of all coordinators; likewise
     is_draining: bool = False  # going away: it wants nothing new, and to be rid of what it has
     policies: tuple[str, ...] = ()  # of a drafter: the length policies it offers; empty = it has not said
+    wire_version: int = WIRE_VERSION  # 0 = older than the field
     cache: CacheUse | None = None  # now; renewed with the lease
 
     def offers(self, policy: LengthPolicy) -> bool:

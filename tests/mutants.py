@@ -48,6 +48,9 @@ EXACT = ("tests/coordinator/test_exact_worlds.py", "-k", "path and (closed or qu
 ENDS = ("tests/coordinator/test_ends.py",)
 FEED = ("tests/coordinator/test_feed.py",)
 CHECK = ("tests/deploy/test_check_lossless.py", "-k", "seed")
+RECENT = ("tests/coordinator/test_recent.py",)
+CONFIG = ("tests/deploy/test_config_file.py",)
+COMPATIBILITY = ("tests/paceline/test_compatibility.py", "-k", "another_wire or does_not_fit")
 
 
 @dataclass(frozen=True, slots=True)
@@ -653,6 +656,51 @@ LEAVING = (
     ),
 )
 
+CONTROLLER = ("tests/coordinator/test_controller.py",)
+AUTO = (
+    Mutant(
+        "controller: three tests are enough to give a drafter up",
+        "coordinator/core/controller.py",
+        "if on is None or pace.num_tests < MIN_TESTS:",
+        "if on is None:",
+        CONTROLLER,
+    ),
+    Mutant(
+        "controller: an unknown drafter is waited for",
+        "coordinator/core/controller.py",
+        "self._trial, 0.0, True",
+        "self._trial, 0.0, False",
+        CONTROLLER,
+    ),
+    Mutant(
+        "conditions: in pearl the round trip is paid for every pass",
+        "coordinator/core/conditions.py",
+        "return _Cycle(max(start_s, alone_s), accepted + more, 1 + accepted * first + more * depth)",
+        "return _Cycle(start_s * (1 + more), accepted + more, 1 + accepted * first + more * depth)",
+        CONTROLLER,
+    ),
+    Mutant(
+        "conditions: others' tokens are in no pass",
+        "coordinator/core/conditions.py",
+        "return self._pass_s(num_tokens * self.num_seqs)",
+        "return self._pass_s(num_tokens)",
+        CONTROLLER,
+    ),
+    Mutant(
+        "window: what is behind a wrong token counts as tested",
+        "coordinator/core/window.py",
+        "            if drafted != token:\n                break\n            self.num_late_right += 1",
+        "            self.num_late_right += drafted == token",
+        CONTROLLER,
+    ),
+    Mutant(
+        "verifier: a draft ends a decoding run that was asked for behind it",
+        "verifier/session.py",
+        "any(waiting.num_decodes == self._num_decodes for waiting in last)",
+        "last",
+        ("tests/verifier/test_session.py", *CONTROLLER),
+    ),
+)
 BENCH = (
     Mutant(
         "load: tokens that come together take no time but the first",
@@ -670,17 +718,17 @@ BENCH = (
     ),
     Mutant(
         "sweep: reported on the prompts that it chose by",
-        "bench/sweep.py",
+        "bench/tuning.py",
         "tuple(prompts[1::2])",
         "tuple(prompts[::2])",
-        ("tests/bench/test_sweep.py",),
+        ("tests/bench/test_tuning.py",),
     ),
     Mutant(
         "sweep: points that saw different prompts are compared",
-        "bench/sweep.py",
+        "bench/tuning.py",
         "points.sort(key=lambda row: (-len(row.samples), -row.tokens_per_s))",
         "points.sort(key=lambda row: -row.tokens_per_s)",
-        ("tests/bench/test_sweep.py",),
+        ("tests/bench/test_tuning.py",),
     ),
     Mutant(
         "oracle: accepted tokens are spared too",
@@ -901,6 +949,93 @@ DOORS = (
     ),
 )
 
+FACES = (
+    Mutant(
+        "traces: a request is told to whoever knows its id",
+        "coordinator/recent.py",
+        "            if found and found.spec.client == client:",
+        "            if found:",
+        RECENT,
+    ),
+    Mutant(
+        "traces: all requests are listed to everybody",
+        "coordinator/recent.py",
+        "return [one for one in self.all() if one.spec.client == client]",
+        "return self.all()",
+        RECENT,
+    ),
+    Mutant(
+        "traces: one request may take all the room",
+        "coordinator/recent.py",
+        "if recent.weight + weight > self._max_of_one or ",
+        "if ",
+        RECENT,
+    ),
+    Mutant(
+        "traces: what was forgotten weighs on",
+        "coordinator/recent.py",
+        "            self._weight -= recent.weight",
+        "            pass",
+        RECENT,
+    ),
+    Mutant(
+        "traces: a wait for the request's own pass passes for the network's",
+        "coordinator/chrome_trace.py",
+        "if request.end >= request.owed and not ask.preverify:",
+        "if request.end >= request.owed:",
+        ("tests/coordinator/test_chrome_trace.py",),
+    ),
+    Mutant(
+        "traces: bars are drawn over one another",
+        "coordinator/chrome_trace.py",
+        "if not ends or bar.end_s <= ends[-1]:",
+        "if True:",
+        ("tests/coordinator/test_chrome_trace.py",),
+    ),
+    Mutant(
+        "options: the environment wins over the flag",
+        "deploy/options.py",
+        "    if hasattr(given, option.name):",
+        "    if hasattr(given, option.name) and not any(map(environ.get, option.twins)):",
+        CONFIG,
+    ),
+    Mutant(
+        "options: a shared key wins over the command's own",
+        "deploy/config_file.py",
+        "found |= own",
+        "found = own | found",
+        CONFIG,
+    ),
+    Mutant(
+        "options: a secret is printed",
+        "deploy/config_file.py",
+        "if option.name in SECRETS and value is not None:",
+        "if False:",
+        CONFIG,
+    ),
+    Mutant(
+        "compatibility: a worker of another wire is taken in",
+        "coordinator/server.py",
+        "        check_wire(info.wire_version, info.model)\n",
+        "",
+        COMPATIBILITY,
+    ),
+    Mutant(
+        "compatibility: a version that is too new passes",
+        "paceline/compatibility.py",
+        "if fits and not (package.below and _numbers(version) >= _numbers(package.below)):",
+        "if fits:",
+        COMPATIBILITY,
+    ),
+    Mutant(
+        "doctor: a gain within chance is advice",
+        "deploy/doctor_forecast.py",
+        "return fastest if fastest.speed_up >= PAYS else",
+        "return fastest if True else",
+        ("tests/deploy/test_doctor.py", "-k", "chance"),
+    ),
+)
+
 
 def copy_tree(folder: Path) -> None:
     for name in COPIED:
@@ -953,7 +1088,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.mutants", description="Break the code; see a test notice.")
     parser.add_argument("--only", default="", help="mutants whose description contains this")
     given = parser.parse_args()
-    mutants = SAMPLING + ROWS_AND_TRUST + WHOLE + PROTOCOL + LEAVING + BENCH + ENGINE + SURVIVAL + DOORS
+    mutants = SAMPLING + ROWS_AND_TRUST + WHOLE + PROTOCOL + LEAVING + AUTO + BENCH + ENGINE + SURVIVAL + DOORS + FACES
     chosen = [mutant for mutant in mutants if given.only in mutant.what]
     if not chosen:
         parser.error(f"--only {given.only!r}: no mutant's description contains it; leave it out to see all of them")

@@ -72,6 +72,7 @@ NOTHING_TOLD = Logprobs()
 class _Waiting:
     ask: Verify
     arrived_s: float
+    num_decodes: int  # asks to decode that came before it
 
 
 class Session(Generic[Row]):
@@ -91,6 +92,7 @@ class Session(Generic[Row]):
         self._epoch = 0  # of the last ask; verdicts of a decoding run carry it
         self._floor = 0  # drafts of an earlier epoch are stale
         self._queue: deque[_Waiting] = deque()
+        self._num_decodes = 0  # asks to decode, so far
         self._retain = False  # a pre-verify under rejection sampling is due
 
     # --- asks
@@ -103,6 +105,7 @@ class Session(Generic[Row]):
 
     def decode(self, ask: Decode, now_s: float) -> Verdict | None:
         self._epoch = max(self._epoch, ask.epoch)
+        self._num_decodes += 1
         self.decode_until = max(self.decode_until, ask.start + ask.num_tokens)
         self.since_s = now_s
         return self._read(ask.epoch, ask.start)
@@ -120,7 +123,7 @@ class Session(Generic[Row]):
             return None  # a draft before it was lost, or it was sent again: the coordinator repeats what is missing
         if not self._queue:
             self.since_s = now_s
-        self._queue.append(_Waiting(ask, now_s))
+        self._queue.append(_Waiting(ask, now_s, self._num_decodes))
         self._epoch = max(self._epoch, draft.epoch)
         return None
 
@@ -164,7 +167,7 @@ class Session(Generic[Row]):
             return []
         known = len(self.log) - head.draft.start
         if known > 0:
-            self._queue[0] = _Waiting(Verify(head.draft.drop(known), head.preverify), self._queue[0].arrived_s)
+            self._queue[0] = replace(self._queue[0], ask=Verify(head.draft.drop(known), head.preverify))
         chain: list[_Waiting] = []
         num_tokens = 0
         for waiting in self._queue:
@@ -217,10 +220,10 @@ class Session(Generic[Row]):
         self.retained = retained if token_id is None else None
         rejected = num_accepted < len(draft_ids)
         epoch = work.drafts[0].epoch if work.drafts else self._epoch
-        for _ in work.drafts:
-            self._queue.popleft()
-        if work.drafts:
-            self.decode_until = min(self.decode_until, len(self.log))  # a draft ends a decoding run
+        last = [self._queue.popleft() for _ in work.drafts][-1:]
+        if any(waiting.num_decodes == self._num_decodes for waiting in last):
+            # A draft ends a decoding run, but for one that was asked for behind it.
+            self.decode_until = min(self.decode_until, len(self.log))
         if rejected:
             self._reject(epoch, preverify=work.preverify)
         new = tuple(self.log[start:])

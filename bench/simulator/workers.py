@@ -279,7 +279,8 @@ class Drafter(Worker[DrafterAsk]):
             return 1
         if self.known < 1:
             return 1
-        return min(min(_length(s) - s.draft_length, s.ask.end - len(s.tokens)) for s in going)
+        # At least one: a plan that shortens drafts may find one that is longer already.
+        return max(1, min(min(_length(s) - s.draft_length, s.ask.end - len(s.tokens)) for s in going))
 
     def _forwarded(self, going: Sequence[DraftSession], shares: Sequence[int], run: Run) -> None:
         pass_ms = 1e3 * run.pass_s

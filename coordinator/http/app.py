@@ -5,7 +5,7 @@ from __future__ import annotations
 from fastapi import Depends, FastAPI, Request
 from fastapi.responses import Response
 
-from coordinator.http import abort, chat, completions, pages, playground, probes, tokens
+from coordinator.http import abort, chat, completions, pages, playground, probes, tokens, traces
 from coordinator.http.errors import BodyLimit, RequestIds, add_handlers
 from coordinator.http.face import ClientLeft, Face, check_key
 from paceline import __version__
@@ -34,6 +34,6 @@ def create_app(face: Face) -> FastAPI:
 
     app.include_router(probes.public)
     app.include_router(pages.router)
-    for part in (completions, chat, tokens, abort, probes, playground):
+    for part in (completions, chat, tokens, abort, probes, playground, traces):
         app.include_router(part.router, dependencies=[Depends(check_key)])
     return app

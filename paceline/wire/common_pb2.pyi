@@ -153,7 +153,7 @@ class Fault(_message.Message):
     def __init__(self, request_id: _Optional[str] = ..., message: _Optional[str] = ..., blame: _Optional[_Union[Blame, str]] = ...) -> None: ...
 
 class WorkerInfo(_message.Message):
-    __slots__ = ("role", "address", "incarnation", "model", "model_hash", "tokenizer_hash", "vocab_size", "max_model_len", "max_num_seqs", "eos_token_ids", "dtype", "device", "cost", "policies", "num_requests", "is_draining", "cache")
+    __slots__ = ("role", "address", "incarnation", "model", "model_hash", "tokenizer_hash", "vocab_size", "max_model_len", "max_num_seqs", "eos_token_ids", "dtype", "device", "cost", "policies", "num_requests", "is_draining", "wire_version", "cache")
     ROLE_FIELD_NUMBER: _ClassVar[int]
     ADDRESS_FIELD_NUMBER: _ClassVar[int]
     INCARNATION_FIELD_NUMBER: _ClassVar[int]
@@ -170,6 +170,7 @@ class WorkerInfo(_message.Message):
     POLICIES_FIELD_NUMBER: _ClassVar[int]
     NUM_REQUESTS_FIELD_NUMBER: _ClassVar[int]
     IS_DRAINING_FIELD_NUMBER: _ClassVar[int]
+    WIRE_VERSION_FIELD_NUMBER: _ClassVar[int]
     CACHE_FIELD_NUMBER: _ClassVar[int]
     role: Role
     address: str
@@ -187,8 +188,9 @@ class WorkerInfo(_message.Message):
     policies: _containers.RepeatedScalarFieldContainer[str]
     num_requests: int
     is_draining: bool
+    wire_version: int
     cache: CacheUse
-    def __init__(self, role: _Optional[_Union[Role, str]] = ..., address: _Optional[str] = ..., incarnation: _Optional[int] = ..., model: _Optional[str] = ..., model_hash: _Optional[str] = ..., tokenizer_hash: _Optional[str] = ..., vocab_size: _Optional[int] = ..., max_model_len: _Optional[int] = ..., max_num_seqs: _Optional[int] = ..., eos_token_ids: _Optional[_Iterable[int]] = ..., dtype: _Optional[str] = ..., device: _Optional[str] = ..., cost: _Optional[_Union[StepCost, _Mapping]] = ..., policies: _Optional[_Iterable[str]] = ..., num_requests: _Optional[int] = ..., is_draining: _Optional[bool] = ..., cache: _Optional[_Union[CacheUse, _Mapping]] = ...) -> None: ...
+    def __init__(self, role: _Optional[_Union[Role, str]] = ..., address: _Optional[str] = ..., incarnation: _Optional[int] = ..., model: _Optional[str] = ..., model_hash: _Optional[str] = ..., tokenizer_hash: _Optional[str] = ..., vocab_size: _Optional[int] = ..., max_model_len: _Optional[int] = ..., max_num_seqs: _Optional[int] = ..., eos_token_ids: _Optional[_Iterable[int]] = ..., dtype: _Optional[str] = ..., device: _Optional[str] = ..., cost: _Optional[_Union[StepCost, _Mapping]] = ..., policies: _Optional[_Iterable[str]] = ..., num_requests: _Optional[int] = ..., is_draining: _Optional[bool] = ..., wire_version: _Optional[int] = ..., cache: _Optional[_Union[CacheUse, _Mapping]] = ...) -> None: ...
 
 class CacheUse(_message.Message):
     __slots__ = ("num_tokens", "num_used_tokens", "num_queried_tokens", "num_found_tokens", "num_preemptions")

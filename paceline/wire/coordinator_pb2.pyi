@@ -189,6 +189,46 @@ class ServerInfo(_message.Message):
     window: int
     def __init__(self, version: _Optional[str] = ..., workers: _Optional[_Iterable[_Union[_common_pb2.WorkerInfo, _Mapping]]] = ..., num_requests_running: _Optional[int] = ..., num_requests_waiting: _Optional[int] = ..., max_waiting: _Optional[int] = ..., is_draining: _Optional[bool] = ..., mode: _Optional[str] = ..., rule: _Optional[str] = ..., length_policy: _Optional[str] = ..., window: _Optional[int] = ...) -> None: ...
 
+class ListTracesRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class TraceList(_message.Message):
+    __slots__ = ("traces",)
+    TRACES_FIELD_NUMBER: _ClassVar[int]
+    traces: _containers.RepeatedCompositeFieldContainer[TraceSummary]
+    def __init__(self, traces: _Optional[_Iterable[_Union[TraceSummary, _Mapping]]] = ...) -> None: ...
+
+class TraceSummary(_message.Message):
+    __slots__ = ("request_id", "unix_s", "num_prompt_tokens", "num_generated_tokens", "mode", "finish_reason", "e2e_ms")
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    UNIX_S_FIELD_NUMBER: _ClassVar[int]
+    NUM_PROMPT_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    NUM_GENERATED_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    MODE_FIELD_NUMBER: _ClassVar[int]
+    FINISH_REASON_FIELD_NUMBER: _ClassVar[int]
+    E2E_MS_FIELD_NUMBER: _ClassVar[int]
+    request_id: str
+    unix_s: float
+    num_prompt_tokens: int
+    num_generated_tokens: int
+    mode: str
+    finish_reason: str
+    e2e_ms: float
+    def __init__(self, request_id: _Optional[str] = ..., unix_s: _Optional[float] = ..., num_prompt_tokens: _Optional[int] = ..., num_generated_tokens: _Optional[int] = ..., mode: _Optional[str] = ..., finish_reason: _Optional[str] = ..., e2e_ms: _Optional[float] = ...) -> None: ...
+
+class GetTraceRequest(_message.Message):
+    __slots__ = ("request_id",)
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    request_id: str
+    def __init__(self, request_id: _Optional[str] = ...) -> None: ...
+
+class TraceChunk(_message.Message):
+    __slots__ = ("records",)
+    RECORDS_FIELD_NUMBER: _ClassVar[int]
+    records: bytes
+    def __init__(self, records: _Optional[bytes] = ...) -> None: ...
+
 class RegisterReply(_message.Message):
     __slots__ = ("lease_s",)
     LEASE_S_FIELD_NUMBER: _ClassVar[int]

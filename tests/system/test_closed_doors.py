@@ -31,7 +31,7 @@ METHODS = (
     "grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo",
 )
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\4\0\0\0\0\0"
-UNLISTED = {"/generate", "/pools", "/metrics", "/openapi.json", "/docs", "/admin", "/v1/models/x"}
+UNLISTED = {"/paceline/generate", "/paceline/pools", "/metrics", "/openapi.json", "/docs", "/admin", "/v1/models/x"}
 PUBLIC = {"/health", "/ready", "/ping", "/"}  # and the parts of the page, which are in this repository for all to read
 
 

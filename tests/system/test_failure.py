@@ -116,7 +116,7 @@ async def test_workers_killed_and_hung_under_load_cost_no_request_and_change_no_
 @pytest.mark.parametrize("end", ["kill", "drain in no time"])
 def test_what_a_lost_coordinator_had_at_its_workers_is_freed(end: str, pair: tuple[Path, Path]) -> None:
     """Its streams end with it, and with them all that came over them, down to the last block."""
-    with Pools(Setup(*map(str, pair), coordinator=("--drain-s", "0"))) as pools:
+    with Pools(Setup(str(pair[0]), str(pair[1]), coordinator=("--drain-s", "0"))) as pools:
         pools.start("verifier-1", "drafter-1")
         with Client(pools.address) as client, ThreadPoolExecutor(4) as threads:
             given: Any = {"max_tokens": 480, "ignore_eos": True, "mode": "pearl", "temperature": 1.0}
@@ -130,5 +130,5 @@ def test_what_a_lost_coordinator_had_at_its_workers_is_freed(end: str, pair: tup
             for each in asked:
                 assert isinstance(each.exception(60), Unavailable)
         deadline_s = time.monotonic() + LEASE_S
-        while held := [held for child in pools.workers.values() if any((held := child.holds())[it] for it in KEPT)]:
-            assert time.monotonic() < deadline_s, f"still held: {held}"
+        while any(child.holds()[it] for child in pools.workers.values() for it in KEPT):
+            assert time.monotonic() < deadline_s, f"still held: {[child.holds() for child in pools.workers.values()]}"

@@ -32,6 +32,8 @@ UNARY: dict[str, Any] = {
     "Abort": coordinator_pb2.AbortRequest(request_id="r"),
     "GetModelInfo": coordinator_pb2.GetModelInfoRequest(),
     "GetServerInfo": coordinator_pb2.GetServerInfoRequest(),
+    "ListTraces": coordinator_pb2.ListTracesRequest(),
+    "GetTrace": coordinator_pb2.GetTraceRequest(request_id="r"),
     "Register": common_pb2.WorkerInfo(role="ROLE_DRAFTER", address="h:1", model="m", dtype="float32", vocab_size=3),
 }
 ASKS: dict[str, Any] = {
@@ -79,7 +81,7 @@ async def test_garbled_calls_are_answered_with_an_error_of_the_callers_and_servi
         for _ in range(NUM_MESSAGES):
             message = garbled(UNARY[method].SerializeToString(), b"", rng)
             call: Any
-            if method == "Generate":
+            if method in ("Generate", "GetTrace"):
                 call = channel.unary_stream(f"/paceline.wire.Coordinator/{method}")(message, timeout=20)
                 with contextlib.suppress(grpc.aio.AioRpcError):
                     _ = [reply async for reply in call]
@@ -259,7 +261,7 @@ async def test_no_log_line_says_what_a_prompt_said(
             {"max_tokens": 400, "ignore_eos": True, "timeout_s": 0.05},
         ):
             with contextlib.suppress(PacelineError):
-                await client.complete(f"{SECRET} is the word", **given)  # type: ignore[arg-type]
+                await client.complete(f"{SECRET} is the word", **given)
         with contextlib.suppress(PacelineError):
             await client.complete(SECRET * 10**5, max_tokens=8)
         await it.remove("d")
