@@ -34,8 +34,9 @@ check: $(STAMP)  ## format, lint, types
 mutants: $(STAMP)  ## break one thing at a time and see that a test notices (a few minutes)
 	$(RUN) -m tests.mutants
 
-proto: $(STAMP)  ## generate paceline/wire from proto/
+proto: $(STAMP)  ## generate paceline/wire and docs/wire.md from proto/
 	$(RUN) -m grpc_tools.protoc -Iproto --python_out=. --pyi_out=. --grpc_python_out=. proto/paceline/wire/*.proto
+	$(RUN) -m deploy.wire_reference
 
 bench: $(STAMP)  ## the figures of docs/benchmarks.md (long: run it on a quiet machine)
 	$(RUN) -m deploy.cli bench modes
