@@ -34,8 +34,9 @@ check: $(STAMP)  ## format, lint, types
 mutants: $(STAMP)  ## break one thing at a time and see that a test notices (a few minutes)
 	$(RUN) -m tests.mutants
 
-proto: $(STAMP)  ## generate paceline/wire from proto/
+proto: $(STAMP)  ## generate paceline/wire and docs/wire.md from proto/
 	$(RUN) -m grpc_tools.protoc -Iproto --python_out=. --pyi_out=. --grpc_python_out=. proto/paceline/wire/*.proto
+	$(RUN) -m deploy.wire_reference
 
 bench: $(STAMP)  ## the figures of docs/benchmarks.md (long: run it on a quiet machine)
 	$(RUN) -m deploy.cli bench modes
@@ -46,6 +47,10 @@ bench: $(STAMP)  ## the figures of docs/benchmarks.md (long: run it on a quiet m
 	$(RUN) -m deploy.cli bench distance
 	$(RUN) -m deploy.cli bench policies --ratio 6,12,25 --plot build/entropy.png
 	$(RUN) -m deploy.cli bench policies --rules token,block
+	$(RUN) -m deploy.cli bench failure
+	$(RUN) -m deploy.cli bench overload
+	$(RUN) -m deploy.cli bench fuzz
+	$(RUN) -m deploy.cli bench soak
 
 clean:  ## remove what setup and the demo made
 	rm -rf $(VENV) .demo build *.egg-info

@@ -1,7 +1,7 @@
 """Which parameters of each length policy the sweep tries.
 
 A grid spans what the papers use and what suits a pair whose entropies are high; the sweep starts on all points with
-few prompts and gives the better half more (`bench/sweep.py`), so a point too many costs little.
+few prompts and gives the better half more (`bench/tuning.py`), so a point too many costs little.
 """
 
 from __future__ import annotations

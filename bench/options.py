@@ -67,6 +67,6 @@ def names(valid: Sequence[str]) -> Callable[[str], tuple[str, ...]]:
     return parse
 
 
-def lengths(text: str) -> tuple[int, ...]:
-    """Draft lengths, comma separated."""
+def counts(text: str) -> tuple[int, ...]:
+    """Whole numbers from 1 on, comma separated: draft lengths, clients at a time."""
     return tuple(map(count(1), filter(None, text.split(",")))) or (count(1)(text),)

@@ -30,8 +30,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from bench import calibration, grids, options, oracle, plot, policy_report, rules, system
 from bench.row import Row, Sample, Setting, complete, take_turns
-from bench.sweep import Halves, Timer, groups, num_runs, sweep
 from bench.target import DRAFT_LENGTH, Sizer, step_ms
+from bench.tuning import Halves, Timer, groups, num_runs, sweep
 from paceline.client import Client
 from paceline.errors import InvalidInput, PacelineError
 from paceline.length_policy import LengthPolicy
@@ -361,7 +361,7 @@ def _parser() -> argparse.ArgumentParser:
     only.add_argument(
         "--rules", type=options.names(("token", "block")), default=(), help="rules to compare: token,block"
     )
-    only.add_argument("--lengths", type=options.lengths, default=(4, 8, 16), help="fixed draft lengths (4,8,16)")
+    only.add_argument("--lengths", type=options.counts, default=(4, 8, 16), help="fixed draft lengths (4,8,16)")
     only.add_argument("--num-seeds", type=options.count(1), default=2, help="runs a prompt (%(default)s)")
     return parser
 

@@ -13,7 +13,7 @@ from rich.table import Table
 from bench import grids, oracle
 from bench.resample import interval
 from bench.row import Row, Setting, quartiles, ratios
-from bench.sweep import Group, Outcome
+from bench.tuning import Group, Outcome
 
 BASELINE = "fixed"  # what adaptive policies are held against
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from bench.resample import interval
 from bench.row import Row, Sample, Setting, take_turns
-from bench.sweep import Timer
+from bench.tuning import Timer
 from paceline.types import Tokens
 
 BASELINE = "token"

@@ -1,144 +1,271 @@
-"""Each length policy at its best: the parameter found on one half of the prompts, reported on the other.
+"""Mode auto against plain decoding wherever it may be put: concurrency by distance by drafter, with real processes.
 
-Successive halving: all points of all grids run on a few prompts, the better half of each policy's points on twice as
-many, and so on until one is left, the half is used up, or the time is. Policies are not held against one another while
-tuning, so every one comes to the report with the best that was found for it. All settings, both modes included, take
-turns prompt by prompt. There is no clock in here but the one that is given.
+    paceline bench sweep --max-minutes 30 --json sweep.json --plot sweep.png
+
+Runs of `auto` and `off` take turns, in changing order, each for `--seconds` of closed load (longer with many clients,
+whose passes take longer), so that a noisy minute falls on both; a point's figure is the median of their ratios. Before
+them `auto` runs once uncounted, as it does in a server that has been up for a minute. The drafters are *good* (the demo
+drafter), *random* (weights as initialised), and *dead*: in turn stopped by SIGSTOP, killed by SIGKILL, both as counting
+begins, and not there at all.
+
+What is measured is written to `--json` point by point. Run again with the same file and the same settings, a sweep that
+was cut short goes on where it ended.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+import argparse
+import asyncio
+import itertools
+import json
+import statistics
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
 
-from bench.row import Row, Setting
-from paceline.length_policy import LengthPolicy
-from paceline.types import Tokens
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
 
-FIRST_RUNG = 2  # prompts on which every point runs
-TUNING_SHARE = 0.55  # of the time, the rest is for the report: tuning has five times the settings on fewer prompts
-BASELINE = Setting("off", "off")
+from bench import lines, rate, system
+from bench.distant import Distant, distant
+from bench.equality import random_drafter
+from bench.options import count, counts, names, positive, values
+from bench.plot import check_plot
+from bench.row import quartiles
+from bench.target import expanded
+from paceline.errors import InvalidInput
+from paceline.prompts import read_prompts
 
-Group = tuple[str, str]  # mode and policy: what gets one best parameter
-Rows = dict[Group, list[Row[Setting]]]
-Turn = Callable[[Sequence[Row[Setting]], Tokens, int], None]  # one more sample for every row
+DRAFTERS = ("good", "random", "dead")
+DEATHS = ("stopped", "killed", "absent")
+AIM = 0.98  # of plain decoding, at every point
+_SETTINGS = ("target", "drafter", "parameters", "prompts", "pairs", "seconds", "dtype", "drafter_dtype")
+_CLIENTS_PER_SECOND = 64  # as many clients double the time of a run
+
+Measure = Callable[[str, "str | None"], Awaitable[tuple[float, Counter[str]]]]  # mode, and a death to die meanwhile
 
 
 @dataclass(frozen=True, slots=True)
-class Halves:
-    """The prompts: those that choose, and those that are reported."""
+class Point:
+    """One place in the grid."""
 
-    tuning: tuple[Tokens, ...]
-    report: tuple[Tokens, ...]
+    drafter: str
+    rtt_ms: float
+    concurrency: int
 
-    @classmethod
-    def of(cls, prompts: Sequence[Tokens]) -> Halves:
-        """Every second prompt, so that a file that is sorted in some way is sorted in both halves."""
-        return cls(tuple(prompts[::2]), tuple(prompts[1::2]))
+    def __str__(self) -> str:
+        return f"{self.drafter} drafter, {self.rtt_ms:g} ms, {self.concurrency} at a time"
 
 
-@dataclass(frozen=True, slots=True)
-class Timer:
-    """When to stop, by a clock that is an argument."""
+@dataclass
+class Row:
+    """What came of a point: tokens a second, pair by pair."""
 
-    clock: Callable[[], float]
-    deadline_s: float
-
-    @classmethod
-    def lasting(cls, clock: Callable[[], float], seconds: float) -> Timer:
-        return cls(clock, clock() + seconds)
+    point: Point
+    auto: list[float] = field(default_factory=list)
+    off: list[float] = field(default_factory=list)
+    deaths: list[str] = field(default_factory=list)  # of the drafter, pair by pair; only of a dead one
+    modes: Counter[str] = field(default_factory=Counter)  # that finished requests of `auto` ended in
 
     @property
-    def left_s(self) -> float:
-        return self.deadline_s - self.clock()
+    def ratios(self) -> list[float]:
+        return [auto / off for auto, off in zip(self.auto, self.off, strict=True)]
 
-    def part(self, share: float) -> Timer:
-        """A timer over `share` of what is left."""
-        return Timer.lasting(self.clock, share * self.left_s)
+    def figures(self) -> dict[str, Any]:
+        first, median, third = quartiles(self.ratios)
+        return {
+            **asdict(self.point),
+            "ratio": median,
+            "ratio_quartiles": [first, third],
+            "auto_tokens_per_s": statistics.median(self.auto),
+            "off_tokens_per_s": statistics.median(self.off),
+            "pairs": [list(pair) for pair in zip(self.auto, self.off, strict=True)],
+            "deaths": self.deaths,
+            "modes": dict(self.modes),
+        }
 
-
-@dataclass(slots=True)
-class Outcome:
-    """What a sweep found. Rows of the report have one sample a prompt, on the same prompts."""
-
-    tuned: Rows = field(default_factory=dict)  # all points, with as many samples as they earned; the best one first
-    best: dict[Group, Row[Setting]] = field(default_factory=dict)  # on the other half
-    off: Row[Setting] = field(default_factory=lambda: Row(BASELINE))
-    long: Row[Setting] | None = None  # long drafts, of which the oracle cuts off what is rejected
-    left_out: list[str] = field(default_factory=list)
-
-
-def groups(policies: Mapping[str, Sequence[LengthPolicy]], modes: Sequence[str], window: int) -> Rows:
-    """A row for every point, by mode and policy."""
-    return {
-        (mode, name): [Row(setting_of(mode, policy, window)) for policy in points]
-        for mode in modes
-        for name, points in policies.items()
-    }
+    @classmethod
+    def of(cls, figures: dict[str, Any]) -> Row:
+        """The row with these figures."""
+        point = Point(figures["drafter"], figures["rtt_ms"], figures["concurrency"])
+        auto, off = (list(column) for column in zip(*figures["pairs"], strict=True))
+        return cls(point, auto, off, figures["deaths"], Counter(figures["modes"]))
 
 
-def setting_of(mode: str, policy: LengthPolicy, window: int) -> Setting:
-    return Setting(f"{mode} {policy}", mode, str(policy), window if mode == "pearl" else 0)
+def grid(given: argparse.Namespace) -> list[Point]:
+    """Drafters outermost: to change one costs the most."""
+    places = itertools.product(given.drafters, given.rtt_ms, given.concurrency)
+    return [Point(drafter, rtt_ms, concurrency) for drafter, rtt_ms, concurrency in places]
 
 
-def sweep(rows: Rows, long: Setting | None, halves: Halves, turn: Turn, timer: Timer) -> Outcome:
-    """Tune, then report."""
-    outcome = Outcome(tuned=rows, long=Row(long) if long else None)
-    outcome.left_out += tune(rows, halves.tuning, turn, timer.part(TUNING_SHARE))
-    outcome.best = {group: Row(points[0].setting) for group, points in rows.items()}
-    reported = [outcome.off, *outcome.best.values(), *([outcome.long] if outcome.long else [])]
-    num_reported = _run(reported, halves.report, 0, turn, timer)
-    if num_reported < len(halves.report):
-        outcome.left_out.append(f"the report is on {num_reported} of {len(halves.report)} prompts")
-    return outcome
+async def measure(point: Point, num_pairs: int, run: Measure) -> Row:
+    """A point's pairs; which mode goes first alternates."""
+    row = Row(point)
+    if point.drafter != "dead":
+        await run("auto", None)
+    for number in range(num_pairs):
+        death = DEATHS[number % len(DEATHS)] if point.drafter == "dead" else None
+        for mode in ("auto", "off") if number % 2 else ("off", "auto"):
+            tokens_per_s, modes = await run(mode, death if mode == "auto" else None)
+            (row.auto if mode == "auto" else row.off).append(tokens_per_s)
+            if mode == "auto":
+                row.modes += modes
+        if death:
+            row.deaths.append(death)
+    return row
 
 
-def tune(rows: Rows, prompts: Sequence[Tokens], turn: Turn, timer: Timer) -> list[str]:
-    """Puts the best point of every group first; says which groups were still undecided when the time ended.
+class Runs:
+    """Runs a mode for a while at a point of the real system."""
 
-    A point's samples are on a prefix of the prompts, and those still in the race all have the same ones. At least
-    one prompt is always used.
-    """
-    racing = {group: list(points) for group, points in rows.items()}
-    used, rung = 0, FIRST_RUNG
-    while used < len(prompts) and (used == 0 or any(len(points) > 1 for points in racing.values())):
-        # A group that has found its best need not run on.
-        runners = [row for points in racing.values() if used == 0 or len(points) > 1 for row in points]
-        part = prompts[used : used + rung]
-        num_run = _run(runners, part, used, turn, timer)
-        used += num_run
-        for points in rows.values():
-            # How far a point came says more than how fast it was on the way.
-            points.sort(key=lambda row: (-len(row.samples), -row.tokens_per_s))
-        if num_run < len(part):
-            return [
-                f"tuning of {mode} {name} ended with {len(points)} points undecided after {used} prompts: no time"
-                for (mode, name), points in racing.items()
-                if len(points) > 1
-            ]
-        racing = {group: points[: (len(racing[group]) + 1) // 2] for group, points in rows.items()}
-        rung = used
-    return []
+    def __init__(self, far: Distant, point: Point, given: argparse.Namespace, drafter: Sequence[str]) -> None:
+        self._far, self._point, self._drafter = far, point, drafter
+        self._prompts = read_prompts(given.prompts)
+        self._seconds = given.seconds * (1 + point.concurrency / _CLIENTS_PER_SECOND)
+        far.distance(point.rtt_ms)
+
+    async def __call__(self, mode: str, death: str | None) -> tuple[float, Counter[str]]:
+        strike = None
+        if death == "absent":
+            self._far.end()
+        elif mode == "auto":
+            self._far.ensure(*self._drafter)
+            strike = {"stopped": self._far.suspend, "killed": self._far.kill, None: None}[death]
+        wanted = None if mode == "auto" else mode
+        server, clients = self._far.server, self._point.concurrency
+        return await rate.run(server, self._prompts, wanted, clients, self._seconds, strike)
 
 
-def num_runs(rows: Rows, halves: Halves) -> int:
-    """How many requests a sweep makes if there is time for all."""
-    sizes = [len(points) for points in rows.values()]
-    used, rung, total = 0, FIRST_RUNG, 0
-    while used < len(halves.tuning) and (used == 0 or any(size > 1 for size in sizes)):
-        num_prompts = min(rung, len(halves.tuning) - used)
-        total += num_prompts * sum(size for size in sizes if used == 0 or size > 1)
-        sizes = [(size + 1) // 2 for size in sizes]
-        used += num_prompts
-        rung = used
-    return total + len(halves.report) * (len(rows) + 2)
+def sweep(given: argparse.Namespace, folder: Path, report: Report) -> None:
+    """Measure what `report` lacks, as far as the time allows."""
+    (folder / "random").mkdir()
+    target = expanded(given.target, given.parameters, folder / "target")
+    models = {"good": given.drafter, "random": random_drafter(given.target, folder / "random"), "dead": given.drafter}
+    points = [point for point in grid(given) if point not in report.rows]
+    deadline_s = time.monotonic() + 60 * given.max_minutes
+    before = None
+    with distant(target, "--dtype", given.dtype) as far, Progress(console=Console(stderr=True)) as progress:
+        task = progress.add_task("sweep", total=len(points))
+        for point in points:
+            if time.monotonic() > deadline_s:
+                return
+            progress.update(task, description=str(point))
+            if point.drafter != before:
+                far.end()
+            before = point.drafter
+            drafter = ("--model", models[point.drafter], "--dtype", given.drafter_dtype)
+            report.add(asyncio.run(measure(point, given.pairs, Runs(far, point, given, drafter))))
+            progress.advance(task)
 
 
-def _run(rows: Sequence[Row[Setting]], prompts: Sequence[Tokens], first: int, turn: Turn, timer: Timer) -> int:
-    """All rows on prompts until there are none, or the next would not fit into the time; at least on one."""
-    for done, prompt in enumerate(prompts):
-        # A prompt takes about as long as the one before it did.
-        if (done or first) and timer.left_s < sum(row.samples[-1].seconds for row in rows if row.samples):
-            return done
-        turn(rows, prompt, first + done)
-    return len(prompts)
+class Report:
+    """What has been measured, kept in a file if there is one."""
+
+    def __init__(self, given: argparse.Namespace) -> None:
+        """Takes up what the file holds of the same settings and commit. Raises InvalidInput if it is of others."""
+        self._file = Path(given.json) if given.json else None
+        self._settings = {
+            "commit": system.commit(),
+            "machine": system.machine(),
+            "settings": {name: vars(given)[name] for name in _SETTINGS},
+        }
+        self.rows: dict[Point, Row] = {}
+        if self._file and self._file.exists() and self._file.stat().st_size:
+            held = json.loads(self._file.read_text())
+            rows = held.pop("rows", [])
+            if held != self._settings:
+                fix = "holds a sweep of another commit or other settings; name another file, or remove it"
+                raise InvalidInput("--json", given.json, fix)
+            self.rows = {row.point: row for row in map(Row.of, rows)}
+
+    def add(self, row: Row) -> None:
+        self.rows[row.point] = row
+        if self._file:
+            report = self._settings | {"rows": [row.figures() for row in self.rows.values()]}
+            self._file.write_text(json.dumps(report, indent=1))
+
+
+def show(rows: Sequence[Row], missing: int, console: Console) -> None:
+    table = Table(title="auto over off: median of the pairs' ratios, with quartiles")
+    for column in ("drafter", "RTT ms", "at a time", "off tokens/s", "auto tokens/s", "auto/off", "requests ended in"):
+        table.add_column(column, justify="right" if column[0] not in "dr" else "left", no_wrap=True)
+    for row in rows:
+        figures = row.figures()
+        low, high = figures["ratio_quartiles"]
+        table.add_row(
+            row.point.drafter,
+            f"{row.point.rtt_ms:g}",
+            f"{row.point.concurrency}",
+            f"{figures['off_tokens_per_s']:.1f}",
+            f"{figures['auto_tokens_per_s']:.1f}",
+            f"{figures['ratio']:.2f} ({low:.2f}–{high:.2f})",
+            ", ".join(f"{mode} {num}" for mode, num in row.modes.most_common()),
+        )
+    console.print(table)
+    short = [row for row in rows if row.figures()["ratio"] < AIM]
+    console.print(
+        f"{len(rows) - len(short)} of {len(rows)} points reach {AIM} of plain decoding; {missing} not measured"
+    )
+
+
+def draw(rows: Sequence[Row], file: str) -> None:
+    panels: dict[str, dict[str, list[lines.Dot]]] = {}
+    for row in rows:
+        figures, point = row.figures(), row.point
+        dot = lines.Dot(point.rtt_ms, figures["ratio"], *figures["ratio_quartiles"])
+        panels.setdefault(f"{point.drafter} drafter", {}).setdefault(f"{point.concurrency} at a time", []).append(dot)
+    title = f"mode auto against plain decoding, real processes, commit {system.commit()}"
+    labels = {"xlabel": "round trip to the drafter (ms)", "ylabel": "tokens/s over off"}
+    lines.draw(panels, title=title, file=file, **labels)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    given = _parser().parse_args(arguments)
+    if given.plot:
+        check_plot(given.plot)
+    console = Console(width=130)
+    report = Report(given)
+    console.print(f"commit {system.commit()}; {system.machine()}; target expanded to {given.parameters}")
+    with tempfile.TemporaryDirectory() as folder:
+        sweep(given, Path(folder), report)
+    points = grid(given)
+    rows = [report.rows[point] for point in points if point in report.rows]
+    show(rows, len(points) - len(rows), console)
+    if given.plot and rows:
+        draw(rows, given.plot)
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="paceline bench sweep", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--target", default="models/demo-target", help="unexpanded target")
+    parser.add_argument("--drafter", default="models/demo-drafter", help="the good one")
+    parser.add_argument("--parameters", default="90M", help="expand the target to about this; 0 = leave it")
+    parser.add_argument("--prompts", default="tests/data/gsm8k_dev_12.jsonl")
+    parser.add_argument("--concurrency", type=counts, default=(1, 4, 16, 64), help="clients at a time (1,4,16,64)")
+    parser.add_argument("--rtt-ms", type=values(0, 60_000), default=(0.0, 10.0, 30.0, 100.0), help="(0,10,30,100)")
+    parser.add_argument("--drafters", type=names(DRAFTERS), default=DRAFTERS, help=",".join(DRAFTERS))
+    parser.add_argument("--pairs", type=count(1), default=4, help="runs of auto and of off at every point (4)")
+    parser.add_argument(
+        "--seconds", type=positive, default=2.0, help="of a run with one client; twice that with 64 (2)"
+    )
+    parser.add_argument("--max-minutes", type=positive, default=30.0, help="begin no point after so long (30)")
+    parser.add_argument("--dtype", default="bfloat16", help="of the target")
+    parser.add_argument("--drafter-dtype", default="float32", help="float32 is the faster one for 1 M parameters")
+    parser.add_argument(
+        "--json", metavar="FILE", help="keep the figures there, point by point; go on with what it holds"
+    )
+    parser.add_argument("--plot", metavar="FILE.png", help="draw ratios against distance (needs matplotlib)")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from coordinator.core.limits import Limits
+from coordinator.recent import DEFAULT_KEPT
 from paceline.drain import DRAIN_S
 from paceline.length_policy import LengthPolicy
 from paceline.security import Tls
@@ -39,6 +40,8 @@ class CoordinatorConfig:
     drain_s: float = DRAIN_S
     trace: str | None = None  # file to which every event of the core is appended; None = none
     max_trace_bytes: int = DEFAULT_MAX_BYTES
+    num_traces: int = DEFAULT_KEPT  # ended requests whose steps are kept for `paceline trace`; 0 = none
+    otlp_traces_endpoint: str | None = None  # OpenTelemetry's receiver; None = as OTEL_* variables say, or none
 
     @property
     def model_name(self) -> str:

@@ -26,6 +26,7 @@ from coordinator.core.events import (
     WorkerUp,
 )
 from coordinator.core.placement import Pools
+from paceline.compatibility import check_wire
 from paceline.errors import Overloaded, Unavailable, Unsupported
 from paceline.types import Role, WorkerInfo
 
@@ -51,6 +52,7 @@ class Link:
     rtt_s: float | None = None  # of a call that needs no model, the last one measured
     is_up: bool = False  # the core knows of it
     is_suspected: bool = False  # it has missed a turn of its heartbeat
+    num_owed: int = 0  # replies that it may send to what it was asked
     judged: asyncio.Event = field(default_factory=asyncio.Event)  # it was taken in, put on probation, or lost
 
     @property
@@ -106,6 +108,7 @@ class Registry:
                 return None
         if info.is_draining:
             return None
+        check_wire(info.wire_version, info.model)
         self._check(info)
         if len(self.links) >= self._config.max_workers:
             self.admission.refusals[info.role, "full"] += 1

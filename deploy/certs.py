@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import ipaddress
+import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -35,10 +36,19 @@ class Signer:
 
 
 def run(argv: Sequence[str]) -> int:
-    values = _parser().parse(argv, os.environ)
+    values = parser().parse(argv, os.environ)
     folder = Path(values.dir)
     make(folder, hosts=(*LOCAL_HOSTS, *values.hosts), days=values.days)
     ends = datetime.datetime.now(datetime.UTC) + datetime.timedelta(days=values.days)
+    if values.json:
+        told = {
+            "folder": str(folder),
+            "valid_until": f"{ends:%Y-%m-%d}",
+            "roles": list(PeerRole),
+            "options": flags(folder),
+        }
+        print(json.dumps(told))
+        return 0
     print(f"{folder}: one certificate a role, valid until {ends:%Y-%m-%d}; run this again before, to renew them")
     print(f"every command takes them so: {' '.join(flags(folder))}")
     print(f"keep {folder / CA}.key to yourself: whoever has it can be any role; it is needed here only, to renew")
@@ -163,8 +173,8 @@ def _write(path: Path, data: bytes, mode: int) -> None:
     part.replace(path)
 
 
-def _parser() -> Parser:
-    parser = Parser(
+def parser() -> Parser:
+    it = Parser(
         "certs",
         """Make a certificate authority in DIR, and a certificate for each role: coordinator, drafter, verifier, client.
 
@@ -181,8 +191,8 @@ Run it again to renew: the authority stays, and running roles take up the new fi
 authority will do, if its certificates carry what these carry: the URI spiffe://paceline/ROLE and the DNS name
 ROLE.paceline as alternative names.""",
     )
-    parser.argument("dir", metavar="DIR", help="where to write; made if it is not there")
-    group = parser.group("certificates")
+    it.argument("dir", metavar="DIR", help="where to write; made if it is not there")
+    group = it.group("certificates")
     group.add(
         "--hosts",
         kind=options.hosts,
@@ -194,4 +204,5 @@ ROLE.paceline as alternative names.""",
     group.add(
         "--days", kind=options.whole(1, 825), default=90, metavar="N", help="how long the roles' certificates are valid"
     )
-    return parser
+    it.group("report").add("--json", kind=options.boolean, default=False, help="print what was made as one JSON object")
+    return it

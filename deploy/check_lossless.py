@@ -71,7 +71,7 @@ def _score(answer: Completion, at: int, seed: int | None) -> float:
 
 
 def run(argv: Sequence[str]) -> int:
-    values = _parser().parse(argv, os.environ)
+    values = parser().parse(argv, os.environ)
     prompts = [question(text) for text in OWN_PROMPTS] if values.prompts is None else read_prompts(values.prompts)
     return asyncio.run(_check(prompts[: values.num_prompts], values))
 
@@ -187,8 +187,8 @@ def _sentence(counts: Equality) -> str:
     return f"{equal} of {counts.num_compared} outputs equal plain decoding{ties}, {counts.num_violations} violations"
 
 
-def _parser() -> Parser:
-    parser = Parser(
+def parser() -> Parser:
+    it = Parser(
         "check-lossless",
         """Check that a running server's output is what its target alone would have written.
 
@@ -198,7 +198,7 @@ may part where two tokens nearly tie, which is counted by itself.
 
   paceline check-lossless --server 127.0.0.1:50051 --prompts my_prompts.jsonl --num-samples 4000""",
     )
-    what = parser.group("what")
+    what = it.group("what")
     add_server(what)
     what.add("--prompts", kind=options.text, metavar="FILE", help=f"a JSONL file: {SHAPES}; two of its own by default")
     for flag, low, default, about in (
@@ -227,5 +227,5 @@ may part where two tokens nearly tie, which is counted by itself.
         "--timeout", kind=options.number(0.001, 86400), default=600, metavar="S", help="seconds a request may take"
     )
     what.add("--json", kind=options.boolean, default=False, help="print one JSON object")
-    add_credentials(parser)
-    return parser
+    add_credentials(it)
+    return it

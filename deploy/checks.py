@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from deploy.model_free import check_model, is_model_free
+from paceline.compatibility import check_family
 from paceline.engine.files import check_tokenizer, find_shards, read_json
 from paceline.errors import InvalidInput
 from paceline.tokenizer import Tokenizer, resolve, tokenizer_hash
@@ -69,10 +70,22 @@ def _check_folder(option: str, given: str) -> None:
         raise InvalidInput(option, given, fix)
     find_shards(folder, field=option)
     config = read_json(folder, "config.json", _NEEDED["config.json"], field=option)
+    check_family(option, given, config)
     text_config = config.get("text_config")  # of models that read images too
     vocab_size = (text_config if isinstance(text_config, dict) else config).get("vocab_size")
     if isinstance(vocab_size, int):
         check_tokenizer(folder, vocab_size, field=option)
+
+
+def is_tested_family(option: str, model: str) -> bool:
+    """Whether the tests run models like this one; a name on the hub, not read here, counts as one.
+
+    Raises Unsupported for a family that cannot be served.
+    """
+    folder = Path(model).expanduser()
+    if not (folder / "config.json").is_file():
+        return True
+    return check_family(option, model, read_json(folder, "config.json", _NEEDED["config.json"], field=option))
 
 
 def check_port(option: str, host: str, port: int) -> None:

@@ -12,19 +12,24 @@ import os
 import sys
 from collections.abc import Sequence
 
-from deploy.options import UsageError
+from deploy.options import Parser, UsageError, source_of
 from paceline import __version__
 from paceline.errors import Forbidden, InvalidInput, PacelineError, Unauthenticated, did_you_mean
 
-# Each module has `run(argv) -> int`, or `run_NAME` if it holds several commands.
+# Each module has `run(argv) -> int`, or `run_NAME` if it holds several commands; and, if its options have twins and a
+# place in the file, `parser() -> Parser`, or `parser_NAME`.
 COMMANDS = {
     "demo": ("deploy.demo", "run", "the main job on this machine: every mode side by side, with the demo models"),
     "serve": ("deploy.serve", "run", "coordinator, drafters and verifier on this machine, as separate processes"),
     "generate": ("deploy.generate", "run", "send prompts to a running coordinator"),
+    "doctor": ("deploy.doctor", "run", "is the set-up in order, how fast would each mode be, and does drafting pay?"),
+    "completion": ("deploy.completion", "run", "complete commands and options in bash, zsh or fish"),
+    "trace": ("deploy.trace", "run", "what happened to a request, as a picture for Perfetto or Chrome"),
     "check-lossless": ("deploy.check_lossless", "run", "does a running server write what its target alone would?"),
     "certs": ("deploy.certs", "run", "a development CA, and a certificate for each role"),
     "bench": ("deploy.bench", "run", "measure this machine and pair: length policies, modes, overhead, equality"),
     "simulate": ("deploy.simulate", "run", "how fast would it be? a deployment in virtual time, before you build it"),
+    "ray": ("deploy.ray.commands", "run", "both pools on a Ray cluster, each scaling on its own: up, status, down"),
     "coordinator": ("deploy.roles", "run_coordinator", "one role alone: takes requests, plans drafting and verifying"),
     "verifier": ("deploy.roles", "run_verifier", "one role alone: holds the target model and judges drafts"),
     "drafter": ("deploy.roles", "run_drafter", "one role alone: holds the draft model and drafts ahead"),
@@ -44,13 +49,31 @@ def main(argv: Sequence[str] | None = None) -> int:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except PacelineError as error:
-        print(f"paceline: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"paceline: {' '.join(str(error).split())}{_from(error)}", file=sys.stderr)
         return exit_code(error)
 
 
 def exit_code(error: PacelineError) -> int:
     """2 for what the caller can put right (`Unsupported` included), 1 for all else."""
     return 2 if isinstance(error, InvalidInput | Unauthenticated | Forbidden) else 1
+
+
+def _from(error: PacelineError) -> str:
+    """Where a wrong value was given, unless that was the command line, or the error says it already."""
+    field = error.field if isinstance(error, InvalidInput) else ""
+    flag = field if field.startswith("--") else "--" + field.replace("_", "-")
+    source = source_of(flag)
+    return f" (from {source})" if source else ""
+
+
+def parsers() -> dict[str, Parser]:
+    """Every command's options, by its name; without the commands that have their own way with them."""
+    found = {}
+    for name, (module, function, _) in COMMANDS.items():
+        make = getattr(importlib.import_module(module), function.replace("run", "parser", 1), None)
+        if make is not None:
+            found[name] = make()
+    return found
 
 
 def _dispatch(argv: list[str]) -> int:
@@ -83,7 +106,8 @@ examples:
   paceline serve --target big/ --drafter small/        serve a pair of models on this machine
   paceline generate --server 127.0.0.1:50051 --prompt "Once upon a time" --max-tokens 64 --temperature 0
 
-`paceline COMMAND --help` explains a command's options. Every option has an environment twin, PACELINE_OPTION.
+`paceline COMMAND --help` explains a command's options. Every option has an environment twin, PACELINE_OPTION, and a
+place in a TOML file (--config); --print-config shows what a command would use, and from where.
 Exit codes: 0 done, 1 failed, 2 wrong input, 130 interrupted."""
 
 

@@ -58,7 +58,7 @@ QUESTIONS = (
 
 
 def run(argv: Sequence[str]) -> int:
-    values = _parser().parse(argv, os.environ)
+    values = parser().parse(argv, os.environ)
     check_pair(values.target, values.drafter)
     console = Console(stderr=values.json, highlight=False, markup=False, emoji=False)
     return asyncio.run(_demo(_job(values), console, as_json=values.json))
@@ -205,8 +205,8 @@ def _job(values: argparse.Namespace) -> Job:
     )
 
 
-def _parser() -> Parser:
-    parser = Parser(
+def parser() -> Parser:
+    it = Parser(
         "demo",
         """See it work: a real pair of models in three processes on this machine, every mode side by side.
 
@@ -216,7 +216,7 @@ write the same tokens. Takes about a minute on two cores. Everything needed is i
   paceline demo
   paceline demo --json | tail -1 | python -m json.tool""",
     )
-    what = parser.group("what")
+    what = it.group("what")
     what.add("--max-tokens", kind=options.whole(1, 512), default=64, metavar="N", help="tokens an answer")
     what.add(
         "--prompts",
@@ -231,9 +231,9 @@ write the same tokens. Takes about a minute on two cores. Everything needed is i
         default=False,
         help="print the figures as one JSON object, the last line; all else goes to standard error",
     )
-    _add_models(parser)
-    _add_drafting(parser)
-    return parser
+    _add_models(it)
+    _add_drafting(it)
+    return it
 
 
 def _add_models(parser: Parser) -> None:

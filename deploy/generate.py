@@ -33,6 +33,7 @@ class Answer:
     text: str = ""
     token_ids: Tokens = ()
     finish_reason: str = ""
+    request_id: str = ""
     metrics: dict[str, Any] | None = None
     logprobs: tuple[float, ...] = ()  # one a token, if they were asked for
     error: PacelineError | None = None
@@ -40,14 +41,14 @@ class Answer:
     def to_json(self) -> str:
         if self.error:
             return json.dumps({"error": str(self.error)})
-        fields: tuple[str, ...] = ("text", "token_ids", "finish_reason", "metrics")
+        fields: tuple[str, ...] = ("text", "token_ids", "finish_reason", "request_id", "metrics")
         if self.logprobs:
             fields = (*fields, "logprobs")
         return json.dumps({field: getattr(self, field) for field in fields})
 
 
 def run(argv: Sequence[str]) -> int:
-    values = _parser().parse(argv, os.environ)
+    values = parser().parse(argv, os.environ)
     if (values.prompt is None) == (values.prompts is None):
         raise options.UsageError("--prompt, --prompts: give exactly one of them")
     # The same checks as the server's, before anything is sent: a wrong option is wrong for every prompt.
@@ -119,7 +120,8 @@ class _Show:
         if answer.metrics or answer.text:
             Painter(self._output).finish()
         if answer.metrics:
-            self._notes.print(summary(answer.metrics, answer.finish_reason), style="dim", soft_wrap=True)
+            figures = summary(answer.metrics, answer.finish_reason)
+            self._notes.print(f"{figures} · request {answer.request_id}", style="dim", soft_wrap=True)
         elif answer.error and len(self._prompts) > 1:
             self._notes.print(f"prompt {i + 1}: {answer.error}", style="red", soft_wrap=True)
 
@@ -154,15 +156,17 @@ async def _answer(
         "window": values.window,
         "timeout_s": values.timeout,
     }
-    text, token_ids, logprobs = "", list[int](), list[float]()
+    text, request_id, token_ids, logprobs = "", "", list[int](), list[float]()
     try:
         async for chunk in client.generate(prompt, **given):
             text += chunk.text
+            request_id = request_id or chunk.request_id
             token_ids += chunk.token_ids
             logprobs += chunk.logprobs
             push(chunk)
             if chunk.finish_reason:
-                return Answer(text, tuple(token_ids), chunk.finish_reason, chunk.metrics, tuple(logprobs))
+                reason, metrics = chunk.finish_reason, chunk.metrics
+                return Answer(text, tuple(token_ids), reason, request_id, metrics, tuple(logprobs))
         raise PeerFault("the coordinator ended the stream without a finish reason")
     except PacelineError as error:
         return Answer(text, error=error)
@@ -192,8 +196,8 @@ def _progress(console: Console, count: int, *, is_shown: bool) -> Iterator[Calla
         yield lambda: progress.advance(task)
 
 
-def _parser() -> Parser:
-    parser = Parser(
+def parser() -> Parser:
+    it = Parser(
         "generate",
         """Send prompts to a running coordinator and stream what comes back.
 
@@ -203,7 +207,7 @@ Text goes to standard output, figures to standard error.
   paceline generate --server 127.0.0.1:50051 --prompt "Once upon a time" --max-tokens 32
   paceline generate --server 127.0.0.1:50051 --prompts dev.jsonl --concurrency 8 --temperature 1 --json > out.jsonl""",
     )
-    what = parser.group("what")
+    what = it.group("what")
     add_server(what)
     what.add("--prompt", kind=options.text, metavar="TEXT", help="one prompt")
     what.add(
@@ -226,11 +230,11 @@ Text goes to standard output, figures to standard error.
     what.add(
         "--ignore-eos", kind=options.boolean, default=False, help="go on after the end-of-sequence token, to measure"
     )
-    sampling_options.add(parser)
-    _add_decoding(parser)
-    _add_running(parser)
-    add_credentials(parser)
-    return parser
+    sampling_options.add(it)
+    _add_decoding(it)
+    _add_running(it)
+    add_credentials(it)
+    return it
 
 
 def _add_decoding(parser: Parser) -> None:
@@ -273,5 +277,6 @@ def _add_running(parser: Parser) -> None:
         "--json",
         kind=options.boolean,
         default=False,
-        help="print one JSON object a prompt, in their order: text, token_ids, finish_reason and metrics; or error",
+        help="print one JSON object a prompt, in their order: text, token_ids, finish_reason, request_id (which "
+        "`paceline trace` takes) and metrics; or error",
     )

@@ -55,9 +55,13 @@ class Exit:
 class Child:
     """One role's process, and the next one when it dies."""
 
-    def __init__(self, name: str, arguments: Sequence[str], log: Log) -> None:
+    def __init__(
+        self, name: str, arguments: Sequence[str], log: Log, environment: Mapping[str, str] | None = None
+    ) -> None:
+        """`environment`: beside what every child gets."""
         self.name = name
         self.arguments = tuple(arguments)
+        self.environment = dict(environment or {})
         self.pid = 0  # of the current process; 0 between two
         self.address = ""  # where it serves, from its ready line
         self.http_url = ""  # likewise; empty if it serves no HTTP
@@ -73,7 +77,7 @@ class Child:
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.STDOUT,
-            env=_environment(os.environ),
+            env=_environment(os.environ) | self.environment,
             start_new_session=True,
             limit=MAX_LINE_BYTES,
         )
@@ -139,9 +143,9 @@ class Supervisor:
     async def __aexit__(self, *_: object) -> None:
         await self.stop()
 
-    def start(self, name: str, arguments: Sequence[str]) -> Child:
+    def start(self, name: str, arguments: Sequence[str], environment: Mapping[str, str] | None = None) -> Child:
         """Begin to run `paceline ARGUMENTS` as `name`."""
-        child = Child(name, arguments, self._log_unless_stopping)
+        child = Child(name, arguments, self._log_unless_stopping, environment)
         self.children.append(child)
         self._tasks.append(asyncio.create_task(self._keep(child), name=name))
         return child
@@ -162,6 +166,10 @@ class Supervisor:
                     await asyncio.sleep(POLL_S)
 
         await self._unless_failed(registered(), "the workers to register", within_s)
+        self.settle()
+
+    def settle(self) -> None:
+        """All is ready: from now on a child that ends is restarted."""
         self._is_up = True
 
     async def drain(self, child: Child, within_s: float) -> None:

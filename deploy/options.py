@@ -1,7 +1,9 @@
-"""Command-line options with environment twins: flag > environment > default.
+"""Command-line options, each said once: flag > environment > file > default.
 
-Each `--some-option` may also be given as PACELINE_SOME_OPTION. Whatever is wrong is said in one line that names the
-option as the user wrote it, the value, and the fix; `deploy.cli` turns it into exit code 2.
+An `Option` is the one place that knows a thing's name, type, default and meaning. Its flag, its environment twin
+(`--some-option`, PACELINE_SOME_OPTION), its key in a TOML file (`some-option`), the help, `--print-config` and the
+completions of shells are made from it. Whatever is wrong is said in one line that names the option as the user wrote
+it, the value, and the fix; `deploy.cli` turns it into exit code 2.
 """
 
 from __future__ import annotations
@@ -10,15 +12,22 @@ import argparse
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
+from deploy import config_file
 from paceline.errors import InvalidInput, did_you_mean
 from paceline.length_policy import POLICIES, LengthPolicy
 from paceline.types import Mode, Rule
 
 Kind = Callable[[str], Any]  # text to value; raises ValueError with the fix as its text
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "KI": 2**10, "MI": 2**20, "GI": 2**30, "TI": 2**40}
+CONFIG, CONFIG_TWIN = "--config", "PACELINE_CONFIG"
+DEFAULT = "default"
+
+# Where the values of the command that runs came from, by flag: what goes wrong with one later is said with it.
+_SOURCES: ContextVar[Mapping[str, str] | None] = ContextVar("sources", default=None)
 
 
 class UsageError(InvalidInput):
@@ -29,13 +38,18 @@ class UsageError(InvalidInput):
         self.field = "arguments"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Option:
-    flags: tuple[str, ...]
+    """One option of a command. `shown` is how the help writes the default; `many` values make a tuple."""
+
+    flags: tuple[str, ...]  # the first is its name; the others are other programs' names for it
     kind: Kind
-    default: Any
-    is_required: bool
-    takes_many: bool
+    help: str
+    default: Any = None
+    shown: str | None = None
+    metavar: str | None = None
+    required: bool = False
+    many: bool = False
 
     @property
     def name(self) -> str:
@@ -43,13 +57,39 @@ class Option:
         return self.flags[0].removeprefix("--").replace("-", "_")
 
     @property
+    def keys(self) -> tuple[str, ...]:
+        """Its names in a TOML file."""
+        return tuple(flag.removeprefix("--") for flag in self.flags if flag.startswith("--"))
+
+    @property
     def twins(self) -> tuple[str, ...]:
-        return tuple(twin(flag) for flag in self.flags)
+        return tuple("PACELINE_" + key.replace("-", "_").upper() for key in self.keys)
+
+    @property
+    def default_text(self) -> str:
+        """How the help writes the default; empty for none."""
+        if self.shown is not None:
+            return self.shown
+        return "" if self.default is None or self.default is False else f"{self.default}"
+
+    @property
+    def none_text(self) -> str:
+        """What a user writes for the value None."""
+        return "off" if self.kind is port_or_off else "auto"
+
+    @property
+    def about(self) -> str:
+        """The help, with the default and the environment twins."""
+        about = "required" if self.required else f"default {self.default_text}" if self.default_text else ""
+        return f"{self.help} [{', '.join(filter(None, (about, *self.twins)))}]"
 
 
-def twin(flag: str) -> str:
-    """The environment variable of a flag: --max-num-seqs → PACELINE_MAX_NUM_SEQS."""
-    return "PACELINE_" + flag.removeprefix("--").replace("-", "_").upper()
+@dataclass(frozen=True, slots=True)
+class Given:
+    """An option's value, and where it came from: its flag, its environment twin, a file's key, or `DEFAULT`."""
+
+    value: Any
+    source: str
 
 
 class _Argparse(argparse.ArgumentParser):
@@ -61,46 +101,70 @@ class Parser:
     """One command's options. Add groups and options, then `parse`."""
 
     def __init__(self, command: str, description: str) -> None:
-        self._command = command
-        self._options: list[Option] = []
+        self.command = command
+        self.options: list[Option] = []
         self._arguments: dict[str, str] = {}  # what stands without a flag: its name, and how the help writes it
-        self._parser = _Argparse(
+        self._optional: set[str] = set()  # those of them that may be left out
+        self.argparse = _Argparse(
             prog=f"paceline {command}",
             usage=f"paceline {command} [options]",
             description=description,
-            epilog="Each option may be given as the environment variable in [brackets] too; the option wins.",
+            epilog="Each option may be given as the environment variable in [brackets] too, or in a TOML file "
+            f"({CONFIG} FILE, or {CONFIG_TWIN}): the option wins over the variable, and that over the file.",
             formatter_class=_formatter,
             allow_abbrev=False,  # an abbreviation that works today is ambiguous after the next release
         )
+        file = self.argparse.add_argument_group("settings")
+        file.add_argument(
+            CONFIG, metavar="FILE", help=f"TOML file with options by their names without dashes [{CONFIG_TWIN}]"
+        )
+        file.add_argument(
+            "--print-config",
+            action="store_true",
+            help="print every option's value and where it came from, as a TOML file, and do nothing else",
+        )
 
-    def argument(self, name: str, *, metavar: str, help: str) -> None:
-        """Add a required argument that stands by itself, without a flag."""
-        self._parser.add_argument(name, nargs="?", metavar=metavar, help=f"{help} [required]")
+    def argument(self, name: str, *, metavar: str, help: str, required: bool = True) -> None:
+        """Add an argument that stands by itself, without a flag; None if it may be left out and is."""
+        about = f"{help} [required]" if required else help
+        self.argparse.add_argument(name, nargs="?", metavar=metavar, help=about)
         self._arguments[name] = metavar
-        self._parser.usage = f"paceline {self._command} {metavar} [options]"
+        if not required:
+            self._optional.add(name)
+        shown = " ".join(f"[{word}]" if key in self._optional else word for key, word in self._arguments.items())
+        self.argparse.usage = f"paceline {self.command} {shown} [options]"
 
     def group(self, title: str, description: str | None = None) -> Group:
-        return Group(self._parser.add_argument_group(title, description), self._options)
+        return Group(self.argparse.add_argument_group(title, description), self.options)
 
     def parse(self, argv: Sequence[str], environ: Mapping[str, str]) -> argparse.Namespace:
-        """Every option's value. Raises InvalidInput; prints the help and raises SystemExit for --help."""
-        given, unknown = self._parser.parse_known_args(argv)
+        """Every option's value. Raises InvalidInput; prints and raises SystemExit for --help and --print-config."""
+        given, unknown = self.argparse.parse_known_args(argv)
         if unknown:
             self._refuse(unknown)
+        path = given.config or environ.get(CONFIG_TWIN)
+        settings = config_file.read(path, self.command) if path else {}
+        found = {option: _find(option, given, environ, settings) for option in self.options}
+        _SOURCES.set({option.flags[0]: one.source for option, one in found.items()})
+        if given.print_config:
+            print(config_file.written(self.command, [(option, one.value, one.source) for option, one in found.items()]))
+            raise SystemExit(0)
         values = argparse.Namespace()
         for name, metavar in self._arguments.items():
-            if getattr(given, name) is None:
-                raise UsageError(f"{metavar}: is required; see paceline {self._command} --help")
+            if getattr(given, name) is None and name not in self._optional:
+                raise UsageError(f"{metavar}: is required; see paceline {self.command} --help")
             setattr(values, name, getattr(given, name))
-        for option in self._options:
-            setattr(values, option.name, _value(option, given, environ))
+        for option, one in found.items():
+            if option.required and one.source == DEFAULT:
+                raise UsageError(f"{option.flags[0]}: is required; give it, or set {option.twins[0]}")
+            setattr(values, option.name, one.value)
         return values
 
     def _refuse(self, unknown: Sequence[str]) -> NoReturn:
         worst = next((word for word in unknown if word.startswith("-")), unknown[0])
         flag = worst.partition("=")[0]
-        hint = did_you_mean(flag, [flag for option in self._options for flag in option.flags])
-        raise UsageError(f"{flag}: unknown option; {hint}see paceline {self._command} --help")
+        hint = did_you_mean(flag, [flag for option in self.options for flag in option.flags])
+        raise UsageError(f"{flag}: unknown option; {hint}see paceline {self.command} --help")
 
 
 class Group:
@@ -120,18 +184,31 @@ class Group:
         required: bool = False,
         many: bool = False,
     ) -> None:
-        """Add an option. `shown` is how the help writes the default; `many` values make a tuple."""
-        option = Option(flags, kind, default, required, many)
+        """Add an option; the fields are `Option`'s."""
+        option = Option(
+            flags=flags,
+            kind=kind,
+            help=help,
+            default=default,
+            shown=shown,
+            metavar=metavar,
+            required=required,
+            many=many,
+        )
         self._options.append(option)
-        shown = shown if shown is not None else ("" if default is None or default is False else f"{default}")
-        about = "required" if required else f"default {shown}" if shown else ""
-        text = f"{help} [{', '.join(filter(None, (about, *option.twins)))}]".replace("%", "%%")
+        text = option.about.replace("%", "%%")
         common: dict[str, Any] = {"dest": option.name, "default": argparse.SUPPRESS, "help": text}
         if kind is boolean:
             self._group.add_argument(*flags, action=argparse.BooleanOptionalAction, **common)
             return
         more = {"nargs": "+", "action": "extend"} if many else {}
         self._group.add_argument(*flags, type=_named(flags[0], kind), metavar=metavar, **common, **more)
+
+
+def source_of(flag: str) -> str:
+    """Where the running command's value of `flag` came from, if that was not the command line; else empty."""
+    source = (_SOURCES.get() or {}).get(flag, "")
+    return "" if source in (flag, DEFAULT) else source
 
 
 def _formatter(prog: str) -> argparse.HelpFormatter:
@@ -152,17 +229,25 @@ def _named(name: str, kind: Kind) -> Kind:
     return parse
 
 
-def _value(option: Option, given: argparse.Namespace, environ: Mapping[str, str]) -> Any:
+def _find(
+    option: Option, given: argparse.Namespace, environ: Mapping[str, str], settings: Mapping[str, config_file.Setting]
+) -> Given:
     if hasattr(given, option.name):
         value = getattr(given, option.name)
-        return tuple(value) if option.takes_many else value
+        return Given(tuple(value) if option.many else value, option.flags[0])
     for name in option.twins:
         if environ.get(name):
             value = _named(name, option.kind)(environ[name])
-            return (value,) if option.takes_many else value
-    if option.is_required:
-        raise UsageError(f"{option.flags[0]}: is required; give it, or set {option.twins[0]}")
-    return option.default
+            return Given((value,) if option.many else value, name)
+    here = [settings[key] for key in option.keys if key in settings]
+    if len(here) > 1:
+        raise InvalidInput(here[1].where, here[1].texts[0], f"is another name for {option.keys[0]}; give it once")
+    for setting in here:
+        read = _named(setting.where, option.kind)
+        if option.many:
+            return Given(tuple(map(read, setting.texts)), setting.where)
+        return Given(read(",".join(setting.texts)), setting.where)
+    return Given(option.default, DEFAULT)
 
 
 # Kinds: text to value.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 
+from coordinator.recent import DEFAULT_KEPT
 from deploy import options
 from deploy.options import Group, Parser
 from paceline.drain import DRAIN_S
@@ -34,9 +35,12 @@ def add_tls(parser: Parser) -> None:
         "Mutual TLS: every side shows a certificate that says its role. Give all three, or none; `paceline certs` "
         "makes them. {role} in a path stands for the role that reads it, so that one setting serves all.",
     )
-    group.add("--tls-cert", kind=options.text, metavar="FILE", help="this role's certificate (PEM), chain included")
-    group.add("--tls-key", kind=options.text, metavar="FILE", help="its private key (PEM, without a password)")
-    group.add("--tls-ca", kind=options.text, metavar="FILE", help="the authority's certificate (PEM): who is believed")
+    for flag, other, about in (
+        ("--tls-cert", "--ssl-certfile", "this role's certificate (PEM), chain included"),
+        ("--tls-key", "--ssl-keyfile", "its private key (PEM, without a password)"),
+        ("--tls-ca", "--ssl-ca-certs", "the authority's certificate (PEM): who is believed"),
+    ):
+        group.add(flag, other, kind=options.text, metavar="FILE", help=about)
 
 
 def tls_of(values: argparse.Namespace, role: PeerRole) -> Tls | None:
@@ -73,6 +77,13 @@ def add_clients(parser: Parser) -> None:
         shown="anybody may ask",
         help="keys that clients must show as `Authorization: Bearer KEY`, one a line, NAME:KEY or KEY; read again when "
         "it changes",
+    )
+    group.add(
+        "--api-key",
+        kind=options.text,
+        metavar="KEY",
+        help="the one key that clients must show, instead of --api-keys; safer in the environment than on the command "
+        "line",
     )
     group.add(
         "--max-requests-per-key",
@@ -121,29 +132,6 @@ def add_http(group: Group) -> None:
         shown="the target's own",
         metavar="FILE",
         help="Jinja template that makes a prompt of a chat's messages",
-    )
-
-
-def add_admission(group: Group) -> None:
-    """Which workers a coordinator takes in."""
-    group.add(
-        "--max-workers", kind=options.whole(1, 65536), default=1024, metavar="N", help="workers registered at a time"
-    )
-    group.add(
-        "--admit-any",
-        kind=options.boolean,
-        default=False,
-        help="take in drafters that could help no verifier here even if each of their tokens were accepted; without "
-        "it they are refused, with the figures",
-    )
-
-
-def add_exit_if_refused(group: Group) -> None:
-    group.add(
-        "--exit-if-refused",
-        kind=options.boolean,
-        default=False,
-        help="end with exit code 2 when a coordinator has no use for this drafter, instead of asking it now and then",
     )
 
 
@@ -233,9 +221,8 @@ def add_draft_rows(group: Group) -> None:
     )
 
 
-def add_engine(parser: Parser) -> Group:
-    """What a worker's engine is made of."""
-    group = parser.group("engine")
+def add_dtype(group: Group) -> None:
+    """In what the models compute, and on what."""
     group.add(
         "--dtype",
         kind=options.choice("float32", "bfloat16"),
@@ -245,6 +232,22 @@ def add_engine(parser: Parser) -> Group:
         "between two tokens may fall the other way)",
     )
     group.add("--device", kind=options.text, default="cpu", metavar="DEVICE", help="cpu, cuda or cuda:N")
+
+
+def add_drafter_dtype(group: Group) -> None:
+    group.add(
+        "--drafter-dtype",
+        kind=options.choice("float32", "bfloat16"),
+        shown="--dtype",
+        metavar="TYPE",
+        help="the drafter's, if it is to differ",
+    )
+
+
+def add_engine(parser: Parser) -> Group:
+    """What a worker's engine is made of."""
+    group = parser.group("engine")
+    add_dtype(group)
     group.add(
         "--max-num-seqs",
         kind=options.whole(1, 65536),
@@ -287,6 +290,10 @@ def add_engine(parser: Parser) -> Group:
     return group
 
 
+def add_tensor_parallel(group: Group, help: str) -> None:
+    group.add("--tensor-parallel-size", "-tp", kind=options.whole(1, 64), default=1, metavar="N", help=help)
+
+
 def add_trace(parser: Parser) -> None:
     group = parser.group("trace")
     group.add(
@@ -303,6 +310,21 @@ def add_trace(parser: Parser) -> None:
         metavar="BYTES",
         help="the trace ends at this size; the server runs on",
     )
+    group.add(
+        "--keep-traces",
+        kind=options.whole(0, 10_000),
+        default=DEFAULT_KEPT,
+        metavar="N",
+        help="requests that have ended whose steps are kept in memory for `paceline trace`, each for its own client "
+        "only; 0 = none",
+    )
+    group.add(
+        "--otlp-traces-endpoint",
+        kind=options.text,
+        metavar="URL",
+        help="send a trace of every request to this OpenTelemetry receiver, such as http://127.0.0.1:4317; "
+        "OpenTelemetry's own OTEL_… variables say where and how too",
+    )
 
 
 def add_logging(parser: Parser) -> None:
@@ -313,6 +335,19 @@ def add_logging(parser: Parser) -> None:
         metavar="LEVEL",
         help="least severe messages on stderr: debug, info, warning or error",
     )
+
+
+def add_registration(group: Group) -> None:
+    """Whom a worker tells that it is there."""
+    group.add(
+        "--coordinator",
+        kind=options.addresses,
+        default=(),
+        shown="none",
+        metavar="HOST:PORT[,…]",
+        help="coordinators to register with, again and again; one that is not there yet is waited for",
+    )
+    group.add("--coordinators-file", kind=options.text, metavar="FILE", help="more of them, one a line; it may change")
 
 
 def add_worker(parser: Parser, what: str, *, tensor_parallel: str) -> Group:
@@ -327,14 +362,7 @@ def add_worker(parser: Parser, what: str, *, tensor_parallel: str) -> Group:
     )
     add_revision(model)
     network = parser.group("network")
-    network.add(
-        "--coordinator",
-        kind=options.addresses,
-        default=(),
-        shown="none",
-        metavar="HOST:PORT[,…]",
-        help="coordinators to register with, again and again; one that is not there yet is waited for",
-    )
+    add_registration(network)
     add_host(network)
     network.add("--port", kind=options.whole(0, 65535), default=0, metavar="PORT", help="gRPC port; 0 = a free one")
     network.add(
@@ -348,12 +376,13 @@ def add_worker(parser: Parser, what: str, *, tensor_parallel: str) -> Group:
     add_drain(network)
     add_tls(parser)
     engine = add_engine(parser)
+    add_tensor_parallel(engine, f"processes (GPUs) over which {tensor_parallel} is split; must divide its heads")
     engine.add(
-        "--tensor-parallel-size",
-        kind=options.whole(1, 64),
-        default=1,
-        metavar="N",
-        help=f"processes (GPUs) over which {tensor_parallel} is split; must divide its heads",
+        "--ranks-socket",
+        kind=options.text,
+        shown="this process starts them",
+        metavar="FILE",
+        help="Unix socket to which the other ranks come, where something else starts them (docs/ray.md)",
     )
     engine.add(
         "--gpu-memory-utilization",

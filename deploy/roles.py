@@ -18,14 +18,15 @@ from pathlib import Path
 from typing import Any
 
 from deploy import model_free, options
+from deploy.admission_options import add_admission, add_exit_if_refused
+from deploy.checks import is_tested_family
+from deploy.one_key import keys_file
 from deploy.options import Parser
 from deploy.restart import restart
 from deploy.role_options import (
-    add_admission,
     add_clients,
     add_draft_rows,
     add_drain,
-    add_exit_if_refused,
     add_grpc_port,
     add_host,
     add_http,
@@ -38,6 +39,7 @@ from deploy.role_options import (
     add_worker,
     tls_of,
 )
+from paceline.compatibility import check_options, check_versions
 from paceline.errors import InvalidInput
 from paceline.rpc import check_bind
 from paceline.security import PeerRole
@@ -53,6 +55,15 @@ SHUTDOWN_S = 5.0
 
 
 def run_coordinator(argv: Sequence[str]) -> int:
+    values = parser_coordinator().parse(argv, os.environ)
+    _begin(values, PeerRole.COORDINATOR)
+    from coordinator.api import serve_coordinator
+
+    with keys_file(values):
+        return asyncio.run(serve_coordinator(_coordinator_config(values)))
+
+
+def parser_coordinator() -> Parser:
     parser = Parser(
         "coordinator",
         """The door for clients and for workers. It needs the target's tokenizer, no GPU and no torch.
@@ -89,11 +100,7 @@ On SIGTERM it takes no new requests and waits for those that run.""",
     add_pacing(parser)
     add_trace(parser)
     add_logging(parser)
-    values = parser.parse(argv, os.environ)
-    _begin(values)
-    from coordinator.api import serve_coordinator
-
-    return asyncio.run(serve_coordinator(_coordinator_config(values)))
+    return parser
 
 
 def _coordinator_config(values: argparse.Namespace) -> Any:
@@ -125,10 +132,12 @@ def _coordinator_config(values: argparse.Namespace) -> Any:
         limits=Limits(max_waiting=values.max_waiting, max_draft_wait_s=values.max_draft_wait_ms / 1e3),
         trace=values.trace,
         max_trace_bytes=values.trace_max_size,
+        num_traces=values.keep_traces,
+        otlp_traces_endpoint=values.otlp_traces_endpoint,
     )
 
 
-def run_verifier(argv: Sequence[str]) -> int:
+def parser_verifier() -> Parser:
     parser = Parser(
         "verifier",
         """Holds the target model, decodes with it, and judges drafts by the request's rule.
@@ -136,7 +145,11 @@ def run_verifier(argv: Sequence[str]) -> int:
   paceline verifier --model models/big --coordinator 127.0.0.1:50051 --dtype bfloat16""",
     )
     add_worker(parser, "the target model", tensor_parallel="the target")
-    values = parser.parse(argv, os.environ)
+    return parser
+
+
+def run_verifier(argv: Sequence[str]) -> int:
+    values = parser_verifier().parse(argv, os.environ)
     runner, info = _load(values, Role.VERIFIER)
     from paceline.engine.cost import measure
     from verifier.batcher import Budget
@@ -147,7 +160,7 @@ def run_verifier(argv: Sequence[str]) -> int:
     return _serve(VerifierEngine(runner, info, budget, cost=measure(runner)), VERIFIER, runner, values)
 
 
-def run_drafter(argv: Sequence[str]) -> int:
+def parser_drafter() -> Parser:
     parser = Parser(
         "drafter",
         """Drafts ahead of the target: with a draft model, whose tokenizer must be the target's, or without any.
@@ -167,7 +180,11 @@ went like this, which pays where an answer repeats its prompt or itself: summari
     add_draft_rows(group)
     model_free.add_model_free(parser.group("drafters without a model"))
     add_exit_if_refused(parser.group("admission"))
-    values = parser.parse(argv, os.environ)
+    return parser
+
+
+def run_drafter(argv: Sequence[str]) -> int:
+    values = parser_drafter().parse(argv, os.environ)
     model_free.check_model_free("--model", values.model, values)
     from drafter.server import DRAFTER
 
@@ -198,7 +215,7 @@ went like this, which pays where an answer repeats its prompt or itself: summari
 def _prepare(values: argparse.Namespace, role: Role) -> None:
     """What comes before any load: the environment, and whatever can be told wrong without a model."""
     os.environ.update(THREADS)
-    _begin(values)
+    _begin(values, PeerRole(role))
     tls = tls_of(values, PeerRole(role))
     check_bind(values.host, insecure=values.insecure, has_tls=tls is not None)
     if values.advertise is None and values.host.strip("[]") in ("0.0.0.0", "::"):
@@ -207,6 +224,10 @@ def _prepare(values: argparse.Namespace, role: Role) -> None:
 
 def _load(values: argparse.Namespace, role: Role) -> tuple[Any, WorkerInfo]:
     _prepare(values, role)
+    if not is_tested_family("--model", values.model):
+        logging.getLogger(__name__).warning(
+            "no test runs models like %s; docs/compatibility.md has those", values.model
+        )
     from paceline.engine.runner import Runner  # torch; several seconds
 
     runner = Runner.load(
@@ -219,6 +240,7 @@ def _load(values: argparse.Namespace, role: Role) -> tuple[Any, WorkerInfo]:
         revision=values.revision,
         max_model_len=values.max_model_len,
         tensor_parallel_size=values.tensor_parallel_size,
+        ranks_socket=values.ranks_socket,
         enforce_eager=values.enforce_eager,
     )
     if runner.room() < runner.info.max_model_len:
@@ -254,6 +276,7 @@ def _serve(engine: Any, kind: Any, runner: Any, values: argparse.Namespace) -> i
                 host=values.host,
                 port=values.port,
                 coordinators=values.coordinator,
+                coordinators_file=values.coordinators_file,
                 insecure=values.insecure,
                 advertise=values.advertise,
                 tls=tls_of(values, PeerRole(engine.info.role)),
@@ -269,8 +292,10 @@ def _serve(engine: Any, kind: Any, runner: Any, values: argparse.Namespace) -> i
     return restart(lost, time.monotonic() - started_s) if code and lost else code
 
 
-def _begin(values: argparse.Namespace) -> None:
-    """Logging, and the watch over the supervisor, if there is one."""
+def _begin(values: argparse.Namespace, role: PeerRole) -> None:
+    """Whether all goes together, logging, and the watch over the supervisor, if there is one."""
+    check_options(values)
+    check_versions(role)
     logging.basicConfig(
         level=values.log_level.upper(), stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
     )

@@ -4,19 +4,25 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+
+from rich.console import Console
+from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from deploy import options
 from deploy.checks import check_pair, check_port
 from deploy.local import STOP_S, Supervisor
 from deploy.model_free import add_model_free, check_model_free
+from deploy.one_key import keys_file
 from deploy.options import Parser
 from deploy.role_options import (
     add_clients,
     add_draft_rows,
+    add_drafter_dtype,
     add_drain,
     add_engine,
     add_grpc_port,
@@ -25,12 +31,14 @@ from deploy.role_options import (
     add_logging,
     add_pacing,
     add_revision,
+    add_tensor_parallel,
     add_tls,
     add_trace,
     tls_of,
 )
 from paceline.api_keys import read_keys
 from paceline.client import AsyncClient
+from paceline.compatibility import check_options, check_versions
 from paceline.rpc import check_bind, signals
 from paceline.security import PeerRole
 
@@ -86,7 +94,10 @@ def reachable(host: str) -> str:
 
 
 def run(argv: Sequence[str]) -> int:
-    values = _parser().parse(argv, os.environ)
+    values = parser().parse(argv, os.environ)
+    check_options(values)
+    for role in PeerRole:
+        check_versions(role)
     has_tls = tls_of(values, PeerRole.CLIENT) is not None
     check_bind(values.host, insecure=values.insecure, has_tls=has_tls)
     if values.num_drafters and values.drafter is None:
@@ -101,7 +112,8 @@ def run(argv: Sequence[str]) -> int:
     check_port("--grpc-port", values.host, values.grpc_port)
     if values.port is not None:
         check_port("--port", values.host, values.port)
-    return asyncio.run(_serve(_plan(values), values))
+    with keys_file(values):
+        return asyncio.run(_serve(_plan(values), values))
 
 
 async def _serve(plan: Plan, values: argparse.Namespace) -> int:
@@ -109,7 +121,8 @@ async def _serve(plan: Plan, values: argparse.Namespace) -> int:
         stopped = asyncio.create_task(stop.wait())
         async with Supervisor() as supervisor:
             started = asyncio.create_task(start(supervisor, plan))
-            await asyncio.wait((started, stopped), return_when=asyncio.FIRST_COMPLETED)
+            with _waiting():
+                await asyncio.wait((started, stopped), return_when=asyncio.FIRST_COMPLETED)
             if stopped.done():
                 started.cancel()
                 return 0
@@ -123,6 +136,19 @@ async def _serve(plan: Plan, values: argparse.Namespace) -> int:
             if supervisor.failed.done():
                 supervisor.failed.result()
             return 0
+
+
+@contextlib.contextmanager
+def _waiting() -> Iterator[None]:
+    """On a terminal, that models are being loaded, and for how long already."""
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield
+        return
+    columns = (SpinnerColumn(), TextColumn("loading the models"), TimeElapsedColumn())
+    with Progress(*columns, console=console, transient=True) as progress:
+        progress.add_task("", total=None)
+        yield
 
 
 def _http_url(supervisor: Supervisor) -> str:
@@ -141,7 +167,7 @@ def _plan(values: argparse.Namespace) -> Plan:
     common = (*tls, *drain, "--log-level", values.log_level)
     pacing = _given(values, "mode", "rule", "length_policy", "window", "max_draft_wait_ms", "max_waiting")
     http = _given(values, "served_model_name", "chat_template")
-    trace = _given(values, "trace", "trace_max_size")
+    trace = _given(values, "trace", "trace_max_size", "keep_traces", "otlp_traces_endpoint")
     engine = _given(
         values,
         *("device", "max_num_seqs", "max_num_batched_tokens", "max_model_len", "block_size"),
@@ -187,8 +213,8 @@ def _given(values: argparse.Namespace, *names: str) -> tuple[str, ...]:
     )
 
 
-def _parser() -> Parser:
-    parser = Parser(
+def parser() -> Parser:
+    it = Parser(
         "serve",
         """Serve a pair of models on this machine: a coordinator, a verifier and drafters, each its own process.
 
@@ -202,21 +228,22 @@ running requests end, within --drain-s, then ends all; a second Ctrl-C ends at o
 
 To put the roles on several machines, start each by its own sub-command (coordinator, verifier, drafter).""",
     )
-    _add_models(parser)
-    _add_network(parser)
-    add_tls(parser)
-    add_clients(parser)
-    add_pacing(parser)
-    add_trace(parser)
-    _add_engine(parser)
-    add_model_free(parser.group("drafters without a model"))
-    return parser
+    _add_models(it)
+    _add_network(it)
+    add_tls(it)
+    add_clients(it)
+    add_pacing(it)
+    add_trace(it)
+    _add_engine(it)
+    add_model_free(it.group("drafters without a model"))
+    return it
 
 
 def _add_models(parser: Parser) -> None:
     models = parser.group("models")
     models.add(
         "--target",
+        "--model",
         kind=options.text,
         required=True,
         metavar="DIR",
@@ -250,20 +277,8 @@ def _add_network(parser: Parser) -> None:
 
 def _add_engine(parser: Parser) -> None:
     engine = add_engine(parser)
-    engine.add(
-        "--drafter-dtype",
-        kind=options.choice("float32", "bfloat16"),
-        shown="--dtype",
-        metavar="TYPE",
-        help="the drafter's, if it is to differ",
-    )
-    engine.add(
-        "--tensor-parallel-size",
-        kind=options.whole(1, 64),
-        default=1,
-        metavar="N",
-        help="processes (GPUs) over which the target is split; must divide its heads",
-    )
+    add_drafter_dtype(engine)
+    add_tensor_parallel(engine, "processes (GPUs) over which the target is split; must divide its heads")
     engine.add(
         "--drafter-tensor-parallel-size",
         kind=options.whole(1, 64),

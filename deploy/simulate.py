@@ -31,7 +31,7 @@ _NUM_REQUESTS, _LENGTH, _WINDOW = 32, 6, 4
 
 
 def run(argv: Sequence[str]) -> int:
-    values = _parser().parse(argv, os.environ)
+    values = parser().parse(argv, os.environ)
     if values.plot:
         check_plot(values.plot)
     if values.length_policy and values.length_policy.name != "fixed":
@@ -230,8 +230,8 @@ def _number(value: float | None, form: str) -> str:
     return "–" if value is None else format(value, form)
 
 
-def _parser() -> Parser:
-    parser = Parser(
+def parser() -> Parser:
+    it = Parser(
         "simulate",
         """How fast would it be? Simulates a deployment in virtual time, before you build it.
 
@@ -250,10 +250,10 @@ is kept. `paceline serve --trace FILE` writes it all down while it serves, and -
 
 What it leaves out: processes that share cores, memory for the KV cache, prompts that share a beginning.""",
     )
-    add_workers(parser)
-    add_network(parser)
-    add_load(parser)
-    group = parser.group("decoding")
+    add_workers(it)
+    add_network(it)
+    add_load(it)
+    group = it.group("decoding")
     group.add(
         "--modes",
         kind=_modes,
@@ -272,8 +272,8 @@ What it leaves out: processes that share cores, memory for the KV cache, prompts
     )
     shown = "4, or as usual in the trace"
     group.add("--window", kind=options.whole(1, 64), shown=shown, metavar="N", help="drafts in flight in pearl")
-    add_report(parser)
-    return parser
+    add_report(it)
+    return it
 
 
 def _modes(value: str) -> tuple[Mode | None, ...]:

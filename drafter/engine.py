@@ -28,6 +28,7 @@ from paceline.acceptance_head import TrainedHead
 from paceline.engine.cost import CostModel
 from paceline.engine.runner import Chunk, PoolFull, Runner
 from paceline.errors import EngineLost, Unavailable
+from paceline.holdings import Figures
 from paceline.length_policy import LengthPolicy, offered
 from paceline.places import in_turns
 from paceline.rows import CountRows
@@ -87,6 +88,10 @@ class DrafterEngine(Requests[_Entry]):
         self._max_num_batched_tokens = max_num_batched_tokens
         self._is_stalled = False  # all that is wanted waits for room which only an ask can make
         self.num_preemptions = 0
+
+    @property
+    def held(self) -> Figures:
+        return {**super().held, "kv_blocks": self.runner.num_held_blocks}
 
     # --- asks
 

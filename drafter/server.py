@@ -6,10 +6,11 @@ from collections.abc import Awaitable, Callable
 from typing import Any, Unpack
 
 from paceline.codec import drafter_ask_from_wire, drafter_reply_to_wire
+from paceline.engine_thread import Engine
 from paceline.kind import Kind, Place
 from paceline.types import DrafterAsk, DrafterReply
 from paceline.wire import drafter_pb2_grpc
-from paceline.worker import Engine, serve_worker
+from paceline.worker import serve_worker
 
 
 class DrafterServicer:

@@ -28,6 +28,7 @@ class Place(TypedDict, total=False):
     host: str
     port: int
     coordinators: Sequence[str]
+    coordinators_file: str | None
     insecure: bool
     advertise: str | None
     tls: Tls | None

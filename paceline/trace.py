@@ -20,7 +20,7 @@ import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, BinaryIO
 
 import msgpack
 
@@ -68,6 +68,17 @@ class Closed:
 Record = Opened | Step | Closed
 
 
+def opened(unix_s: float, clock_s: float, settings: Mapping[str, Any]) -> list[object]:
+    """The plain form of `Opened`, by this program."""
+    told = {"unix_s": unix_s, "clock_s": clock_s, "version": __version__, "settings": to_plain(settings)}
+    return [FORMAT, VERSION, told]
+
+
+def step(event: object, commands: Sequence[object], at_s: float) -> list[object]:
+    """The plain form of a `Step`: an event of the core, which it handled at `at_s`, and what it answered."""
+    return [at_s, to_plain(event, without=(Rows,)), to_plain(commands, without=(Rows,))]
+
+
 class Writer:
     """Appends to a trace. Failing to write never hurts the caller: it ends the trace, and the log says so."""
 
@@ -92,14 +103,12 @@ class Writer:
             os.truncate(self._file, self._num_bytes)
         except OSError as error:
             raise InvalidInput("--trace", path, f"cannot be written: {error.strerror}; name another file") from None
-        opened = {"unix_s": unix_s, "clock_s": clock_s, "version": __version__, "settings": to_plain(settings)}
-        self._write([FORMAT, VERSION, opened])
+        self._write(opened(unix_s, clock_s, settings))
 
     def observe(self, event: object, commands: Sequence[object], now_s: float) -> None:
         """Note one event of the core, which it handled at `now_s`, and what it answered."""
         if self._file is not None:
-            step = [now_s, to_plain(event, without=(Rows,)), to_plain(commands, without=(Rows,))]
-            self._write(step)
+            self._write(step(event, commands, now_s))
 
     def close(self, reason: str = STOPPED) -> None:
         """May be repeated."""
@@ -138,28 +147,38 @@ def read(path: str) -> Iterator[Record]:
     """
     try:
         with open(path, "rb") as file:
-            unpacker = msgpack.Unpacker(file, raw=False, max_buffer_size=MAX_RECORD_BYTES)
-            is_first = True
-            for raw in unpacker:
-                record = _record(path, raw)
-                if is_first and not isinstance(record, Opened):
-                    raise _wrong(path)
-                is_first = False
-                yield record
-            if is_first:
-                raise _wrong(path)
+            yield from read_stream(file, path)
     except OSError as error:
         raise InvalidInput("trace", path, f"cannot be read: {error.strerror}") from None
+
+
+def read_stream(file: BinaryIO, path: str) -> Iterator[Record]:
+    """The records in an open file, which errors call `path`. Raises InvalidInput."""
+    try:
+        unpacker = msgpack.Unpacker(file, raw=False, max_buffer_size=MAX_RECORD_BYTES)
+        is_first = True
+        for raw in unpacker:
+            record = _record(path, raw)
+            if is_first and not isinstance(record, Opened):
+                raise _wrong(path)
+            is_first = False
+            yield record
+        if is_first:
+            raise _wrong(path)
     except (ValueError, msgpack.UnpackException) as error:
         raise InvalidInput("trace", path, f"is damaged: {error or type(error).__name__}") from None
 
 
 def _record(path: str, raw: Any) -> Record:
     match raw:
-        case [str(name), int(version), dict(opened)] if name == FORMAT:
-            if version != VERSION:
-                raise InvalidInput("trace", path, f"is of version {version}; this program reads version {VERSION}")
-            return Opened(opened["unix_s"], opened["clock_s"], opened["version"], opened["settings"])
+        case [str(name), int(version), dict()] if name == FORMAT and version != VERSION:
+            raise InvalidInput("trace", path, f"is of version {version}; this program reads version {VERSION}")
+        case [
+            str(name),
+            int(),
+            {"unix_s": float(unix_s), "clock_s": float(clock_s), "version": str(of), "settings": dict(settings)},
+        ] if name == FORMAT:
+            return Opened(unix_s, clock_s, of, settings)
         case [float(at_s), dict(event), list(commands)]:
             return Step(at_s, event, commands)
         case [str(reason)]:

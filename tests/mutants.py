@@ -49,7 +49,12 @@ ENDS = ("tests/coordinator/test_ends.py",)
 PLACES = ("tests/coordinator/test_placement.py",)
 SHARING = ("tests/coordinator/test_sharing.py",)
 ADMISSION = ("tests/coordinator/test_admission.py", "tests/coordinator/test_registry.py")
+FEED = ("tests/coordinator/test_feed.py",)
 CHECK = ("tests/deploy/test_check_lossless.py", "-k", "seed")
+SCALING = ("tests/deploy/ray/test_scaling.py",)
+RECENT = ("tests/coordinator/test_recent.py",)
+CONFIG = ("tests/deploy/test_config_file.py",)
+COMPATIBILITY = ("tests/paceline/test_compatibility.py", "-k", "another_wire or does_not_fit")
 
 
 @dataclass(frozen=True, slots=True)
@@ -665,6 +670,43 @@ LEAVING = (
         CORE,
     ),
     Mutant(
+        "feed: clients before workers",
+        "coordinator/server.py",
+        """            if isinstance(command, Ask):
+                self._send(command.worker, command.ask)
+        for command in commands:
+            match command:
+""",
+        """            pass
+        for command in commands:
+            match command:
+                case Ask(worker, ask):
+                    self._send(worker, ask)
+""",
+        FEED,
+    ),
+    Mutant(
+        "timer: rings though the deadline was put off",
+        "coordinator/server.py",
+        "if self.pipeline.next_deadline_s() <= self._clock():",
+        "if True:",
+        FEED,
+    ),
+    Mutant(
+        "timer: an earlier deadline does not move it",
+        "coordinator/server.py",
+        "if deadline_s >= self._rings_s:",
+        "if self._timer:",
+        FEED,
+    ),
+    Mutant(
+        "hops: a round with another draft's pass is counted",
+        "bench/hops.py",
+        "if min(hops[:-1]) >= 0:",
+        "if True:",
+        ("tests/bench/test_hops.py", "-k", "began_before"),
+    ),
+    Mutant(
         "resume: the output that the client has is written again",
         "coordinator/core/request.py",
         "[*spec.token_ids, *spec.resumed]",
@@ -712,20 +754,72 @@ LEAVING = (
     ),
 )
 
+CONTROLLER = ("tests/coordinator/test_controller.py",)
+AUTO = (
+    Mutant(
+        "controller: an unknown drafter is waited for",
+        "coordinator/core/controller.py",
+        "self._trial, 0.0, True",
+        "self._trial, 0.0, False",
+        CONTROLLER,
+    ),
+    Mutant(
+        "conditions: in pearl the round trip is paid for every pass",
+        "coordinator/core/conditions.py",
+        "return _Cycle(max(start_s, alone_s), accepted + more, 1 + accepted * first + more * depth)",
+        "return _Cycle(start_s * (1 + more), accepted + more, 1 + accepted * first + more * depth)",
+        CONTROLLER,
+    ),
+    Mutant(
+        "conditions: others' tokens are in no pass",
+        "coordinator/core/conditions.py",
+        "return self._pass_s(num_tokens * self.num_seqs)",
+        "return self._pass_s(num_tokens)",
+        CONTROLLER,
+    ),
+    Mutant(
+        "window: what is behind a wrong token counts as tested",
+        "coordinator/core/window.py",
+        "            if drafted != token:\n                break\n            self.num_late_right += 1",
+        "            self.num_late_right += drafted == token",
+        CONTROLLER,
+    ),
+    Mutant(
+        "verifier: a draft ends a decoding run that was asked for behind it",
+        "verifier/session.py",
+        "any(waiting.num_decodes == self._num_decodes for waiting in last)",
+        "last",
+        ("tests/verifier/test_session.py", *CONTROLLER),
+    ),
+)
 BENCH = (
     Mutant(
+        "load: tokens that come together take no time but the first",
+        "bench/serving/call.py",
+        "[(at_s - last_s) / (count - known)] * (count - known)",
+        "[at_s - last_s]",
+        ("tests/bench/serving",),
+    ),
+    Mutant(
+        "load: requests that failed count as completed",
+        "bench/serving/figures.py",
+        "good = [outcome for outcome in outcomes if not outcome.error]",
+        "good = [outcome for outcome in outcomes if outcome.arrivals or outcome.error]",
+        ("tests/bench/serving",),
+    ),
+    Mutant(
         "sweep: reported on the prompts that it chose by",
-        "bench/sweep.py",
+        "bench/tuning.py",
         "tuple(prompts[1::2])",
         "tuple(prompts[::2])",
-        ("tests/bench/test_sweep.py",),
+        ("tests/bench/test_tuning.py",),
     ),
     Mutant(
         "sweep: points that saw different prompts are compared",
-        "bench/sweep.py",
+        "bench/tuning.py",
         "points.sort(key=lambda row: (-len(row.samples), -row.tokens_per_s))",
         "points.sort(key=lambda row: -row.tokens_per_s)",
-        ("tests/bench/test_sweep.py",),
+        ("tests/bench/test_tuning.py",),
     ),
     Mutant(
         "oracle: accepted tokens are spared too",
@@ -779,7 +873,145 @@ ENGINE = (
         ("tests/engine/test_graphs.py",),
     ),
 )
+RAY = (
+    Mutant(
+        "drafters stay although nobody wants drafts",
+        "deploy/ray/scaling.py",
+        "    if not demand.num_speculative:\n        return 0",
+        "    if not demand.num_speculative:\n        return num_replicas",
+        SCALING,
+    ),
+    Mutant(
+        "a stalled pool asks for nothing more",
+        "deploy/ray/scaling.py",
+        "wanted = max(wanted, num_replicas + 1)\n    return max(1,",
+        "wanted = max(wanted, num_replicas)\n    return max(1,",
+        SCALING,
+    ),
+    Mutant(
+        "a queue calls for no verifier",
+        "deploy/ray/scaling.py",
+        "    if demand.num_waiting:\n",
+        "    if demand.num_waiting > 10:\n",
+        SCALING,
+    ),
+    Mutant(
+        "no coordinator is taken for no demand",
+        "deploy/ray/policies.py",
+        "            if entries:\n",
+        "            if True:\n",
+        ("tests/deploy/ray/test_policies.py",),
+    ),
+    Mutant(
+        "a resting drafter counts as a stall",
+        "coordinator/demand.py",
+        "return request_id in self._speculative and request_id not in self._resting",
+        "return request_id in self._speculative",
+        ("tests/coordinator/test_demand.py",),
+    ),
+    Mutant(
+        "a coordinator that stays is registered with anew",
+        "paceline/registrations.py",
+        "            if address not in self._tasks:\n",
+        "            if address:\n",
+        ("tests/paceline/test_registrations.py",),
+    ),
+    Mutant(
+        "a rank outlives whoever started it",
+        "paceline/engine/parallel.py",
+        "        _die_with(sys.stdin.buffer)\n        order, connection",
+        "        order, connection",
+        ("tests/engine/test_guests.py", "-k", "whoever"),
+    ),
+)
+SURVIVAL = (
+    Mutant(
+        "a worker may say more than it was asked for",
+        "coordinator/server.py",
+        "if link.num_owed < 0:",
+        "if False:",
+        ("tests/system/test_hostile.py", "-k", "floods"),
+    ),
+    Mutant(
+        "what is no step plan fails as it likes",
+        "paceline/engine/plan.py",
+        "except (TypeError, ValueError, msgpack.UnpackException) as error:",
+        "except msgpack.OutOfData as error:",
+        ("tests/bench/test_fuzz.py",),
+    ),
+    Mutant(
+        "a stream's end frees nothing",
+        "paceline/worker.py",
+        "                self._engine.drop(peer)\n",
+        "",
+        ("tests/system/test_failure.py", "-k", "lost_coordinator and kill"),
+    ),
+    Mutant(
+        "the relay says everything once",
+        "bench/relay.py",
+        'if fault == "repeat":',
+        "if False:",
+        ("tests/bench/test_relay.py",),
+    ),
+)
+
 DOORS = (
+    Mutant(
+        "HTTP: the likeliest tokens stand beside the wrong one",
+        "coordinator/http/logprobs.py",
+        "top = reply.top_logprobs[at]",
+        "top = reply.top_logprobs[0]",
+        ("tests/coordinator/http/test_completions.py",),
+    ),
+    Mutant(
+        "what the law cuts off is told as one of the likeliest",
+        "paceline/sampling.py",
+        "ids = ((row >= bound) & (row > -torch.inf)).nonzero()",
+        "ids = (row >= bound).nonzero()",
+        ("tests/paceline/test_sampling.py",),
+    ),
+    Mutant(
+        "counters that are counted again at a request's end",
+        "coordinator/metrics_export.py",
+        "self._count(metrics, running.counted if running else {})",
+        "self._count(metrics, {})",
+        ("tests/coordinator/test_metrics_export.py", "-k", "not page"),  # which reads docs
+    ),
+    Mutant(
+        "a cache's counters lose what a verifier counted that has left",
+        "coordinator/metrics_state.py",
+        "family.add_metric([self._model], self._sums[name])",
+        "family.add_metric([self._model], sum(getattr(cache, name) for cache in caches.values()))",
+        ("tests/coordinator/test_metrics_export.py", "-k", "not page"),  # which reads docs
+    ),
+    Mutant(
+        "a request is aborted by whoever knows its id",
+        "coordinator/server.py",
+        "if self.pipeline.owner(request_id) != client:",
+        "if self.pipeline.owner(request_id) is None:",
+        HTTP,
+    ),
+    Mutant(
+        "traces: an error's text is told",
+        "coordinator/telemetry.py",
+        "Status(StatusCode.ERROR, type(error).__name__)",
+        "Status(StatusCode.ERROR, str(error))",
+        ("tests/coordinator/test_telemetry.py",),
+    ),
+    Mutant(
+        "traces: a receiver that is gone holds up the end",
+        "coordinator/telemetry.py",
+        "await asyncio.to_thread(ending.join, FLUSH_S)",
+        "await asyncio.to_thread(ending.join)",
+        ("tests/coordinator/test_telemetry.py", "-k", "holds_up"),
+    ),
+    Mutant(
+        "traces: a request is not its caller's",
+        "coordinator/telemetry.py",
+        "self._callers.pop(spec.request_id, {})",
+        "{}",
+        ("tests/coordinator/test_telemetry.py",),
+    ),
     Mutant(
         "the drafter is told the verifier's seed",
         "coordinator/service.py",
@@ -818,8 +1050,8 @@ DOORS = (
     Mutant(
         "a route without the key",
         "coordinator/http/app.py",
-        "for part in (completions, chat, tokens, probes, playground):",
-        "app.include_router(playground.router)\n    for part in (completions, chat, tokens, probes):",
+        "for part in (completions, chat, tokens, abort, probes, playground):",
+        "app.include_router(playground.router)\n    for part in (completions, chat, tokens, abort, probes):",
         HTTP,
     ),
     Mutant(
@@ -856,6 +1088,93 @@ DOORS = (
         "i = draft.start + at - start",
         "i = at",
         ("tests/coordinator/test_metrics.py",),
+    ),
+)
+
+FACES = (
+    Mutant(
+        "traces: a request is told to whoever knows its id",
+        "coordinator/recent.py",
+        "            if found and found.spec.client == client:",
+        "            if found:",
+        RECENT,
+    ),
+    Mutant(
+        "traces: all requests are listed to everybody",
+        "coordinator/recent.py",
+        "return [one for one in self.all() if one.spec.client == client]",
+        "return self.all()",
+        RECENT,
+    ),
+    Mutant(
+        "traces: one request may take all the room",
+        "coordinator/recent.py",
+        "if recent.weight + weight > self._max_of_one or ",
+        "if ",
+        RECENT,
+    ),
+    Mutant(
+        "traces: what was forgotten weighs on",
+        "coordinator/recent.py",
+        "            self._weight -= recent.weight",
+        "            pass",
+        RECENT,
+    ),
+    Mutant(
+        "traces: a wait for the request's own pass passes for the network's",
+        "coordinator/chrome_trace.py",
+        "if request.end >= request.owed and not ask.preverify:",
+        "if request.end >= request.owed:",
+        ("tests/coordinator/test_chrome_trace.py",),
+    ),
+    Mutant(
+        "traces: bars are drawn over one another",
+        "coordinator/chrome_trace.py",
+        "if not ends or bar.end_s <= ends[-1]:",
+        "if True:",
+        ("tests/coordinator/test_chrome_trace.py",),
+    ),
+    Mutant(
+        "options: the environment wins over the flag",
+        "deploy/options.py",
+        "    if hasattr(given, option.name):",
+        "    if hasattr(given, option.name) and not any(map(environ.get, option.twins)):",
+        CONFIG,
+    ),
+    Mutant(
+        "options: a shared key wins over the command's own",
+        "deploy/config_file.py",
+        "found |= own",
+        "found = own | found",
+        CONFIG,
+    ),
+    Mutant(
+        "options: a secret is printed",
+        "deploy/config_file.py",
+        "if option.name in SECRETS and value is not None:",
+        "if False:",
+        CONFIG,
+    ),
+    Mutant(
+        "compatibility: a worker of another wire is taken in",
+        "coordinator/registry.py",
+        "        check_wire(info.wire_version, info.model)\n",
+        "",
+        COMPATIBILITY,
+    ),
+    Mutant(
+        "compatibility: a version that is too new passes",
+        "paceline/compatibility.py",
+        "if fits and not (package.below and _numbers(version) >= _numbers(package.below)):",
+        "if fits:",
+        COMPATIBILITY,
+    ),
+    Mutant(
+        "doctor: a gain within chance is advice",
+        "deploy/doctor_forecast.py",
+        "return fastest if fastest.speed_up >= PAYS else",
+        "return fastest if True else",
+        ("tests/deploy/test_doctor.py", "-k", "chance"),
     ),
 )
 
@@ -911,7 +1230,10 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.mutants", description="Break the code; see a test notice.")
     parser.add_argument("--only", default="", help="mutants whose description contains this")
     given = parser.parse_args()
-    mutants = SAMPLING + ROWS_AND_TRUST + WHOLE + PROTOCOL + PLACEMENT + LEAVING + BENCH + ENGINE + DOORS
+    mutants = (
+        *(SAMPLING + ROWS_AND_TRUST + WHOLE + PROTOCOL + PLACEMENT + LEAVING + AUTO),
+        *(BENCH + ENGINE + SURVIVAL + RAY + DOORS + FACES),
+    )
     chosen = [mutant for mutant in mutants if given.only in mutant.what]
     if not chosen:
         parser.error(f"--only {given.only!r}: no mutant's description contains it; leave it out to see all of them")

@@ -16,6 +16,7 @@ from paceline import rows
 from paceline.engine.cost import CostModel
 from paceline.engine.runner import Chunk, PoolFull, Runner
 from paceline.errors import EngineLost, InvalidInput, PacelineError, PeerFault
+from paceline.holdings import Figures
 from paceline.places import Places
 from paceline.types import (
     Blame,
@@ -58,7 +59,6 @@ class VerifierEngine:
         self._longest = min(runner.info.max_model_len, runner.room())  # tokens of a request, the pool being empty
         # A request that the pool could never hold is refused at the coordinator's door, not when it has outgrown it.
         self._info = replace(info, cost=self.cost.cost, max_model_len=self._longest)
-        self._num_room = max(1, runner.room())  # tokens of the empty pool
         self.budget = budget or Budget()
         self._clock = clock
         self._entries: dict[str, Entry] = {}  # by the sequence's name in the pool, oldest first
@@ -69,11 +69,16 @@ class VerifierEngine:
 
     @property
     def info(self) -> WorkerInfo:
-        return replace(self._info, kv_used=min(1.0, max(0.0, 1 - self.runner.room() / self._num_room)))
+        """What to register, with the cache as it is now."""
+        return replace(self._info, cache=self.runner.cache_use(self.num_preemptions))
 
     @property
     def num_requests(self) -> int:
         return len(self._entries)
+
+    @property
+    def held(self) -> Figures:
+        return {"requests": len(self._entries), "kv_blocks": self.runner.num_held_blocks}
 
     # --- asks
 

@@ -18,10 +18,10 @@ from __future__ import annotations
 
 import enum
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Generic, TypeVar
 
-from paceline.types import Decode, Draft, OpenVerify, Rule, Source, Tokens, Verdict, Verify
+from paceline.types import Decode, Draft, OpenVerify, Rule, Source, Tokens, TopLogprobs, Verdict, Verify
 
 Row = TypeVar("Row")
 
@@ -57,10 +57,22 @@ class Work:
         return not (self.drafts and self.drafts[-1].is_open)
 
 
+@dataclass(frozen=True, slots=True)
+class Logprobs:
+    """Of committed tokens: one a token where they were asked for, else none; likewise the likeliest beside each."""
+
+    own: tuple[float, ...] = ()
+    top: tuple[TopLogprobs, ...] = ()
+
+
+NOTHING_TOLD = Logprobs()
+
+
 @dataclass(slots=True)
 class _Waiting:
     ask: Verify
     arrived_s: float
+    num_decodes: int  # asks to decode that came before it
 
 
 class Session(Generic[Row]):
@@ -71,6 +83,7 @@ class Session(Generic[Row]):
         self.log = list(ask.token_ids)
         self.sources: list[Source] = []  # of log[len(ask.token_ids):]
         self.logprobs: list[float] = []  # likewise where they were asked for, else empty
+        self.top_logprobs: list[TopLogprobs] = []  # likewise
         self.computed = 0  # invariant: <= len(log); the pool may hold more, the next chunk's start cuts it
         self.retained: Row | None = None  # invariant: None unless computed == len(log)
         self.decode_until = len(self.log) + ask.num_decode  # absolute position
@@ -79,6 +92,7 @@ class Session(Generic[Row]):
         self._epoch = 0  # of the last ask; verdicts of a decoding run carry it
         self._floor = 0  # drafts of an earlier epoch are stale
         self._queue: deque[_Waiting] = deque()
+        self._num_decodes = 0  # asks to decode, so far
         self._retain = False  # a pre-verify under rejection sampling is due
 
     # --- asks
@@ -91,6 +105,7 @@ class Session(Generic[Row]):
 
     def decode(self, ask: Decode, now_s: float) -> Verdict | None:
         self._epoch = max(self._epoch, ask.epoch)
+        self._num_decodes += 1
         self.decode_until = max(self.decode_until, ask.start + ask.num_tokens)
         self.since_s = now_s
         return self._read(ask.epoch, ask.start)
@@ -108,7 +123,7 @@ class Session(Generic[Row]):
             return None  # a draft before it was lost, or it was sent again: the coordinator repeats what is missing
         if not self._queue:
             self.since_s = now_s
-        self._queue.append(_Waiting(ask, now_s))
+        self._queue.append(_Waiting(ask, now_s, self._num_decodes))
         self._epoch = max(self._epoch, draft.epoch)
         return None
 
@@ -117,8 +132,8 @@ class Session(Generic[Row]):
         if not base <= start < len(self.log):
             return None
         tokens, sources = tuple(self.log[start:]), tuple(self.sources[start - base :])
-        logprobs = tuple(self.logprobs[start - base :])
-        return Verdict(self.ask.request_id, epoch, start, tokens, sources, logprobs=logprobs)
+        own, top = tuple(self.logprobs[start - base :]), tuple(self.top_logprobs[start - base :])
+        return Verdict(self.ask.request_id, epoch, start, tokens, sources, logprobs=own, top_logprobs=top)
 
     # --- work
 
@@ -152,7 +167,7 @@ class Session(Generic[Row]):
             return []
         known = len(self.log) - head.draft.start
         if known > 0:
-            self._queue[0] = _Waiting(Verify(head.draft.drop(known), head.preverify), self._queue[0].arrived_s)
+            self._queue[0] = replace(self._queue[0], ask=Verify(head.draft.drop(known), head.preverify))
         chain: list[_Waiting] = []
         num_tokens = 0
         for waiting in self._queue:
@@ -186,7 +201,7 @@ class Session(Generic[Row]):
         token_id: int | None,
         source: Source,
         retained: Row | None,
-        logprobs: tuple[float, ...] = (),
+        told: Logprobs = NOTHING_TOLD,
     ) -> Verdict:
         """Commit what the rule decided about `work`; the caller adds its timings to the verdict.
 
@@ -196,7 +211,8 @@ class Session(Generic[Row]):
         draft_ids, start = work.draft_ids, len(self.log)
         self.log += draft_ids[:num_accepted]
         self.sources += [Source.ACCEPTED] * num_accepted
-        self.logprobs += logprobs
+        self.logprobs += told.own
+        self.top_logprobs += told.top
         self.computed = len(self.log)
         if token_id is not None:
             self.log.append(token_id)
@@ -204,16 +220,17 @@ class Session(Generic[Row]):
         self.retained = retained if token_id is None else None
         rejected = num_accepted < len(draft_ids)
         epoch = work.drafts[0].epoch if work.drafts else self._epoch
-        for _ in work.drafts:
-            self._queue.popleft()
-        if work.drafts:
-            self.decode_until = min(self.decode_until, len(self.log))  # a draft ends a decoding run
+        last = [self._queue.popleft() for _ in work.drafts][-1:]
+        if any(waiting.num_decodes == self._num_decodes for waiting in last):
+            # A draft ends a decoding run, but for one that was asked for behind it.
+            self.decode_until = min(self.decode_until, len(self.log))
         if rejected:
             self._reject(epoch, preverify=work.preverify)
         new = tuple(self.log[start:])
         sources = tuple(self.sources[start - len(self.ask.token_ids) :])
         tested = num_accepted + rejected
-        return Verdict(self.ask.request_id, epoch, start, new, sources, tested, len(work.drafts), logprobs=logprobs)
+        verdict = Verdict(self.ask.request_id, epoch, start, new, sources, tested, len(work.drafts))
+        return replace(verdict, logprobs=told.own, top_logprobs=told.top)
 
     def _reject(self, epoch: int, *, preverify: bool) -> None:
         """A rejection ends the epoch. Pre-verify: do at once what needs no draft."""

@@ -279,7 +279,7 @@ class Drafter(Worker[DrafterAsk]):
             return 1
         if self.known < 1:
             return 1
-        # A plan may have made drafts shorter than the one that is being made: it ends with the next token.
+        # At least one: a plan that shortens drafts may find one that is longer already.
         return max(1, min(min(_length(s) - s.draft_length, s.ask.end - len(s.tokens)) for s in going))
 
     def _forwarded(self, going: Sequence[DraftSession], shares: Sequence[int], run: Run) -> None:

@@ -17,4 +17,4 @@ class Choice:
 
 
 OFF = Choice(Mode.OFF)
-FIRST = Choice(Mode.PEARL, 4, 4)  # before anything is known of the drafter
+FIRST = Choice(Mode.PEARL, 2, 4)  # before anything is known of the drafter

@@ -6,7 +6,21 @@ from dataclasses import dataclass
 
 from paceline.errors import PacelineError
 from paceline.length_policy import LengthPolicy
-from paceline.types import Blame, Draft, FinishReason, Mode, Pass, Rule, SamplingParams, Tokens, Verdict, WorkerInfo
+from paceline.types import (
+    Blame,
+    Draft,
+    DrafterReply,
+    Fault,
+    FinishReason,
+    Mode,
+    Pass,
+    Rule,
+    SamplingParams,
+    Tokens,
+    Verdict,
+    VerifierReply,
+    WorkerInfo,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,3 +136,32 @@ class Tick:
 
 WorkerEvent = WorkerUp | WorkerRenewed | WorkerSuspected | WorkerDraining | WorkerDown
 Event = Arrived | Ended | Drafted | Passed | Verified | Faulted | WorkerEvent | Tick
+
+
+def request_id_of(event: Event) -> str | None:
+    """The request that an event is about; None if it is about a worker, or the time."""
+    match event:
+        case Arrived(spec):
+            return spec.request_id
+        case Drafted(_, draft):
+            return draft.request_id
+        case Passed(_, passed):
+            return passed.request_id
+        case Verified(_, verdict):
+            return verdict.request_id
+        case Ended(request_id) | Faulted(_, request_id):
+            return request_id
+    return None
+
+
+def event_of(worker: str, reply: DrafterReply | VerifierReply) -> Event:
+    """What a worker's reply is to the core."""
+    match reply:
+        case Draft():
+            return Drafted(worker, reply)
+        case Pass():
+            return Passed(worker, reply)
+        case Verdict():
+            return Verified(worker, reply)
+        case Fault():
+            return Faulted(worker, reply.request_id, reply.message, reply.blame)

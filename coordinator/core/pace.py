@@ -6,7 +6,7 @@ beforehand; before the first measurement the answers are the cautious ones.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
 from dataclasses import dataclass, field
 
 from coordinator.core.breaker import Breaker
@@ -14,8 +14,20 @@ from coordinator.core.choice import FIRST, Choice
 from paceline.types import Draft, Mode
 
 _PRIOR_TESTS = 3  # what the acceptance assumed at first is worth
-_LEAST_TEST_WEIGHT = 0.03
+_LEAST_TEST_WEIGHT = 0.015
+_KEPT_TESTS = 6  # what earlier tests are worth when a drafter that rested is tried again
+_HOPE = 1.3  # standard deviations
+# What a mode keeps of its promises is a mean over about so many tokens, and fades over about so many of other modes. A
+# few rejections more or less say nothing of a mode: it is taken to have kept its promises over so many before.
+_MEMORY_TOKENS = 512
+_FADING_TOKENS = 2048
+_PRIOR_REJECTIONS = 20
+_CORRECTIONS = (0.1, 1.5)
+# Plain decoding takes a pass a token, which is measured: what is slower is a worker between two passes, or is due to
+# requests that speculate beside it, which would be no reason to join them.
+_PLAIN_CORRECTIONS = (0.95, 1.1)
 _WEIGHT = 0.2  # of the newest value: about the last ten count
+_SLOW_WEIGHT = 0.002  # of one that is above the mean, where the least value is wanted
 # A draft may take this many times its usual turnaround before the verifier decodes on without it: an earlier
 # self-decode would delay the verification of a draft that is nearly there by up to a whole pass.
 _PATIENCE = 3.0
@@ -29,30 +41,25 @@ class Pace:
     turnaround_s: float | None = None  # a commit that ended a run, to the first draft of the next, or to a pass
     draft_s: float | None = None  # a drafted token
     delay_s: float | None = None  # of a turnaround, what is not drafting
-    wire_s: float = 0.0  # a verification's round trip beside its pass
+    wire_s: float | None = None  # a verification's round trip beside its pass
     acceptance: float = 0.7  # accepted / tested
     breaker: Breaker = field(default_factory=Breaker)
     choice: Choice = FIRST  # of the request that chose last; the next one begins with it
     is_silent: bool = False  # it was late, and has not been heard of since
-    _num_tests: int = 0
-    _corrections: dict[Mode, float] = field(default_factory=dict)
+    num_tests: int = 0  # drafted tokens that were held against the target's, as far as they are not forgotten
+    _kept: dict[Mode, tuple[float, float]] = field(default_factory=dict)  # tokens: what came, what was promised
     _num_plain_tokens: int = 0  # decoded without it since it was last tried, while it was not worth having
 
     def verified(self, verify_s: float, num_accepted: int, num_tested: int) -> None:
         if verify_s:
             self.verify_s = _mean(self.verify_s, verify_s)
-        self._tested(num_accepted, num_tested)
+        self.tested(num_accepted, num_tested)
 
-    def compared(self, draft: Draft, committed: Sequence[int]) -> None:
-        """A draft came too late to be judged; what was committed meanwhile says what would have become of it."""
-        known = committed[draft.start : draft.end]
-        num_equal = next((i for i, token in enumerate(known) if token != draft.token_ids[i]), len(known))
-        self._tested(num_equal, min(num_equal + 1, len(known)))
-
-    def _tested(self, num_accepted: int, num_tested: int) -> None:
+    def tested(self, num_accepted: int, num_tested: int) -> None:
+        """So many drafted tokens in a row were held against the target's: all but perhaps the last one were right."""
         for i in range(num_tested):
-            self._num_tests += 1
-            weight = max(_LEAST_TEST_WEIGHT, 1 / (_PRIOR_TESTS + self._num_tests))
+            self.num_tests += 1
+            weight = max(_LEAST_TEST_WEIGHT, 1 / (_PRIOR_TESTS + self.num_tests))
             self.acceptance += weight * ((i < num_accepted) - self.acceptance)
 
     def turned_around(self, turnaround_s: float, draft: Draft | None) -> None:
@@ -61,19 +68,50 @@ class Pace:
         drafting_s = draft.draft_ms / 1e3 if draft else 0.0
         self.delay_s = _mean(self.delay_s, max(0.0, turnaround_s - drafting_s))
         if draft:
-            self.draft_s = _mean(self.draft_s, drafting_s / len(draft.token_ids))
+            # A drafter that has rested catches up in its first draft: that is not what a token takes.
+            token_s = drafting_s / len(draft.token_ids)
+            self.draft_s = _mean(self.draft_s, token_s if self.draft_s is None else min(token_s, 2 * self.draft_s))
 
     def round_trip(self, beside_pass_s: float) -> None:
-        """A verification took so much longer than its pass."""
-        self.wire_s = _mean(self.wire_s or None, beside_pass_s)
+        """A verification took so much longer than its pass.
+
+        Some waited for a pass under way, too, which is nobody's figure and no network: the fast ones count.
+        """
+        if self.wire_s is None:
+            self.wire_s = beside_pass_s
+        weight = _WEIGHT if beside_pass_s < self.wire_s else _SLOW_WEIGHT
+        self.wire_s += weight * (beside_pass_s - self.wire_s)
+
+    @property
+    def hoped_acceptance(self) -> float:
+        """What the acceptance may well be, by the tests there have been (Wilson 1927)."""
+        num, spread = _PRIOR_TESTS + self.num_tests, _HOPE**2 / (_PRIOR_TESTS + self.num_tests)
+        deviation = _HOPE * math.sqrt(self.acceptance * (1 - self.acceptance) / num + spread / (4 * num))
+        return (self.acceptance + spread / 2 + deviation) / (1 + spread)
 
     def correction(self, mode: Mode) -> float:
         """What `mode` has kept of its promises."""
-        return self._corrections.get(mode, 1.0)
+        came, promised = self._kept.get(mode, (0.0, 0.0))
+        prior = _PRIOR_REJECTIONS / max(1 - self.acceptance, 0.02)
+        share = (came + prior) / (promised + prior)
+        low, high = _PLAIN_CORRECTIONS if mode is Mode.OFF else _CORRECTIONS
+        return min(max(share, low), high)
 
-    def kept(self, mode: Mode, share: float, weight: float) -> None:
-        """A stretch in `mode` has yielded this share of what was promised."""
-        self._corrections[mode] = self.correction(mode) + weight * (share - self.correction(mode))
+    def kept(self, mode: Mode, num_tokens: float, num_promised: float) -> None:
+        """A stretch in `mode` has yielded so many tokens where so many were promised.
+
+        Sums, not a mean of ratios: a stretch ends behind tokens that have come, and a stall must count in full.
+        """
+        self._kept.setdefault(mode, (0.0, 0.0))
+        for one, (came, promised) in self._kept.items():
+            rest = max(0.0, 1 - num_tokens / (_MEMORY_TOKENS if one is mode else _FADING_TOKENS))
+            self._kept[one] = (rest * came, rest * promised)
+        came, promised = self._kept[mode]
+        self._kept[mode] = (came + num_tokens, promised + num_promised)
+
+    def forget(self) -> None:
+        """A trial begins: what is known is old, so that what it finds counts for more."""
+        self.num_tests = min(self.num_tests, _KEPT_TESTS)
 
     def did_without(self, num_tokens: int) -> None:
         self._num_plain_tokens += num_tokens

@@ -32,6 +32,7 @@ from coordinator.core.events import (
 )
 from coordinator.core.fair import FairQueue
 from coordinator.core.limits import Limits
+from coordinator.core.metrics import RequestMetrics
 from coordinator.core.passes import PassTimes
 from coordinator.core.placement import VERIFIER, Pools, Wish
 from coordinator.core.request import Request
@@ -70,6 +71,21 @@ class Pipeline:
     def retry_after_s(self, now_s: float) -> float:
         """When one who is turned away had better come back; each such call takes a turn."""
         return self._turnover.retry_after_s(now_s)
+
+    @property
+    def num_undrafted(self) -> int:
+        """Running requests that want a drafter and have none."""
+        return sum(map(len, self._undrafted.values()))
+
+    def metrics(self, request_id: str) -> RequestMetrics | None:
+        """What a running request does, up to its end, for those who read and change nothing; None if there is none."""
+        request = self._requests.get(request_id)
+        return request.metrics if request else None
+
+    def owner(self, request_id: str) -> str | None:
+        """Whose request it is, by `RequestSpec.client`; None if none of that id is here."""
+        request = self._requests.get(request_id)
+        return request.spec.client if request else None
 
     def next_deadline_s(self) -> float:
         """When to call back with `Tick` at the latest; infinite if nothing is under way."""

@@ -65,7 +65,6 @@ class Request:
         self.drafter: str | None = None
         self.done = False
         self.rule = rule  # fixed from here on: the verifier opens with it
-        # Of a drafter it wants above all that rows be true where the rule believes them.
         self.wish = Wish(Role.DRAFTER, spec.policy.name if spec.policy else None, believes_rows(rule, spec.sampling))
         self.head = head_of(spec.token_ids)
         self.mode = spec.mode or FIRST.mode
@@ -88,7 +87,7 @@ class Request:
         self._decode_until = 0  # the verifier owes tokens up to here
         self._answered = False  # whether this verifier has said anything yet
         self._num_retries = 0
-        self._begun: dict[int, tuple[float, int]] = {}  # runs to begin, by epoch: when it was told, and from where on
+        self._begun: dict[int, float] = {}  # runs to begin, by epoch: when the drafter was told
 
     @property
     def wants_drafter(self) -> bool:
@@ -166,11 +165,11 @@ class Request:
         self._pace.is_silent = False
         admitted = self._window.admit(draft, self.committed)
         begun = self._begun.pop(draft.epoch, None)
-        if begun:
-            self._pace.turned_around(now_s - begun[0], draft)
-            self._begun = {epoch: told for epoch, told in self._begun.items() if epoch > draft.epoch}
-            if admitted is None and draft.start == begun[1] and not self.rule.needs_rows:
-                self._pace.compared(draft, self.committed)
+        if begun is not None and self.metrics.num_received_drafts > 1:  # the first one took the prompt, too
+            self._pace.turned_around(now_s - begun, draft)
+            self._begun = {epoch: told_s for epoch, told_s in self._begun.items() if epoch > draft.epoch}
+        if not self.rule.needs_rows:
+            self._pace.tested(self._window.num_late_right, self._window.num_late)
         if admitted is None:
             self.metrics.num_stale_drafts += 1
             return
@@ -186,8 +185,8 @@ class Request:
         """
         self._pace.is_silent = False
         self._pace.breaker.heard()
-        if begun := self._begun.pop(passed.epoch, None):
-            self._pace.turned_around(now_s - begun[0], None)
+        if (begun := self._begun.pop(passed.epoch, None)) is not None:
+            self._pace.turned_around(now_s - begun, None)
         if self.verifier and not self._owes and passed.start == len(self.committed):
             yield from self._self_decode("nothing to draft", now_s, 1 if self._pace.answers_fast else _RUN)
 
@@ -201,7 +200,8 @@ class Request:
         new, sources = cut(self.spec, start, verdict.token_ids[known:], verdict.sources[known:])
         self._count(verdict, sources, now_s)
         self.committed += new
-        yield Emit(self.spec.request_id, new, sources, verdict.logprobs[known : known + len(new)])
+        told = slice(known, known + len(new))
+        yield Emit(self.spec.request_id, new, sources, verdict.logprobs[told], verdict.top_logprobs[told])
         if reason := finish_reason(self.spec, self.committed):
             yield from self.finish(reason, now_s)
             return
@@ -233,7 +233,7 @@ class Request:
         if self._is_resting and plan is None:
             return
         if ends_run and len(self._begun) < _MAX_BEGUN:
-            self._begun[self._window.epoch] = (now_s, len(self.committed))
+            self._begun[self._window.epoch] = now_s
         tokens = tuple(self.committed[self._told :])
         yield Ask(self.drafter, Commit(self.spec.request_id, self._window.epoch, self._told, tokens, plan))
         self._told = len(self.committed)

@@ -31,14 +31,19 @@ class Window:
     _run: int = NO_RUN  # the trusted run
     _tail: int = 0  # where the trusted run has been seen to
     _floor: int = 0  # runs below this are never believed (again)
+    _compared: int = 0  # up to where drafts that came late have been held against what was committed meanwhile
+    num_late: int = 0  # tokens of the last draft that were
+    num_late_right: int = 0  # and what of them was equal
 
     def admit(self, draft: Draft, committed: Sequence[int]) -> Draft | None:
         """The part of `draft` that is worth judging, now counted as in flight; `None` if it is stale or covered."""
+        self.num_late = self.num_late_right = 0
         if draft.epoch == self._run:
             if draft.start < self._tail or draft.start > max(self._tail, len(committed)):
                 return None  # sent again, or one before it was lost
         elif not max(self._floor, self._run + 1) <= draft.epoch <= self.epoch or draft.start > len(committed):
             return None
+        self._compare(draft, committed)
         if _contradicts(draft, committed):
             self._distrust(draft.epoch)
             return None
@@ -50,6 +55,20 @@ class Window:
         draft = draft.drop(max(0, len(committed) - draft.start))
         self.drafts.append(draft)
         return draft
+
+    def _compare(self, draft: Draft, committed: Sequence[int]) -> None:
+        """What is committed says what would have become of a draft that comes too late to be judged.
+
+        No position counts twice, since drafts that begin a token later each would all say the same.
+        """
+        first = max(draft.start, self._compared)
+        pairs = zip(draft.token_ids[first - draft.start :], committed[first : draft.end], strict=False)
+        for drafted, token in pairs:
+            self.num_late += 1
+            if drafted != token:
+                break
+            self.num_late_right += 1
+        self._compared = first + self.num_late
 
     def settle(self, committed: Sequence[int]) -> bool:
         """Take account of newly committed tokens. False if they contradict a draft in flight.

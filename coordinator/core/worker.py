@@ -91,7 +91,7 @@ class Worker:
         Of a drafter beside a verifier of such `passes`; of a verifier against one of such `passes`.
         """
         doubt = _DOUBTFUL if self.is_suspected or self.pace.is_silent else 1.0
-        crowding = 1 + _CROWDED[self.info.role] * max(self.load, self.info.kv_used)
+        crowding = 1 + _CROWDED[self.info.role] * max(self.load, self.info.cache.share if self.info.cache else 0.0)
         if self.info.role is Role.DRAFTER:
             return doubt * crowding / gain(self.speed(), passes)
         own_s, plain_s = self.passes.seconds(len(self.requests) + self.num_others + 1), passes.seconds(1)
@@ -100,7 +100,7 @@ class Worker:
     def heard(self, info: WorkerInfo, rtt_s: float | None, now_s: float) -> None:
         """It has renewed its lease, and says how it is. What it is does not change while it is a member."""
         cost = info.cost or self.info.cost
-        self.info = replace(self.info, cost=cost, num_requests=info.num_requests, kv_used=info.kv_used)
+        self.info = replace(self.info, cost=cost, num_requests=info.num_requests, cache=info.cache)
         self.num_others = max(0, info.num_requests - len(self.requests))
         self.is_suspected, self.num_refused = False, 0
         if rtt_s is not None:

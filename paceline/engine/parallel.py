@@ -34,7 +34,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, Protocol, cast
 
 import torch
 import torch.distributed as dist
@@ -43,6 +43,7 @@ from transformers import PreTrainedConfig
 
 from paceline.engine import weights
 from paceline.engine.executor import Executor, Options, prepare
+from paceline.engine.guests import gather, visit
 from paceline.engine.plan import StepPlan
 from paceline.engine.step import Outputs
 from paceline.engine.weights import Checkpoint
@@ -96,10 +97,22 @@ def _parts(config: PreTrainedConfig) -> list[tuple[str, int]]:
     return parts
 
 
+class Follower(Protocol):
+    """The leader's handle on another rank."""
+
+    rank: int
+
+    def wait_until_ready(self) -> None: ...
+    def is_alive(self) -> bool: ...
+    def check_alive(self) -> None: ...
+    def fate(self) -> str: ...
+    def end(self, patience_s: float) -> None: ...
+
+
 class Leader:
     """Rank 0: an executor whose steps all ranks run. Create it with `start`."""
 
-    def __init__(self, executor: Executor, followers: Sequence[_Follower], channel: _Channel, timeout_s: float):
+    def __init__(self, executor: Executor, followers: Sequence[Follower], channel: _Channel, timeout_s: float):
         self.model, self.num_parameters = executor.model, executor.num_parameters
         self.vocab_size = executor.vocab_size
         self.num_blocks = executor.num_blocks
@@ -116,17 +129,24 @@ class Leader:
         atexit.register(self.shutdown)
 
     @classmethod
-    def start(cls, checkpoint: Checkpoint, options: Options, *, timeout_s: float) -> Leader:
-        """Starts the followers, loads and rehearses on all ranks. Raises InvalidInput, Unsupported, Unavailable."""
+    def start(
+        cls, checkpoint: Checkpoint, options: Options, *, timeout_s: float, ranks_socket: str | None = None
+    ) -> Leader:
+        """Starts the followers, loads and rehearses on all ranks. Raises InvalidInput, Unsupported, Unavailable.
+
+        With `ranks_socket` it starts none, but takes those that come there.
+        """
         size = options.tensor_parallel_size
         check(checkpoint, size, options.device)
-        followers: list[_Follower] = []
+        followers: list[Follower] = []
         try:
             with tempfile.TemporaryDirectory(prefix="paceline-") as folder:
                 meeting = str(Path(folder) / "store")
                 order = {"options": asdict(options), "meeting": meeting, "timeout_s": timeout_s}
-                for rank in range(1, size):
-                    followers.append(_Follower(rank, order))
+                if ranks_socket is not None:
+                    followers += gather(ranks_socket, size - 1, order, _START_TIMEOUT_S)
+                else:
+                    followers += [_Follower(rank, order) for rank in range(1, size)]
                 for follower in followers:
                     follower.wait_until_ready()
                 channel = _join(0, size, meeting, options.device)
@@ -189,7 +209,7 @@ class Leader:
         _end(self._followers)
 
 
-def _name_the_dead(followers: Sequence[_Follower]) -> str | None:
+def _name_the_dead(followers: Sequence[Follower]) -> str | None:
     """Who is gone, or None if nobody is. A connection may break a moment before its process can be reaped."""
     deadline_s = time.monotonic() + 1.0
     while time.monotonic() < deadline_s:
@@ -201,7 +221,7 @@ def _name_the_dead(followers: Sequence[_Follower]) -> str | None:
 
 
 class _Follower:
-    """The leader's handle on the process of another rank."""
+    """A rank that the leader has started."""
 
     def __init__(self, rank: int, order: dict[str, Any]) -> None:
         self.rank = rank
@@ -305,7 +325,7 @@ def _set_timeouts(channel: _Channel, timeout_s: float) -> None:
         distributed_c10d._set_pg_timeout(timedelta(seconds=timeout_s), group)
 
 
-def _end(followers: Sequence[_Follower], *, patience_s: float = 0.0) -> None:
+def _end(followers: Sequence[Follower], *, patience_s: float = 0.0) -> None:
     deadline_s = time.monotonic() + patience_s
     for follower in followers:
         follower.end(max(0.0, deadline_s - time.monotonic()))
@@ -333,20 +353,31 @@ def _follow(order: dict[str, Any]) -> None:
             executor.run(StepPlan.unpack(payload))
 
 
-def _die_with_the_leader() -> None:
-    sys.stdin.buffer.read()  # nothing is ever sent: this returns when the leader's end closes
-    os._exit(1)
+def _die_with(stream: BinaryIO) -> None:
+    """Ends this process when `stream` ends: nothing is ever sent on it."""
+
+    def wait() -> None:
+        stream.read()
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
 
 
-def _main() -> None:
-    order = json.loads(sys.stdin.buffer.readline())
-    threading.Thread(target=_die_with_the_leader, daemon=True).start()
-    sys.stdout.write("ready\n")
-    sys.stdout.flush()
-    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # nobody reads that pipe any more
+def _main(argv: Sequence[str]) -> None:
+    """A rank: started by its leader, or, with the leader's socket as argument, by somebody whose end is its end too."""
+    if argv:
+        _die_with(sys.stdin.buffer)
+        order, connection = visit(argv[0])
+        _die_with(cast(BinaryIO, connection.makefile("rb")))
+    else:
+        order = json.loads(sys.stdin.buffer.readline())
+        _die_with(sys.stdin.buffer)
+        sys.stdout.write("ready\n")
+        sys.stdout.flush()
+        os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # nobody reads that pipe any more
     _follow(order)
-    os._exit(0)  # the thread above still waits for the leader
+    os._exit(0)  # the threads above still wait
 
 
 if __name__ == "__main__":
-    _main()
+    _main(sys.argv[1:])

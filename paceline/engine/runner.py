@@ -11,6 +11,7 @@ from dataclasses import replace
 
 import torch
 
+from paceline.cache_use import CacheUse
 from paceline.engine import weights
 from paceline.engine.executor import Executor, Options, prepare
 from paceline.engine.info import ModelInfo
@@ -48,16 +49,16 @@ class Runner:
         max_model_len: int | None = None,
         tensor_parallel_size: int = 1,
         tensor_parallel_timeout_s: float = 20.0,
+        ranks_socket: str | None = None,
         prefix_caching: bool = True,
         enforce_eager: bool = False,
     ) -> Runner:
-        """Loads and validates `model`, a folder or a Hugging Face name.
+        """Loads and validates `model`, a folder or a Hugging Face name. Raises InvalidInput, Unsupported.
 
         The pool holds `max_num_tokens` tokens over all sequences, or what fits in `kv_cache_bytes` on each
         rank; by default what is left of `gpu_memory_utilization`, or 1 GiB on a CPU. `max_model_len` must fit into it;
-        by default it is the model's, whatever the pool holds. `enforce_eager`: no CUDA graphs. Sets torch to one
-        thread for this process: a second OpenMP thread makes a busy CPU ten times slower. Raises InvalidInput for bad
-        options or a bad model folder, Unsupported for a model this engine cannot serve.
+        by default it is the model's, whatever the pool holds. `enforce_eager`: no CUDA graphs. `ranks_socket`: where
+        ranks come that something else starts. Sets torch to one thread: a second one makes a busy CPU ten times slower.
         """
         _check_options(dtype, device, max_num_tokens, kv_cache_bytes, block_size, tensor_parallel_size)
         torch.set_num_threads(1)
@@ -76,7 +77,7 @@ class Runner:
         )
         executor: Executor | Leader
         if tensor_parallel_size > 1:
-            executor = Leader.start(checkpoint, options, timeout_s=tensor_parallel_timeout_s)
+            executor = Leader.start(checkpoint, options, timeout_s=tensor_parallel_timeout_s, ranks_socket=ranks_socket)
         else:
             executor = prepare(checkpoint, options)
         _check_room(executor, options)
@@ -124,6 +125,11 @@ class Runner:
         """Cached tokens of a sequence. Raises UnknownRequest if it is not open."""
         return self._pool.length(sequence)
 
+    @property
+    def num_held_blocks(self) -> int:
+        """Blocks that an open sequence holds; those which are only remembered are not among them."""
+        return self._pool.num_blocks - self._pool.num_free_blocks
+
     def room(self) -> int:
         """Tokens in free blocks. A sequence may also fill up the last block that it owns."""
         return self._pool.num_free_blocks * self._pool.block_size
@@ -141,6 +147,18 @@ class Runner:
     def prefix_stats(self) -> PrefixStats:
         """How much of the prompts was found cached, since the start."""
         return self._pool.prefix_stats
+
+    def cache_use(self, num_preemptions: int = 0) -> CacheUse:
+        """What the pool holds now; may be asked at any time, from any thread."""
+        size, stats = self._pool.block_size, self._pool.prefix_stats
+        num_free = self._pool.num_free_blocks
+        return CacheUse(
+            num_tokens=size * self._pool.num_blocks,
+            num_used_tokens=size * (self._pool.num_blocks - num_free),
+            num_queried_tokens=stats.num_queried_tokens,
+            num_found_tokens=stats.num_hit_tokens,
+            num_preemptions=num_preemptions,
+        )
 
     def forward(self, chunks: Sequence[Chunk]) -> torch.Tensor:
         """One ragged forward pass: logits [sum of num_rows, vocab_size] float32, rows in the chunks' order.

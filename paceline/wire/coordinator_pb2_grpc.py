@@ -55,6 +55,16 @@ class CoordinatorStub:
                 request_serializer=paceline_dot_wire_dot_coordinator__pb2.GetServerInfoRequest.SerializeToString,
                 response_deserializer=paceline_dot_wire_dot_coordinator__pb2.ServerInfo.FromString,
                 _registered_method=True)
+        self.ListTraces = channel.unary_unary(
+                '/paceline.wire.Coordinator/ListTraces',
+                request_serializer=paceline_dot_wire_dot_coordinator__pb2.ListTracesRequest.SerializeToString,
+                response_deserializer=paceline_dot_wire_dot_coordinator__pb2.TraceList.FromString,
+                _registered_method=True)
+        self.GetTrace = channel.unary_stream(
+                '/paceline.wire.Coordinator/GetTrace',
+                request_serializer=paceline_dot_wire_dot_coordinator__pb2.GetTraceRequest.SerializeToString,
+                response_deserializer=paceline_dot_wire_dot_coordinator__pb2.TraceChunk.FromString,
+                _registered_method=True)
         self.Register = channel.unary_unary(
                 '/paceline.wire.Coordinator/Register',
                 request_serializer=paceline_dot_wire_dot_common__pb2.WorkerInfo.SerializeToString,
@@ -73,7 +83,7 @@ class CoordinatorServicer:
         raise NotImplementedError('Method not implemented!')
 
     def Abort(self, request, context):
-        """End a running request; NOT_FOUND if there is none of that id.
+        """End a running request; NOT_FOUND if the caller's key has none of that id.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -88,6 +98,20 @@ class CoordinatorServicer:
 
     def GetServerInfo(self, request, context):
         """The pools as they are now.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListTraces(self, request, context):
+        """The caller's last requests, the newest first: those that run, and of those that have ended as many as are kept.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetTrace(self, request, context):
+        """What happened to one of them; NOT_FOUND if none of that id is kept, or if it is another caller's.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -122,6 +146,16 @@ def add_CoordinatorServicer_to_server(servicer, server):
                     servicer.GetServerInfo,
                     request_deserializer=paceline_dot_wire_dot_coordinator__pb2.GetServerInfoRequest.FromString,
                     response_serializer=paceline_dot_wire_dot_coordinator__pb2.ServerInfo.SerializeToString,
+            ),
+            'ListTraces': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListTraces,
+                    request_deserializer=paceline_dot_wire_dot_coordinator__pb2.ListTracesRequest.FromString,
+                    response_serializer=paceline_dot_wire_dot_coordinator__pb2.TraceList.SerializeToString,
+            ),
+            'GetTrace': grpc.unary_stream_rpc_method_handler(
+                    servicer.GetTrace,
+                    request_deserializer=paceline_dot_wire_dot_coordinator__pb2.GetTraceRequest.FromString,
+                    response_serializer=paceline_dot_wire_dot_coordinator__pb2.TraceChunk.SerializeToString,
             ),
             'Register': grpc.unary_unary_rpc_method_handler(
                     servicer.Register,
@@ -237,6 +271,60 @@ class Coordinator:
             '/paceline.wire.Coordinator/GetServerInfo',
             paceline_dot_wire_dot_coordinator__pb2.GetServerInfoRequest.SerializeToString,
             paceline_dot_wire_dot_coordinator__pb2.ServerInfo.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListTraces(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/paceline.wire.Coordinator/ListTraces',
+            paceline_dot_wire_dot_coordinator__pb2.ListTracesRequest.SerializeToString,
+            paceline_dot_wire_dot_coordinator__pb2.TraceList.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetTrace(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/paceline.wire.Coordinator/GetTrace',
+            paceline_dot_wire_dot_coordinator__pb2.GetTraceRequest.SerializeToString,
+            paceline_dot_wire_dot_coordinator__pb2.TraceChunk.FromString,
             options,
             channel_credentials,
             insecure,

@@ -10,7 +10,7 @@ from rich.console import Console
 from bench.oracle import long_drafts
 from bench.policy_report import KEYS, rounded, rows_of, served_of, show_cell, show_rules, tuning_of
 from bench.row import Row, Setting
-from bench.sweep import Outcome
+from bench.tuning import Outcome
 from tests.bench.samples import row, sample
 
 

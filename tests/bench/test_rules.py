@@ -5,7 +5,7 @@ import pytest
 from bench.resample import interval
 from bench.row import Sample
 from bench.rules import RuleSetting, compare, efficiency, figures, gain
-from bench.sweep import Timer
+from bench.tuning import Timer
 from paceline.types import Tokens
 from tests.bench.samples import sample
 

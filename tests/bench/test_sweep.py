@@ -1,130 +1,79 @@
-"""The search, on settings whose speed is known and a clock that only the requests move."""
+"""The sweep's points, pairs and report, with runs that only say how fast they were."""
 
 from __future__ import annotations
 
-import random
-from collections.abc import Callable, Sequence
+import argparse
+import asyncio
+import json
+from collections import Counter
+from pathlib import Path
 
-from bench.grids import candidates
-from bench.row import Row, Sample, Setting, take_turns
-from bench.sweep import Halves, Outcome, Timer, groups, num_runs, sweep, tune
-from paceline.length_policy import LengthPolicy
-from paceline.types import Tokens
-from tests.bench.samples import sample
+import pytest
 
-PROMPTS: tuple[Tokens, ...] = tuple((i,) for i in range(16))
-Speed = Callable[[Setting, Tokens], float]  # tokens/s
-
-
-class World:
-    """Settings with a law of their speed, and a clock."""
-
-    def __init__(self, speed: Speed) -> None:
-        self.now_s = 0.0
-        self.runs: list[tuple[Setting, Tokens]] = []
-        self._speed = speed
-
-    def sample(self, setting: Setting, prompt: Tokens) -> Sample:
-        taken = sample(seconds=8 / self._speed(setting, prompt))
-        self.runs.append((setting, prompt))
-        self.now_s += taken.seconds
-        return taken
-
-    def turn(self, rows: Sequence[Row[Setting]], prompt: Tokens, number: int) -> None:
-        take_turns(rows, prompt, number, self.sample)
-
-    def timer(self, seconds: float) -> Timer:
-        return Timer.lasting(lambda: self.now_s, seconds)
+from bench.rate import Arrivals
+from bench.sweep import DEATHS, Point, Report, Row, draw, grid, measure
+from paceline.errors import InvalidInput
 
 
-def length_of(setting: Setting) -> float:
-    return LengthPolicy.parse(setting.policy)["length"] if setting.policy else 0
+def given(**options: object) -> argparse.Namespace:
+    settings = {"target": "t", "drafter": "d", "parameters": "0", "prompts": "p", "pairs": 2, "seconds": 1.0}
+    return argparse.Namespace(**settings | {"dtype": "a", "drafter_dtype": "b", "json": None} | options)
 
 
-def nearer_is_faster(best: float) -> Speed:
-    return lambda setting, prompt: 100 - abs(length_of(setting) - best)
+def measured(point: Point, num_pairs: int) -> tuple[Row, list[tuple[str, str | None]]]:
+    """The row, and what was run for it; every run is a token a second faster than the one before."""
+    runs: list[tuple[str, str | None]] = []
+
+    async def run(mode: str, death: str | None) -> tuple[float, Counter[str]]:
+        runs.append((mode, death))
+        return float(len(runs)), Counter({"pearl": 1})
+
+    return asyncio.run(measure(point, num_pairs, run)), runs
 
 
-def swept(speed: Speed, seconds: float = 1e9, modes: Sequence[str] = ("sequential",)) -> tuple[World, Outcome]:
-    world = World(speed)
-    rows = groups(candidates(["fixed"]), modes, 4)
-    return world, sweep(rows, Setting("long", "sequential"), Halves.of(PROMPTS), world.turn, world.timer(seconds))
+def test_the_grid_has_every_combination_and_changes_drafters_least() -> None:
+    points = grid(given(drafters=("good", "dead"), rtt_ms=(0.0, 10.0), concurrency=(1, 4)))
+    assert len(set(points)) == 8
+    assert [point.drafter for point in points] == ["good"] * 4 + ["dead"] * 4
 
 
-def test_the_halves_share_no_prompt_and_miss_none() -> None:
-    halves = Halves.of(PROMPTS)
-    assert not set(halves.tuning) & set(halves.report)
-    assert set(halves.tuning) | set(halves.report) == set(PROMPTS)
+def test_pairs_take_turns_behind_a_run_that_does_not_count() -> None:
+    row, runs = measured(Point("good", 0, 1), 2)
+    assert [mode for mode, _ in runs] == ["auto", "off", "auto", "auto", "off"]
+    assert (row.off, row.auto) == ([2.0, 5.0], [3.0, 4.0]), "the first run is in neither"
+    assert row.ratios == [3 / 2, 4 / 5]
+    assert row.modes == Counter(pearl=2)
 
 
-def test_the_best_is_chosen_on_one_half_and_reported_on_the_other() -> None:
-    """Length 12 would win on the report's half by far; whoever looks there must not choose by it."""
-
-    def speed(setting: Setting, prompt: Tokens) -> float:
-        return nearer_is_faster(4 if prompt[0] % 2 == 0 else 12)(setting, prompt)
-
-    world, outcome = swept(speed)
-    best = outcome.best["sequential", "fixed"]
-    assert length_of(best.setting) == 4
-    tuned, reported = (
-        [prompt for setting, prompt in world.runs if (setting == best.setting and prompt[0] % 2 == odd)]
-        for odd in (0, 1)
-    )
-    assert len(best.samples) == len(reported) == 8
-    assert tuned
-    off = [prompt for setting, prompt in world.runs if setting.mode == "off"]
-    assert off == reported  # the report's rows are paired
-    assert outcome.long is not None
-    assert len(outcome.long.samples) == 8
-    assert outcome.left_out == []
+def test_a_dead_drafter_dies_in_every_way_and_only_beside_auto() -> None:
+    row, runs = measured(Point("dead", 0, 1), 3)
+    assert tuple(row.deaths) == DEATHS
+    assert [death for mode, death in runs if mode == "auto"] == list(DEATHS)
+    assert not any(death for mode, death in runs if mode == "off")
 
 
-def test_each_mode_has_a_best_of_its_own() -> None:
-    def speed(setting: Setting, prompt: Tokens) -> float:
-        return nearer_is_faster(16 if setting.mode == "pearl" else 2)(setting, prompt)
-
-    _, outcome = swept(speed, modes=("sequential", "pearl"))
-    assert length_of(outcome.best["sequential", "fixed"].setting) == 2
-    assert length_of(outcome.best["pearl", "fixed"].setting) == 16
-    assert outcome.best["pearl", "fixed"].setting.window == 4
-
-
-def test_the_worse_half_drops_out_and_what_is_left_sees_twice_the_prompts() -> None:
-    world, outcome = swept(nearer_is_faster(6))
-    points = outcome.tuned["sequential", "fixed"]
-    assert [len(row.samples) for row in points] == [8, 8, 4, 2, 2, 2]
-    assert length_of(points[0].setting) == 6
-    assert len(world.runs) == num_runs(groups(candidates(["fixed"]), ("sequential",), 4), Halves.of(PROMPTS))
+def test_a_sweep_that_was_cut_short_goes_on_and_one_of_other_settings_does_not(tmp_path: Path) -> None:
+    options = given(json=str(tmp_path / "sweep.json"))
+    row = measured(Point("random", 10.0, 4), 2)[0]
+    Report(options).add(row)
+    assert Report(options).rows == {row.point: row}
+    held = json.loads((tmp_path / "sweep.json").read_text())
+    assert held["rows"][0]["ratio"] == pytest.approx((3 / 2 + 4 / 5) / 2)
+    with pytest.raises(InvalidInput, match="other settings"):
+        Report(given(json=options.json, seconds=2.0))
 
 
-def test_noise_that_a_prompt_brings_hits_all_points_alike() -> None:
-    """Prompts differ tenfold in speed, points by three percent: only comparison on the same prompts finds the best."""
-    rng = random.Random(5)
-    of_prompt = {prompt: rng.uniform(0.1, 1) for prompt in PROMPTS}
-    _, outcome = swept(lambda setting, prompt: of_prompt[prompt] * nearer_is_faster(12)(setting, prompt))
-    assert length_of(outcome.best["sequential", "fixed"].setting) == 12
+def test_the_rate_goes_from_arrival_to_arrival() -> None:
+    """Ten tokens every second, in one piece: a window that is no whole number of seconds must not show."""
+    came = Arrivals([(float(second), 10) for second in range(9)])
+    assert came.rate(1.5, 4.4) == 10.0
+    assert came.rate(1.5, 4.9) == 10.0
+    assert came.rate(8.1, 9.0) == 0.0, "nothing came"
 
 
-def test_when_time_is_short_everything_has_run_once_and_what_is_missing_is_said() -> None:
-    world, outcome = swept(nearer_is_faster(6), seconds=0.01)
-    points = outcome.tuned["sequential", "fixed"]
-    assert [len(row.samples) for row in points] == [1] * 6
-    assert length_of(points[0].setting) == 6
-    assert len(outcome.off.samples) == len(outcome.best["sequential", "fixed"].samples) == 1
-    tuning, report = outcome.left_out
-    assert tuning == "tuning of sequential fixed ended with 6 points undecided after 1 prompts: no time"
-    assert report == "the report is on 1 of 8 prompts"
-    assert len(world.runs) == 6 + 3
-
-
-def test_the_time_is_kept_to_within_one_prompt() -> None:
-    world, _ = swept(nearer_is_faster(6), seconds=2.0)
-    longest_turn_s = 6 * 8 / 90
-    assert 1.0 < world.now_s < 2.0 + longest_turn_s
-
-
-def test_a_policy_with_one_point_runs_once_and_is_not_tuned_on() -> None:
-    world = World(nearer_is_faster(6))
-    rows = groups({"fixed": [LengthPolicy.parse("fixed:length=3")]}, ("sequential",), 4)
-    assert tune(rows, PROMPTS, world.turn, world.timer(1e9)) == []
-    assert len(world.runs) == 2
+def test_a_sweep_is_drawn_with_a_panel_for_each_drafter(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    row = measured(Point("good", 0.0, 1), 2)[0]
+    draw([row, measured(Point("dead", 0.0, 1), 3)[0]], str(tmp_path / "two.png"))
+    draw([row], str(tmp_path / "one.png"))
+    assert (tmp_path / "two.png").read_bytes() != (tmp_path / "one.png").read_bytes()

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
 
 import pytest
 
 from bench.simulator.law import Iid
+from bench.simulator.scenario import Load, Pool, Scenario
+from bench.simulator.scenario import run as simulate
 from coordinator.core.choice import OFF, Choice
 from coordinator.core.commands import Ask
-from coordinator.core.controller import PROBE_EVERY, Conditions
-from coordinator.core.pace import Pace
+from coordinator.core.conditions import Conditions
+from coordinator.core.controller import PROBE_EVERY
 from coordinator.core.passes import PassTimes
+from coordinator.core.window import Window
 from paceline.types import Commit, Draft, Mode, StepCost
 from tests.world import Client, Network, World
 
@@ -53,19 +57,21 @@ def test_auto_is_near_the_best_choice_and_never_far_below_plain_decoding(
     assert auto > 0.75 * max(best, plain)
 
 
-def conditions(**given: float) -> Conditions:
+def conditions(**given: Any) -> Conditions:
     passes = PassTimes(StepCost(15.0, 0.3, 0.0, 0.0))
     fields = {"draft_s": 0.0013, "delay_s": 0.0002, "wire_s": 0.0005, "acceptance": 0.8} | given
-    return Conditions(passes=passes, **fields)  # type: ignore[arg-type]
+    return Conditions(passes=passes, **fields)
 
 
 def best(mode: Mode, on: Conditions) -> float:
-    return max(on.tokens_per_s(Choice(mode, length, on.window(length))) for length in (1, 2, 4, 6, 8, 12, 16))
+    depth = on.depth()
+    choices = [Choice(mode, n, window) for n in (1, 2, 4, 6, 8, 12, 16) for window in on.windows(n, depth)]
+    return max(map(on.tokens_per_s, choices))
 
 
 def test_free_drafts_favour_sequential_and_slow_ones_pearl() -> None:
     free, slow = conditions(draft_s=1e-5), conditions(draft_s=0.003)
-    assert best(Mode.SEQUENTIAL, free) > best(Mode.PEARL, free)
+    assert best(Mode.SEQUENTIAL, free) > 0.99 * best(Mode.PEARL, free), "and wastes less"
     assert best(Mode.PEARL, slow) > best(Mode.SEQUENTIAL, slow)
 
 
@@ -82,8 +88,10 @@ def test_a_full_verifier_favours_shorter_drafts() -> None:
     assert favourite(1) > favourite(64)
 
 
-def test_the_window_grows_with_the_distance() -> None:
-    assert conditions().window(4) < conditions(delay_s=0.03).window(4)
+def test_the_window_grows_with_the_distance_and_is_smaller_in_a_crowd() -> None:
+    near, far, crowd = conditions(), conditions(delay_s=0.03), conditions(num_seqs=16)
+    assert max(near.windows(4, near.depth())) < max(far.windows(4, far.depth()))
+    assert max(crowd.windows(4, crowd.depth())) < max(near.windows(4, near.depth()))
 
 
 def test_pass_times_are_read_between_what_was_measured_and_follow_the_estimate_beyond_it() -> None:
@@ -112,11 +120,92 @@ def test_a_resting_drafter_is_spared_commits_and_tried_again_in_time() -> None:
     assert any(len(commit.token_ids) > 16 for commit in commits), "told of all that it has missed at once"
 
 
-def test_what_came_too_late_to_be_judged_still_tells_of_acceptance() -> None:
-    right, wrong = Pace(), Pace()
+def test_what_came_too_late_to_be_judged_still_tells_of_acceptance_and_counts_once() -> None:
     committed = list(range(10))
-    for _ in range(20):
-        right.compared(Draft("r", 1, 4, (4, 5, 6)), committed)
-        wrong.compared(Draft("r", 1, 4, (7, 5, 6)), committed)
-    assert right.acceptance > 0.9
-    assert wrong.acceptance < 0.2
+
+    def late(*drafts: Draft) -> list[tuple[int, int]]:
+        window = Window(epoch=9)
+        told = []
+        for draft in drafts:
+            assert window.admit(draft, committed) is None
+            told.append((window.num_late_right, window.num_late))
+        return told
+
+    assert late(Draft("r", 1, 4, (4, 5)), Draft("r", 1, 6, (6, 7))) == [(2, 2), (2, 2)], "a run that goes on"
+    assert late(Draft("r", 1, 4, (4, 9, 6))) == [(1, 2)], "nothing behind what is wrong"
+    assert late(Draft("r", 1, 4, (9, 5)), Draft("r", 1, 6, (6, 7))) == [(0, 1), (0, 0)], "nor in the run behind it"
+    assert late(Draft("r", 1, 4, (4, 5)), Draft("r", 2, 5, (5, 6))) == [(2, 2), (1, 1)], "no position twice"
+
+
+# --- in virtual time: ratios to the best that a fixed mode, length and window reach in the same world
+
+VERIFY, PLACES = StepCost(16.0, 0.33, 0.0, 0.0), (Mode.SEQUENTIAL, Mode.PEARL)
+
+
+def rate(mode: Mode | None, length: int = 1, window: int = 1, **given: Any) -> float:
+    """Tokens a second over a few requests and seeds."""
+    num_tokens = seconds = 0.0
+    for seed in given.get("seeds", (0, 1)):
+        far = Network(given.get("rtt_ms", 0.2) / 2e3, is_ordered=True)
+        concurrency = given.get("concurrency", 1)
+        world = Scenario(
+            seed=seed,
+            mode=mode,
+            length=length,
+            window=window,
+            acceptance=given.get("acceptance", 0.81),
+            verifiers=Pool(1, VERIFY, network=Network(0.0001, is_ordered=True)),
+            drafters=Pool(1, StepCost(given.get("draft_ms", 1.3), 0.0, 0.0, 0.0), network=far),
+            load=Load(num_requests=given.get("num_requests", max(12, 3 * concurrency)), concurrency=concurrency),
+        )
+        outcome = simulate(world)
+        num_tokens, seconds = num_tokens + outcome.num_tokens, seconds + outcome.seconds
+    return num_tokens / seconds
+
+
+def best_rate(**given: Any) -> float:
+    return max(rate(mode, length, 4, **given) for mode in PLACES for length in (2, 6, 16))
+
+
+@pytest.mark.parametrize(
+    ("draft_ms", "rtt_ms", "acceptance"),
+    [(1.3, 30, 0.81), (1.3, 100, 0.95), (4, 30, 0.95), (4, 0.2, 0.6), (0.3, 0.2, 0.95), (0.3, 10, 0.81)],
+)
+def test_auto_finds_what_pays(draft_ms: float, rtt_ms: float, acceptance: float) -> None:
+    """At 30 ms it used to rest: three tests that failed were taken for what the drafter is worth."""
+    meets: Any = {"draft_ms": draft_ms, "rtt_ms": rtt_ms, "acceptance": acceptance}
+    assert rate(None, **meets) > 0.9 * best_rate(**meets)
+
+
+@pytest.mark.parametrize("concurrency", [1, 4, 16])
+@pytest.mark.parametrize(
+    ("draft_ms", "rtt_ms", "acceptance"), [(1.3, 0.2, 0.0), (0.3, 30, 0.3), (40, 0.2, 0.9), (1.3, 100, 0.6)]
+)
+def test_auto_costs_next_to_nothing_where_nothing_pays(
+    draft_ms: float, rtt_ms: float, acceptance: float, concurrency: int
+) -> None:
+    meets: Any = {"draft_ms": draft_ms, "rtt_ms": rtt_ms, "acceptance": acceptance, "concurrency": concurrency}
+    assert rate(None, seeds=(0,), **meets) > 0.98 * rate(Mode.OFF, seeds=(0,), **meets)
+
+
+def test_a_crowd_speculates_where_it_pays_and_not_where_it_does_not() -> None:
+    for acceptance in (0.6, 0.95):
+        meets: Any = {"acceptance": acceptance, "concurrency": 16, "draft_ms": 0.3, "seeds": (0,)}
+        auto, off = rate(None, **meets), rate(Mode.OFF, **meets)
+        assert auto > (0.95 if acceptance < 0.9 else 1.3) * off
+
+
+def test_with_drafts_that_cost_nothing_long_ones_win_one_after_another() -> None:
+    meets: Any = {"token_s": 0.00002, "delay_s": 0.0001, "agreement": 0.9}
+    sequential = max(run(Mode.SEQUENTIAL, length, **meets)[0] for length in (2, 6, 16))
+    auto, clients = run(None, None, **meets)
+    assert auto > 0.93 * sequential
+    tokens = sum((client.metrics.tokens_by_mode for client in clients if client.metrics), Counter[str]())
+    assert tokens[Mode.SEQUENTIAL] > tokens[Mode.PEARL]
+
+
+def test_turning_speculation_off_leaves_no_hole() -> None:
+    """An ask to decode on, sent behind drafts that fail, used to end with them: five seconds until it was repeated."""
+    off = run(Mode.OFF, None, token_s=0.0003, delay_s=0.005, agreement=0.0, num_requests=2)[0]
+    auto = run(None, None, token_s=0.0003, delay_s=0.005, agreement=0.0, num_requests=2)[0]
+    assert auto > 0.98 * off

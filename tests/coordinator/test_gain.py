@@ -49,5 +49,6 @@ def test_without_a_verifier_nothing_is_known() -> None:
 def test_whether_one_can_help_at_all_is_asked_as_if_it_were_always_right(speed: Speed, helps: bool) -> None:
     with_it, alone = best_s(speed, PASSES), plain_s(PASSES)
     assert with_it is not None
+    assert alone is not None
     assert alone == pytest.approx(STRETCH * 0.0291)
     assert (with_it < alone) is helps

@@ -11,6 +11,7 @@ import pytest
 from coordinator.core.affinity import BLOCK, head_of
 from coordinator.core.placement import FULL_S, VERIFIER, Pools, Wish
 from coordinator.core.worker import Worker
+from paceline.cache_use import CacheUse
 from paceline.types import Role, StepCost, WorkerInfo
 
 PROMPT = head_of((1,) * BLOCK)
@@ -171,7 +172,7 @@ def test_a_verifier_is_taken_by_its_speed_and_by_the_room_in_its_cache() -> None
     assert taken
     assert taken.name == "fast"
     pools.join("other", info(Role.VERIFIER, 8, cost(20)))
-    pools.heard("fast", info(Role.VERIFIER, 8, cost(20), num_requests=1, kv_used=0.95), None, 1.0)
+    pools.heard("fast", info(Role.VERIFIER, 8, cost(20), num_requests=1, cache=CacheUse(1000, 950)), None, 1.0)
     assert [worker.name for i in range(3) if (worker := pools.take(VERIFIER, f"s{i}", 1.0))] == ["other"] * 3
 
 

@@ -12,13 +12,13 @@ from safetensors.torch import load_file, save_file
 
 from deploy.checks import check_pair
 from deploy.cli import main
-from deploy.serve import SHARED_KV_CACHE_BYTES, Plan, _parser, _plan
+from deploy.serve import SHARED_KV_CACHE_BYTES, Plan, _plan, parser
 from paceline.errors import InvalidInput
 from tests.tiny import write_pair
 
 
 def planned(*arguments: str) -> Plan:
-    return _plan(_parser().parse(["--target", "big", "--drafter", "small", *arguments], {}))
+    return _plan(parser().parse(["--target", "big", "--drafter", "small", *arguments], {}))
 
 
 def given(arguments: tuple[str, ...], flag: str) -> str | None:

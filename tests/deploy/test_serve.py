@@ -50,7 +50,7 @@ def test_serve_says_in_one_line_that_all_processes_are_ready(served: Served) -> 
 
 def test_json_has_text_token_ids_finish_reason_and_every_metric(served: Served) -> None:
     (answer,) = generate(served, "--prompt", "hello", "--max-tokens", "12", "--temperature", "0", "--ignore-eos")
-    assert set(answer) == {"text", "token_ids", "finish_reason", "metrics"}
+    assert set(answer) == {"text", "token_ids", "finish_reason", "request_id", "metrics"}
     assert answer["finish_reason"] == "length"
     assert len(answer["token_ids"]) == 12
     assert set(answer["metrics"]) == METRICS

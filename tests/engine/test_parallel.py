@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import signal
+import subprocess
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
@@ -36,6 +37,14 @@ def start_pair(folder: Path, *, timeout_s: float) -> Runner:
         tensor_parallel_size=2,
         tensor_parallel_timeout_s=timeout_s,
     )
+
+
+def process_of(pair: Runner) -> subprocess.Popen[bytes]:
+    """Rank 1's."""
+    assert isinstance(pair._executor, Leader)
+    (follower,) = pair._executor._followers
+    assert isinstance(follower, _Follower)
+    return follower._process
 
 
 @pytest.fixture(scope="module")
@@ -155,7 +164,7 @@ def test_a_lost_rank_ends_the_group_within_seconds(
 ) -> None:
     groups.clear()
     assert isinstance(pair._executor, Leader)
-    process = pair._executor._followers[0]._process
+    process = process_of(pair)
     pair.open("a")
     pair.forward([Chunk("a", 0, [1, 2, 3], 0)])
     os.kill(process.pid, sent)
@@ -182,7 +191,7 @@ def test_a_rank_that_is_lost_while_nothing_is_asked_is_noticed(
     """A broadcast to a hung rank fits into the connection's buffers; only a meeting shows that nobody comes."""
     groups.clear()
     assert isinstance(pair._executor, Leader)
-    process = pair._executor._followers[0]._process
+    process = process_of(pair)
     assert pair.lost is None
     os.kill(process.pid, sent)
     deadline_s = time.monotonic() + 2 * TIMEOUT_S + 10
@@ -197,7 +206,7 @@ def test_a_rank_that_is_lost_while_nothing_is_asked_is_noticed(
 @needs_accelerate
 def test_shutdown_ends_the_followers_and_may_be_repeated(model_folder: Folders, pair: Runner) -> None:
     assert isinstance(pair._executor, Leader)
-    process = pair._executor._followers[0]._process
+    process = process_of(pair)
     pair.shutdown()
     pair.shutdown()
     assert process.returncode == 0

@@ -9,10 +9,12 @@ from collections.abc import AsyncIterator
 from functools import partial
 from typing import Any
 
+import msgpack
 import pytest
 
 import paceline
-from paceline import rpc
+from coordinator.core.events import Tick
+from paceline import fetched, rpc, trace
 from paceline.client import AsyncClient, Chunk, Client, Completion
 from paceline.errors import InvalidInput, Overloaded, PacelineError, PeerFault, Unavailable, UnknownRequest
 from paceline.length_policy import LengthPolicy
@@ -62,6 +64,20 @@ class Pretends:
 
     async def GetModelInfo(self, _: Any, context: Any) -> Any:  # noqa: N802
         return coordinator_pb2.ModelInfo(model="tiny", vocab_size=9, max_model_len=8, eos_token_ids=[1])
+
+    async def ListTraces(self, _: Any, context: Any) -> Any:  # noqa: N802
+        summary = coordinator_pb2.TraceSummary(request_id="r-1", unix_s=1e9, num_prompt_tokens=3)
+        return coordinator_pb2.TraceList(traces=[summary])
+
+    async def GetTrace(self, request: Any, context: Any) -> AsyncIterator[Any]:  # noqa: N802
+        async with rpc.answering(context):
+            if request.request_id == "none":
+                raise UnknownRequest(request.request_id)
+            opened, step = [trace.opened(1e9, 5.0, {}), trace.step(Tick(), [], 6.0)]
+            traces: dict[str, list[Any]] = {"r-1": [opened, step], "junk": [[1]], "much": [opened, b"x" * 2000]}
+            pieces = traces[request.request_id]
+            for piece in pieces:
+                yield coordinator_pb2.TraceChunk(records=msgpack.packb(piece))
 
     async def GetServerInfo(self, _: Any, context: Any) -> Any:  # noqa: N802
         from paceline.codec import worker_info_to_wire
@@ -133,6 +149,7 @@ async def test_every_option_reaches_the_coordinator(served: Any) -> None:
             min_tokens=2,
             stop_token_ids=[8, 9],
             logprobs=True,
+            top_logprobs=3,
             stop="END",
             ignore_eos=True,
             mode="pearl",
@@ -161,6 +178,7 @@ async def test_every_option_reaches_the_coordinator(served: Any) -> None:
             min_tokens=2,
             stop_token_ids=[8, 9],
             logprobs=True,
+            top_logprobs=3,
         ),
         stop=["END"],
         ignore_eos=True,
@@ -267,3 +285,26 @@ def test_the_clients_are_the_packages_own_and_imported_only_when_asked_for() -> 
     program = "import sys, paceline; print('grpc' in sys.modules); paceline.Client; print('grpc' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)
     assert done.stdout.split() == ["False", "True"]
+
+
+async def test_a_trace_comes_in_pieces_and_is_read_as_one(served: Any) -> None:
+    async with AsyncClient(served[1]) as client:
+        (summary,) = await client.traces()
+        assert (summary.request_id, summary.num_prompt_tokens, summary.finish_reason) == ("r-1", 3, "")
+        opened, step = await client.trace("r-1")
+    assert isinstance(opened, trace.Opened)
+    assert isinstance(step, trace.Step)
+    assert (step.at_s, step.event) == (6.0, {"is": "Tick"})
+
+
+async def test_a_trace_that_is_none_is_the_peers_fault_and_one_without_end_is_not_taken(
+    served: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fetched, "MAX_BYTES", 1000)
+    async with AsyncClient(served[1]) as client:
+        with pytest.raises(UnknownRequest, match="none"):
+            await client.trace("none")
+        with pytest.raises(PeerFault, match="malformed"):
+            await client.trace("junk")
+        with pytest.raises(PeerFault, match="more than 1000 bytes"):
+            await client.trace("much")

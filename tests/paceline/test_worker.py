@@ -20,7 +20,8 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from bench.processes import free_port
 from drafter.server import DRAFTER
 from drafter.server import serve as serve_drafter
-from paceline import codec, outbox, rpc, worker
+from paceline import codec, engine_thread, outbox, rpc, worker
+from paceline.engine_thread import EngineThread
 from paceline.errors import EngineLost, InvalidInput, Overloaded, PacelineError, Unhelpful, Unsupported
 from paceline.kind import Place
 from paceline.types import (
@@ -37,7 +38,7 @@ from paceline.types import (
     WorkerInfo,
 )
 from paceline.wire import coordinator_pb2, coordinator_pb2_grpc, verifier_pb2, verifier_pb2_grpc
-from paceline.worker import EngineThread, WorkerServer
+from paceline.worker import WorkerServer
 from verifier.server import VERIFIER
 
 INFO = WorkerInfo(Role.VERIFIER, "", 0, "toy", "a" * 64, "b" * 64, 16, 64, 4, (1,), "float32", "cpu")
@@ -59,6 +60,10 @@ class Toy:
     @property
     def num_requests(self) -> int:
         return len(self.work)
+
+    @property
+    def held(self) -> dict[str, int]:
+        return {"requests": len(self.work)}
 
     def handle(self, peer: int, ask: VerifierAsk) -> list[tuple[int, VerifierReply]]:
         self.threads.add(threading.get_ident())
@@ -260,7 +265,7 @@ async def test_three_failed_steps_in_a_row_end_the_worker(toy: Any, capsys: pyte
     engine, server, stub = toy
     call = stub.Connect()
     engine.step_error = RuntimeError("device")
-    for index in range(worker.MAX_STEP_FAILURES):
+    for index in range(engine_thread.MAX_STEP_FAILURES):
         assert not server.ended.done()
         await call.write(ask(f"r{index}"))
         assert isinstance(await read(call), Fault)

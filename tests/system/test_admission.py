@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -28,10 +29,11 @@ async def server(tmp_path: Path) -> AsyncIterator[CoordinatorServer]:
     await it.stop()
 
 
-async def started(server: CoordinatorServer, role: Role, ms: float, *, exits: bool = False) -> WorkerServer:  # type: ignore[type-arg]
+async def started(server: CoordinatorServer, role: Role, ms: float, *, exits: bool = False) -> WorkerServer[Any, Any]:
     tokenizer_hash = server.coordinator.tokenizer.hash
     engine = Toy(replace(INFO, role=role, tokenizer_hash=tokenizer_hash, cost=StepCost(ms, 0.0, 0.0, 0.0)))
-    worker = WorkerServer(engine, VERIFIER if role is Role.VERIFIER else DRAFTER)  # type: ignore[arg-type, var-annotated]
+    kind: Any = VERIFIER if role is Role.VERIFIER else DRAFTER
+    worker: WorkerServer[Any, Any] = WorkerServer(engine, kind)
     await worker.start(coordinators=[f"127.0.0.1:{server.port}"], exits_if_refused=exits)
     return worker
 

@@ -97,6 +97,18 @@ def test_a_draft_that_arrives_ends_a_decoding_run() -> None:
     assert it.work() is None
 
 
+def test_a_decoding_run_that_was_asked_for_behind_a_draft_outlives_it() -> None:
+    """The coordinator has given the draft up meanwhile, and waits for the tokens that it asked for."""
+    it = session(num_decode=1)
+    decode(it, 7)
+    it.verify(verify(4, 8), 0.0)
+    it.decode(Decode("r", 1, 4, 5), 0.0)
+    judge(it, 0, 9)
+    work = it.work()
+    assert work is not None
+    assert work.need is Need.DECODE
+
+
 def test_a_late_draft_that_disagrees_does_not_end_a_decoding_run() -> None:
     it = session(num_decode=100)
     decode(it, 7)

@@ -1,0 +1,65 @@
+"""`paceline completion`: a script by which a shell completes commands and options; shtab writes it from our tables."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+from collections.abc import Sequence
+
+import shtab
+
+from deploy.bench import BENCHMARKS
+from deploy.cli import COMMANDS
+from deploy.options import UsageError
+from paceline.errors import did_you_mean
+
+SHELLS = {
+    "bash": 'eval "$(paceline completion bash)"     in ~/.bashrc',
+    "zsh": "paceline completion zsh > ~/.zfunc/_paceline     with fpath+=~/.zfunc before compinit in ~/.zshrc",
+    "fish": "paceline completion fish > ~/.config/fish/completions/paceline.fish",
+}
+
+
+def run(argv: Sequence[str]) -> int:
+    if not argv or argv[0] in ("-h", "--help"):
+        print(_help(), file=sys.stdout if argv else sys.stderr)
+        return 0 if argv else 2
+    if argv[0] not in SHELLS or len(argv) > 1:
+        wrong = argv[0] if argv[0] not in SHELLS else argv[1]
+        hint = did_you_mean(wrong, SHELLS)
+        raise UsageError(f"completion {wrong}: unknown shell; {hint}Choose one of {', '.join(SHELLS)}")
+    print(shtab.complete(_tree(), shell=argv[0]))
+    return 0
+
+
+def _tree() -> argparse.ArgumentParser:
+    """All commands in one parser, as shtab reads it; nothing is ever parsed by it."""
+    root = argparse.ArgumentParser("paceline", allow_abbrev=False)
+    root.add_argument("--version", "-V", action="store_true", help="print the version")
+    commands = root.add_subparsers()
+    for name, (module, function, summary) in COMMANDS.items():
+        make = getattr(importlib.import_module(module), function.replace("run", "parser", 1), None)
+        if make is None:
+            words = {"bench": BENCHMARKS, "completion": SHELLS}.get(name, {})
+            it = commands.add_parser(name, help=summary)
+            if words:
+                it.add_argument("which", choices=list(words))
+            continue
+        own = make().argparse
+        commands.add_parser(name, help=summary, parents=[own], add_help=False, allow_abbrev=False)
+    return root
+
+
+def _help() -> str:
+    shells = "\n".join(f"  {how}" for how in SHELLS.values())
+    return f"""usage: paceline completion SHELL
+
+Print a script by which bash, zsh or fish completes Paceline's commands and options.
+
+examples:
+{shells}
+
+  paceline completion bash > paceline.bash     to look at it
+
+Options have PACELINE_ twins; what a shell completes are the options."""

@@ -1,0 +1,120 @@
+"""Options from a TOML file, and as one.
+
+    host = "10.0.0.1"          # of every command that has --host
+    [serve]
+    target = "models/big"      # of `paceline serve` alone; it wins over the same key above
+    max-num-seqs = 128         # names are those of the options, without their dashes; _ for - will do
+
+No file is read that was not named: one that merely lies in the working folder could change what a command does without
+a word. A key that no command knows is an error, so a misspelt one never passes for a default.
+"""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from paceline.errors import InvalidInput, did_you_mean
+
+if TYPE_CHECKING:
+    from deploy.options import Option
+
+MAX_BYTES = 1_000_000
+SECRETS = ("api_key",)  # never written
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """What a file says of one option: its values as a command line would have them."""
+
+    where: str  # the file and the key, for errors
+    texts: tuple[str, ...]
+
+
+def read(path: str, command: str) -> dict[str, Setting]:
+    """The file's settings for `command`, by key. Raises InvalidInput, also for what is wrong of other commands."""
+    # Late: it imports every command, which only those who use a file need wait for.
+    from deploy.cli import parsers
+
+    known = {name: {key for option in parser.options for key in option.keys} for name, parser in parsers().items()}
+    table = _load(path)
+    shared = {key: value for key, value in table.items() if not isinstance(value, dict)}
+    tables = {name: value for name, value in table.items() if isinstance(value, dict)}
+    everything = set().union(*known.values())
+    found = _settings(path, "", shared, everything, " of any command")
+    for name, values in tables.items():
+        if name not in known:
+            hint = did_you_mean(name, known)
+            raise InvalidInput(f"{path}: [{name}]", "…", f"is no command with options; {hint}Use one of {_list(known)}")
+        own = _settings(path, f"[{name}] ", values, known[name], f" of paceline {name}")
+        if name == command:
+            found |= own
+    return {key: setting for key, setting in found.items() if key in known.get(command, ())}
+
+
+def _load(path: str) -> dict[str, Any]:
+    try:
+        with open(path, "rb") as file:
+            data = file.read(MAX_BYTES + 1)
+        if len(data) > MAX_BYTES:
+            raise InvalidInput("--config", path, f"has more than {MAX_BYTES} bytes, which no configuration needs")
+        return tomllib.loads(data.decode())
+    except OSError as error:
+        raise InvalidInput("--config", path, f"cannot be read: {error.strerror}") from None
+    except ValueError as error:  # tomllib's own, and what is no UTF-8
+        raise InvalidInput("--config", path, f"is no TOML: {error}") from None
+
+
+def _settings(path: str, table: str, values: Mapping[str, Any], known: set[str], whose: str) -> dict[str, Setting]:
+    found: dict[str, Setting] = {}
+    for name, value in values.items():
+        key, where = name.replace("_", "-"), f"{path}: {table}{name}"
+        if key not in known:
+            raise InvalidInput(where, value, f"is no option{whose}; {did_you_mean(key, known)}See --help")
+        if key in found:
+            raise InvalidInput(where, value, f"stands there twice, once as {found[key].where}; give it once")
+        found[key] = Setting(where, _texts(where, value))
+    return found
+
+
+def _texts(where: str, value: Any) -> tuple[str, ...]:
+    if isinstance(value, list):
+        return tuple(text for item in value for text in _texts(where, item))
+    if isinstance(value, bool):
+        return ("true" if value else "false",)
+    if isinstance(value, str | int | float):
+        return (str(value),)
+    raise InvalidInput(where, value, "must be a text, a number, true or false, or a list of these")
+
+
+def written(command: str, rows: Sequence[tuple[Option, Any, str]]) -> str:
+    """A file that says what `rows` say, with where each value came from; what is not set is commented out."""
+    lines = [f"[{command}]"]
+    for option, value, source in rows:
+        key = option.keys[0]
+        if option.name in SECRETS and value is not None:
+            lines.append(f"# {key} = …  # {source}; a secret is not printed")
+        elif source == "default" and (value is None or value == ()):
+            about = "required" if option.required else option.default_text or "not set"
+            lines.append(f"# {key} =  # {about}")
+        else:
+            lines.append(f"{key} = {_toml(option.none_text if value is None else value)}  # {source}")
+    return "\n".join(lines)
+
+
+def _toml(value: Any) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, int | float):
+        return str(value)
+    if isinstance(value, tuple):
+        items = [":".join(map(str, item)) if isinstance(item, tuple) else item for item in value]
+        return f"[{', '.join(map(_toml, items))}]"
+    return json.dumps("auto" if value is None else str(value), ensure_ascii=False)
+
+
+def _list(names: Mapping[str, object]) -> str:
+    return ", ".join(names)

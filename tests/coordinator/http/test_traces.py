@@ -1,0 +1,38 @@
+"""Traces over HTTP: a request's steps, for the key that asked it and for no other."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tests.coordinator.http.conftest import Called, client
+from tests.coordinator.test_chrome_trace import check
+from tests.coordinator.toy import Toy
+
+
+class TwoKeys:
+    def check(self, header: str | None) -> str | None:
+        return {"Bearer one": "alice", "Bearer two": "bob"}.get(header or "")
+
+
+async def test_an_answers_id_leads_to_its_trace(called: Called) -> None:
+    answer = await called.post("/v1/completions", prompt="a", max_tokens=8)
+    trace = (await called.http.get(f"/paceline/traces/{answer['id']}")).json()
+    check(trace)
+    assert answer["id"].endswith(trace["otherData"]["request_id"])
+    listed = (await called.http.get("/paceline/traces")).json()["traces"]
+    assert [one["request_id"] for one in listed] == [trace["otherData"]["request_id"]]
+    assert (await called.http.get("/paceline/traces/other")).status_code == 404
+
+
+async def test_a_trace_is_for_the_key_that_asked(chat_model: Path) -> None:
+    toy = Toy(chat_model, served_model_name="toy")
+    toy.add_verifier()
+    async with client(toy, TwoKeys()) as http:  # type: ignore[arg-type]
+        one, two = {"authorization": "Bearer one"}, {"authorization": "Bearer two"}
+        answer = await http.post("/v1/completions", json={"prompt": "a", "max_tokens": 4}, headers=one)
+        path = f"/paceline/traces/{answer.json()['id']}"
+        assert (await http.get(path, headers=one)).status_code == 200
+        assert (await http.get(path, headers=two)).status_code == 404
+        assert (await http.get("/paceline/traces", headers=two)).json() == {"traces": []}
+        for public in (path, "/paceline/traces"):
+            assert (await http.get(public)).status_code == 401

@@ -1,0 +1,134 @@
+"""The chart, rendered by Helm itself: valid by Kubernetes' schemas, with options and roles that exist."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml  # type: ignore[import-untyped]
+
+from paceline.security import PeerRole
+from tests.deploy.manifests import DEPLOY, flags_of, twins_of
+
+CHART = DEPLOY / "helm" / "paceline"
+HELM = shutil.which("helm", path=str(Path(sys.executable).parent)) or shutil.which("helm")
+KUBERNETES = "1.34"
+# Kinds that other projects define; Kubernetes has no schema for them.
+FOREIGN = {"Certificate", "PodMonitor", "ScaledObject"}
+
+pytestmark = pytest.mark.skipif(HELM is None, reason="no helm here")
+
+Docs = list[dict[str, Any]]
+
+
+def render(*arguments: str) -> Docs:
+    assert HELM
+    command = [HELM, "template", "pl", str(CHART), "--namespace", "serving", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    if done.returncode:
+        raise ValueError(done.stderr)
+    return [doc for doc in yaml.safe_load_all(done.stdout) if doc]
+
+
+@pytest.fixture(scope="module")
+def everything() -> Docs:
+    return render("--values", str(CHART / "ci-values.yaml"))
+
+
+def pods(docs: Docs) -> Iterator[tuple[str, dict[str, Any], dict[str, Any]]]:
+    """Role, the pod's spec, its container."""
+    for doc in docs:
+        if doc["kind"] in ("Deployment", "StatefulSet"):
+            labels = doc["spec"]["template"]["metadata"]["labels"]
+            spec = doc["spec"]["template"]["spec"]
+            yield labels["app.kubernetes.io/component"], spec, spec["containers"][0]
+
+
+@pytest.mark.parametrize("values", [(), ("--values", str(CHART / "ci-values.yaml")), ("--set", "tls.enabled=false")])
+def test_what_is_rendered_is_valid(values: tuple[str, ...]) -> None:
+    validate = pytest.importorskip("kubernetes_validate").validate
+    docs = render(*values)
+    assert {"Deployment", "StatefulSet", "Service", "NetworkPolicy", "PodDisruptionBudget"} <= {d["kind"] for d in docs}
+    for doc in docs:
+        if doc["kind"] not in FOREIGN:
+            validate(doc, KUBERNETES, strict=True)
+
+
+def test_options_exist(everything: Docs, capsys: pytest.CaptureFixture[str]) -> None:
+    roles = set()
+    for role, _, container in pods(everything):
+        roles.add(role)
+        assert {one.partition("=")[0] for one in container["args"]} <= flags_of(role, capsys)
+        assert {one["name"] for one in container["env"]} - {"POD_IP"} <= twins_of(role, capsys)
+    assert roles == {"coordinator", "verifier", "drafter"}
+
+
+def test_a_worker_registers_with_every_coordinator(everything: Docs) -> None:
+    (peers,) = [d for d in everything if d["kind"] == "Service" and d["spec"].get("clusterIP") == "None"]
+    wanted = [f"pl-coordinator-{i}.{peers['metadata']['name']}.serving.svc:50051" for i in range(2)]
+    for role, _, container in pods(everything):
+        env = {one["name"]: one.get("value") for one in container["env"]}
+        assert role == "coordinator" or env["PACELINE_COORDINATOR"].split(",") == wanted
+
+
+def test_a_pod_outlives_its_drain(everything: Docs) -> None:
+    for _, spec, container in pods(everything):
+        (drain_s,) = [int(one.partition("=")[2]) for one in container["args"] if one.startswith("--drain-s=")]
+        assert spec["terminationGracePeriodSeconds"] > drain_s
+
+
+def test_no_pod_may_more_than_it_must(everything: Docs) -> None:
+    for _, spec, container in pods(everything):
+        assert spec["securityContext"]["runAsNonRoot"]
+        assert spec["automountServiceAccountToken"] is False
+        assert container["securityContext"]["readOnlyRootFilesystem"]
+        assert container["securityContext"]["capabilities"] == {"drop": ["ALL"]}
+
+
+def test_certificates_say_the_roles_that_are_checked(everything: Docs) -> None:
+    found = {d["spec"]["secretName"]: d["spec"] for d in everything if d["kind"] == "Certificate"}
+    assert len(found) == len(PeerRole)
+    for role in PeerRole:
+        spec = found[f"pl-{role}-tls"]
+        assert spec["uris"] == [role.uri]
+        assert role.dns_name in spec["dnsNames"]
+    mounted = {v["secret"]["secretName"] for _, spec, _ in pods(everything) for v in spec["volumes"] if "secret" in v}
+    assert mounted - {"paceline-api-keys"} <= set(found)
+
+
+def test_workers_talk_to_coordinators_only(everything: Docs) -> None:
+    policies = {d["metadata"]["name"]: d["spec"] for d in everything if d["kind"] == "NetworkPolicy"}
+    for role in ("verifier", "drafter"):
+        for way in ("ingress", "egress"):
+            for rule in policies[f"pl-{role}"][way]:
+                peers = rule.get("from") or rule.get("to") or []
+                components = {p["podSelector"]["matchLabels"]["app.kubernetes.io/component"] for p in peers}
+                assert components == {"coordinator"} or {p["port"] for p in rule["ports"]} == {53}
+
+
+def test_pools_scale_on_their_own_and_drafters_to_nothing(everything: Docs) -> None:
+    scaled = {d["spec"]["scaleTargetRef"]["name"]: d["spec"] for d in everything if d["kind"] == "ScaledObject"}
+    assert set(scaled) == {"pl-verifier-big", "pl-drafter-cpu"}
+    assert scaled["pl-drafter-cpu"]["minReplicaCount"] == 0
+    assert scaled["pl-verifier-big"]["minReplicaCount"] == 1
+    for doc in everything:
+        if doc["kind"] == "Deployment":
+            assert ("replicas" in doc["spec"]) != (doc["metadata"]["name"] in scaled)
+
+
+@pytest.mark.parametrize(
+    ("setting", "named"),
+    [
+        ("coordinator.replicas=0", "replicas"),
+        ("tls.enable=true", "enable"),
+        ("verifiers=null", "verifiers"),
+    ],
+)
+def test_wrong_values_are_refused_by_name(setting: str, named: str) -> None:
+    with pytest.raises(ValueError, match=named):
+        render("--set", setting)

@@ -1,0 +1,41 @@
+"""`--api-key` of a server: one key, as a file that is there while the server is."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import pytest
+
+from deploy.one_key import keys_file
+from paceline.api_keys import ApiKeys
+from paceline.errors import InvalidInput
+
+KEY = "a-key-of-many-characters"
+
+
+def given(key: str | None) -> argparse.Namespace:
+    return argparse.Namespace(api_key=key, api_keys=None)
+
+
+def test_the_key_opens_the_door_and_no_other_user_can_read_it() -> None:
+    values = given(KEY)
+    with keys_file(values):
+        path = Path(values.api_keys)
+        assert ApiKeys(path).check(f"Bearer {KEY}")
+        assert ApiKeys(path).check(f"Bearer {KEY}x") is None
+        assert path.stat().st_mode & 0o077 == 0
+    assert not path.exists()
+
+
+def test_without_a_key_nothing_is_written() -> None:
+    values = given(None)
+    with keys_file(values):
+        assert values.api_keys is None
+
+
+@pytest.mark.parametrize("key", ["short", "two words of many characters", "with:a:colon:in:it:somewhere", "x" * 600])
+def test_a_key_that_will_not_do_is_refused_and_not_repeated(key: str) -> None:
+    with pytest.raises(InvalidInput, match=r"--api-key='…'.*16 to 512") as caught, keys_file(given(key)):
+        pass
+    assert key not in str(caught.value)
