@@ -27,6 +27,7 @@ from coordinator.config import CoordinatorConfig
 from coordinator.core.commands import Ask, Command, Emit, Fail, Finish
 from coordinator.core.events import (
     Arrived,
+    Branched,
     Drafted,
     Ended,
     Event,
@@ -48,7 +49,18 @@ from paceline.plain import to_plain
 from paceline.rpc import connect
 from paceline.security import PeerRole
 from paceline.tokenizer import Tokenizer
-from paceline.types import Draft, DrafterReply, Fault, FinishReason, Pass, Role, Verdict, VerifierReply, WorkerInfo
+from paceline.types import (
+    Branch,
+    Draft,
+    DrafterReply,
+    Fault,
+    FinishReason,
+    Pass,
+    Role,
+    Verdict,
+    VerifierReply,
+    WorkerInfo,
+)
 from paceline.wire import drafter_pb2_grpc, verifier_pb2_grpc
 
 log = logging.getLogger(__name__)
@@ -347,6 +359,8 @@ def _event(worker: str, reply: DrafterReply | VerifierReply) -> Event:
     match reply:
         case Draft():
             return Drafted(worker, reply)
+        case Branch():
+            return Branched(worker, reply)
         case Pass():
             return Passed(worker, reply)
         case Verdict():
@@ -370,6 +384,8 @@ def _request_id(event: Event) -> str | None:
             return spec.request_id
         case Drafted(_, draft):
             return draft.request_id
+        case Branched(_, branch):
+            return branch.request_id
         case Passed(_, passed):
             return passed.request_id
         case Verified(_, verdict):

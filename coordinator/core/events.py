@@ -6,7 +6,19 @@ from dataclasses import dataclass
 
 from paceline.errors import PacelineError
 from paceline.length_policy import LengthPolicy
-from paceline.types import Blame, Draft, FinishReason, Mode, Pass, Rule, SamplingParams, Tokens, Verdict, WorkerInfo
+from paceline.types import (
+    Blame,
+    Branch,
+    Draft,
+    FinishReason,
+    Mode,
+    Pass,
+    Rule,
+    SamplingParams,
+    Tokens,
+    Verdict,
+    WorkerInfo,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +63,14 @@ class Ended:
 class Drafted:
     worker: str
     draft: Draft
+
+
+@dataclass(frozen=True, slots=True)
+class Branched:
+    """A draft for an outcome that has not happened yet."""
+
+    worker: str
+    branch: Branch
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,4 +123,6 @@ class Tick:
     """Time has passed; the shell sends one by `next_deadline_s()`."""
 
 
-Event = Arrived | Ended | Drafted | Passed | Verified | Faulted | WorkerUp | WorkerDraining | WorkerDown | Tick
+Event = (
+    Arrived | Ended | Drafted | Branched | Passed | Verified | Faulted | WorkerUp | WorkerDraining | WorkerDown | Tick
+)
