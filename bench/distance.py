@@ -39,7 +39,7 @@ from paceline.prompts import read_prompts
 from paceline.trace import Record, read
 from paceline.types import Mode, Role, StepCost
 
-MODES = ("off", "sequential", "pearl", "auto")
+MODES = ("off", "sequential", "pearl", "branch", "auto")
 REGISTERED_WITHIN_S = 60.0
 SETTLE_S = 0.3  # until what was sent at the old distance has arrived
 
@@ -218,7 +218,7 @@ def _parser() -> argparse.ArgumentParser:
     help = "ms, nearest first (0,5,20,50,100)"
     parser.add_argument("--rtts", type=numbers, default=(0.0, 5.0, 20.0, 50.0, 100.0), help=help)
     parser.add_argument("--jitter-ms", type=float, default=0.0, help="each direction adds up to so much")
-    parser.add_argument("--modes", type=_modes, default=MODES, help="off,sequential,pearl,auto")
+    parser.add_argument("--modes", type=_modes, default=MODES, help=",".join(MODES))
     parser.add_argument("--length-policy", default="fixed:length=6", help="the simulator knows fixed:length=N only")
     parser.add_argument("--window", type=int, default=4, help="drafts in flight in pearl")
     parser.add_argument("--dtype", default="bfloat16", help="of the target")

@@ -97,6 +97,10 @@ class MetricsExport:
         )
         self._tested = self._counter("paceline_tested_tokens", "Drafted tokens that a rule looked at.")
         self._wasted = self._counter("paceline_wasted_tokens", "Tokens drafted and never accepted.")
+        self._branches = self._counter("paceline_branches", "Drafts for other outcomes than the chain's.")
+        self._branch_tokens = self._counter("paceline_branch_tokens", "Tokens drafted in them.")
+        self._branch_wasted = self._counter("paceline_wasted_branch_tokens", "Those of outcomes that did not come.")
+        self._branch_runs = self._counter("paceline_branch_runs", "Runs in mode branch by how they began.", "outcome")
         self._stale = self._counter("paceline_stale_drafts", "Drafts of a run that had ended.")
         self._by_source = self._counter("paceline_committed_tokens", "Tokens committed.", "source")
         self._fallbacks = self._counter("paceline_fallbacks", "Self-decodes, by reason.", "reason")
@@ -186,6 +190,11 @@ class MetricsExport:
         self._tested.inc(metrics.num_tested_tokens)
         self._wasted.inc(metrics.num_wasted_tokens)
         self._stale.inc(metrics.num_stale_drafts)
+        self._branches.inc(metrics.num_branches)
+        self._branch_tokens.inc(metrics.num_branch_tokens)
+        self._branch_wasted.inc(metrics.num_wasted_branch_tokens)
+        for outcome, count in (("hit", metrics.num_branch_hits), ("miss", metrics.num_branch_misses)):
+            self._branch_runs.labels(self._model, outcome).inc(count)
         for place, count in metrics.accepted_at.items():
             self._accepted_at.labels(self._model, str(place)).inc(count)
         for source, count in metrics.sources.items():

@@ -1,8 +1,7 @@
 """The branches that an engine drafts beside its chains: which of them take part in a pass, and their place in the pool.
 
-While nothing else is to be drafted they have the device to themselves, but a pass of theirs takes at most twice as long
-as one of a single token: a commit may be waiting for its end. Otherwise they ride along as far as that is nearly free.
-Both are read off the measured cost of a pass.
+While nothing else is to be drafted they have the device to themselves; otherwise they ride along as far as that is
+nearly free (`room.py`).
 
 A branch that is being drafted is a sequence of its own, which shares the full blocks of its request's prefix and
 forwards the rest of it once more, less than a block. It is closed when the branch is complete, or is ruled out: going
@@ -14,7 +13,6 @@ from __future__ import annotations
 
 import copy
 import logging
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -22,6 +20,7 @@ from drafter.branches import Offshoot
 from drafter.draws import Drawn, RowShape, draw, keep, pack
 from drafter.look import Look
 from drafter.policies import Policy
+from drafter.room import CATCH_UP, Room
 from drafter.session import Session
 from paceline.engine.runner import Chunk, Runner
 from paceline.rows import CountRows
@@ -29,8 +28,6 @@ from paceline.types import Branch, StepCost
 
 log = logging.getLogger(__name__)
 
-_IDLE_SHARE, _BUSY_SHARE = 1.0, 0.25  # of the pass without them: what branches may add to it
-_UNMEASURED = 4  # branches in a pass while its cost is unknown
 _MAX_CATCH_UP = 64  # tokens of the prefix that are forwarded once more; more than a block means that nothing is shared
 _ROOM = 64  # tokens of the pool that are left free for each branch
 
@@ -94,29 +91,30 @@ class Branching:
         cost: StepCost | None,
     ) -> list[Growing]:
         """The branches that take part in a pass over `others`, the chains' part of it; oldest requests first."""
+        if self._is_short:
+            return []
+        room = Room(cost, [(len(chunk.token_ids), chunk.start) for chunk in others])
         taken: list[Growing] = []
-        room_ms = _cost_ms(cost, others or [Chunk("", 0, [0], 1)]) * (_BUSY_SHARE if others else _IDLE_SHARE)
-        if self._is_short or (others and room_ms < _added_ms(cost, Chunk("", others[0].start, [0], 1))):
-            return taken
-        for growing in self._candidates(sessions, policies):
+        for growing in self._candidates(sessions, policies, room):
+            room.add(len(growing.chunk.token_ids), growing.chunk.start)
             taken.append(growing)
-            room_ms -= _added_ms(cost, growing.chunk) if cost else 0.0
-            if (cost and room_ms <= 0) or (not cost and len(taken) >= _UNMEASURED):
-                break
         return taken
 
     def _candidates(
-        self, sessions: Mapping[str, Session[CountRows]], policies: Mapping[str, Policy]
+        self, sessions: Mapping[str, Session[CountRows]], policies: Mapping[str, Policy], room: Room
     ) -> Iterator[Growing]:
-        """Those under way, then new ones: the likeliest outcome of each request in turn."""
-        yield from list(self._growing.values())
+        """Those under way, then new ones while there is room: the likeliest outcome of each request in turn."""
+        for growing in list(self._growing.values()):
+            if room.takes(len(growing.chunk.token_ids), growing.chunk.start):
+                yield growing
         going = list(sessions)
         while going:
             for key in list(going):
-                outcome = sessions[key].next_outcome()
-                growing = outcome and self._begin(key, sessions[key], outcome, policies[key])
-                if growing:
-                    yield growing
+                session = sessions[key]
+                outcome = session.next_outcome() if room.takes(CATCH_UP, len(session.tokens)) else None
+                begun = outcome and self._begin(key, session, outcome, policies[key])
+                if begun:
+                    yield begun
                 else:
                     going.remove(key)
 
@@ -184,16 +182,3 @@ class Branching:
         del self._growing[growing.sequence]
         self._runner.forget(growing.sequence)
         self._runner.close(growing.sequence)
-
-
-def _added_ms(cost: StepCost | None, chunk: Chunk) -> float:
-    """What a pass takes longer for `chunk`."""
-    return math.inf if cost is None else _cost_ms(cost, [chunk]) - cost.base_ms
-
-
-def _cost_ms(cost: StepCost | None, chunks: Sequence[Chunk]) -> float:
-    """Of a pass over `chunks` alone."""
-    if cost is None:
-        return 0.0
-    num_tokens = sum(len(chunk.token_ids) for chunk in chunks)
-    return cost.ms(num_tokens, len(chunks), sum(chunk.start for chunk in chunks) / len(chunks))

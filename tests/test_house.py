@@ -25,7 +25,7 @@ MAX_FUNCTION_LINES = 60
 SANS_IO = (
     "coordinator/core/*",
     *("verifier/batcher.py", "verifier/session.py"),
-    *("drafter/session.py", "drafter/chain.py", "drafter/branches.py"),
+    *("drafter/session.py", "drafter/chain.py", "drafter/branches.py", "drafter/room.py"),
 )
 NOT_SANS_IO = {"asyncio", "time", "random", "grpc", "torch", "threading", "socket", "os", "logging", "secrets"}
 

@@ -19,7 +19,7 @@ from paceline.length_policy import LengthPolicy
 from paceline.types import Commit, Mode, OpenDraft, Rule, SamplingParams, Source, StepCost
 from tests.world import World
 
-MODES = (None, Mode.OFF, Mode.SEQUENTIAL, Mode.PEARL)
+MODES = (None, Mode.OFF, Mode.SEQUENTIAL, Mode.PEARL, Mode.BRANCH)
 STREAM = Network(delay_s=0.005, is_ordered=True)
 
 

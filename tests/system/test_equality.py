@@ -27,7 +27,7 @@ from tests.tiny import write_model
 
 ROOT = Path(__file__).parents[2]
 TARGET, DRAFTER = ROOT / "models/demo-target", ROOT / "models/demo-drafter"
-MODES = ("off", "sequential", "pearl")
+MODES = ("off", "sequential", "pearl", "branch")
 NUM_TOKENS = 48
 FEW_TOKENS = 20  # of each combination, where there are many
 
@@ -82,7 +82,7 @@ async def _compare(
 ) -> None:
     """All combinations at once, each against plain decoding; `names` begin the requests' ids."""
     texts = prompts()[:num_prompts]
-    modes = (("sequential", 1), ("pearl", 2), ("pearl", 4))
+    modes = (("sequential", 1), ("pearl", 2), ("pearl", 4), ("branch", 2), ("branch", 4))
     places = asyncio.Semaphore(16)
     async with it.client() as client:
 
@@ -201,7 +201,7 @@ async def test_greedy_output_is_transformers_own_under_every_length_policy(
         await it.add("v", Role.VERIFIER, TARGET)
         await it.add("d", Role.DRAFTER, DRAFTER)
         async with it.client() as client:
-            for mode in ("sequential", "pearl"):
+            for mode in ("sequential", "pearl", "branch"):
                 for prompt, expected in list(zip(prompts(), greedy, strict=True))[:4]:
                     answer = await client.complete(
                         prompt, max_tokens=NUM_TOKENS, temperature=0, mode=mode, length_policy=policy
