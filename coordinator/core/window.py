@@ -87,6 +87,8 @@ class Window:
         epoch = next((epoch for num_told, epoch in self._issued if num_told > branch.position), None)
         if epoch is None or committed[branch.position] != branch.token_id:
             return None
+        if _disagreement(branch.draft, committed) is not None:
+            return None  # the drafter sees that too; what it begins instead has the same name
         return self.admit(replace(branch.draft, epoch=epoch), committed)
 
     def settle(self, committed: Sequence[int]) -> bool:

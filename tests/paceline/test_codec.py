@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import random
 import struct
@@ -17,6 +18,7 @@ from paceline.length_policy import LengthPolicy
 from paceline.types import (
     MAX_SEED,
     Blame,
+    Branch,
     Close,
     Commit,
     Decode,
@@ -117,6 +119,7 @@ class World:
             self.num(0, 2**32 - 1),
             self.ids(0, 3),
             self.num(0, 300),
+            self.num(0, 64),
         )
 
     def message(self, envelope: str) -> Any:
@@ -131,7 +134,12 @@ class World:
             ),
             "verifier_reply": (self.verdict(), fault),
             "drafter_ask": (self.open_draft(), Commit(self.request_id(), 1, 2, self.ids(0, 65)), close),
-            "drafter_reply": (self.draft(), fault, Pass(self.request_id(), self.num(0, 9), self.num(0, 2**32 - 1))),
+            "drafter_reply": (
+                self.draft(),
+                Branch(self.num(0, 2**32 - 1), dataclasses.replace(self.draft(), start=self.num(1, 2**32 - 1))),
+                fault,
+                Pass(self.request_id(), self.num(0, 9), self.num(0, 2**32 - 1)),
+            ),
         }
         return self.rng.choice(choices[envelope])
 

@@ -22,7 +22,7 @@ from paceline.length_policy import POLICIES, LengthPolicy
 from paceline.tokenizer import Tokenizer
 from paceline.types import Role, Rule
 from tests.system.cluster import Cluster, cluster
-from tests.system.hostile import TRICKS, HostileEngine
+from tests.system.hostile import BRANCH_TRICKS, TRICKS, HostileEngine
 from tests.tiny import write_model
 
 ROOT = Path(__file__).parents[2]
@@ -136,7 +136,11 @@ async def test_no_trick_of_a_hostile_drafter_changes_a_token(
     async with cluster(TARGET, insecure=True, limits=Limits(max_draft_wait_s=0.02)) as it:
         await it.add("v", Role.VERIFIER, TARGET)
         await it.add("d", Role.DRAFTER, DRAFTER, kind=HostileEngine)
-        for some in (TRICKS.keys() - {"empty"}, {"empty"}):  # which ends the stream, and so the others' drafts
+        for some in (
+            TRICKS.keys() - {"empty"},
+            BRANCH_TRICKS.keys(),
+            {"empty"},
+        ):  # which ends the stream, and so the others' drafts
             await _compare(
                 it,
                 greedy,
@@ -147,7 +151,7 @@ async def test_no_trick_of_a_hostile_drafter_changes_a_token(
             )
         engine = it.engines["d"]
         assert isinstance(engine, HostileEngine)
-        assert engine.played == TRICKS.keys()
+        assert engine.played == TRICKS.keys() | BRANCH_TRICKS.keys()
 
 
 @pytest.mark.parametrize("drafter", ["demo", "random", "none"])
