@@ -220,7 +220,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--jitter-ms", type=float, default=0.0, help="each direction adds up to so much")
     parser.add_argument("--modes", type=_modes, default=MODES, help=",".join(MODES))
     parser.add_argument("--length-policy", default="fixed:length=6", help="the simulator knows fixed:length=N only")
-    parser.add_argument("--window", type=int, default=4, help="drafts in flight in pearl")
+    parser.add_argument("--window", type=int, default=4, help="drafts in flight in pearl and branch")
     parser.add_argument("--dtype", default="bfloat16", help="of the target")
     parser.add_argument("--drafter-dtype", default="float32", help="float32 is the faster one for 1 M parameters")
     parser.add_argument("--trace", metavar="FILE", help="keep the trace there, for paceline simulate --trace FILE")

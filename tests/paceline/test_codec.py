@@ -366,3 +366,9 @@ def test_a_generate_request_may_leave_mode_and_rule_open() -> None:
     wire = coordinator_pb2.GenerateRequest()
     assert codec.mode_from_wire(wire.mode) is None
     assert codec.rule_from_wire(wire.rule) is None
+
+
+def test_a_branch_whose_outcome_would_stand_before_everything_is_refused() -> None:
+    branch = Branch(1, Draft("r", 0, 0, (2,)))
+    with pytest.raises(PeerFault, match=r"branch\.draft\.start=0"):
+        codec.drafter_reply_from_wire(codec.drafter_reply_to_wire(branch))
