@@ -1,7 +1,8 @@
 """What branches may add to a pass, by its measured cost. No tensors, no clock.
 
 While nothing else is to be drafted a pass of branches takes at most twice as long as one of a single token: a commit
-may be waiting for its end. Beside chains they take part as far as that is nearly free.
+may be waiting for its end. Beside a single chain they may make it half as long again, for the chain's own good; the
+more chains there are that would wait for a branch of one of them, the less.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from collections.abc import Sequence
 
 from paceline.types import StepCost
 
-_IDLE_SHARE, _BUSY_SHARE = 1.0, 0.25  # of the pass without them
+_IDLE_SHARE, _BUSY_SHARE = 1.0, 0.5  # of the pass without them; the latter divided by the chains in it
 _UNMEASURED = 4  # branches in a pass while its cost is unknown
 CATCH_UP = 8  # tokens that a new branch forwards in its first pass, about
 
@@ -27,7 +28,7 @@ class Room:
             shapes = others or [(1, 0)]
             context = sum(cached for _, cached in shapes) / len(shapes)
             pass_ms = cost.ms(sum(tokens for tokens, _ in shapes), len(shapes), context)
-            self._left_ms = pass_ms * (_IDLE_SHARE if self._is_idle else _BUSY_SHARE)
+            self._left_ms = pass_ms * (_IDLE_SHARE if self._is_idle else _BUSY_SHARE / len(others))
 
     def takes(self, num_tokens: int, num_cached: int) -> bool:
         """Whether a branch may be added. Where nothing else is to be done, one always may."""
