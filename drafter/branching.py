@@ -57,7 +57,7 @@ class Branching:
         self._runner = runner
         self._shape = shape
         self._growing: dict[str, Growing] = {}  # by sequence
-        self._is_short = False  # of room; only an ask can change that
+        self._is_short = False  # of room for another; only an ask can change that
 
     def __len__(self) -> int:
         return len(self._growing)
@@ -79,9 +79,9 @@ class Branching:
             self._drop(growing, sessions[growing.key])
 
     def has_work(self, sessions: Mapping[str, Session[CountRows]]) -> bool:
-        if self._is_short:
-            return False
-        return bool(self._growing) or any(session.next_outcome() for session in sessions.values())
+        if self._growing:
+            return True
+        return not self._is_short and any(session.next_outcome() for session in sessions.values())
 
     def take(
         self,
@@ -91,8 +91,6 @@ class Branching:
         cost: StepCost | None,
     ) -> list[Growing]:
         """The branches that take part in a pass over `others`, the chains' part of it; oldest requests first."""
-        if self._is_short:
-            return []
         room = Room(cost, [(len(chunk.token_ids), chunk.start) for chunk in others])
         taken: list[Growing] = []
         for growing in self._candidates(sessions, policies, room):
@@ -108,7 +106,7 @@ class Branching:
             if room.takes(len(growing.chunk.token_ids), growing.chunk.start):
                 yield growing
         going = list(sessions)
-        while going:
+        while going and not self._is_short:
             for key in list(going):
                 session = sessions[key]
                 outcome = session.next_outcome() if room.takes(CATCH_UP, len(session.tokens)) else None
@@ -144,6 +142,8 @@ class Branching:
         complete: list[tuple[str, Branch]] = []
         drawing: list[tuple[Growing, Look]] = []
         for growing, row in zip(taken, looks, strict=True):
+            if growing.sequence not in self._growing:
+                continue  # its request was refused in this pass
             offshoot = growing.offshoot
             offshoot.computed = len(offshoot.tokens)
             offshoot.draft_ms += each_ms

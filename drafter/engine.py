@@ -156,8 +156,10 @@ class DrafterEngine(Requests[_Entry]):
         policies = {key: entry.policy for key, entry in self._entries.items()}
         branches = self._branching.take(self._sessions, policies, chunks, self.info.cost)
         every = [*chunks, *(growing.chunk for growing in branches)]
+        whole = [self._entries[chunk.sequence] for chunk in chunks if chunk.num_rows]
+        policies_here = [*(entry.policy for entry in whole), *(growing.policy for growing in branches)]
         try:
-            logits, hidden = self._forward(every)
+            logits, hidden = self._forward(every, policies_here)
         except PoolFull as error:
             return self._make_room(chunks, error)
         ms = 1e3 * (self._clock() - started_s)
@@ -167,9 +169,7 @@ class DrafterEngine(Requests[_Entry]):
             session.computed = chunk.start + len(chunk.token_ids)
             if not chunk.num_rows:
                 self._charge(session, started_s)
-        whole = [self._entries[chunk.sequence] for chunk in chunks if chunk.num_rows]
-        policies_seen = [*(entry.policy for entry in whole), *(growing.policy for growing in branches)]
-        found = look(policies_seen, logits, hidden, self._head)
+        found = look(policies_here, logits, hidden, self._head)
         looks = [*(entry.take_row() for entry in waiting), *found[: len(whole)]]
         replies = self._extend([*waiting, *whole], looks, started_s)
         if branches:
@@ -177,9 +177,9 @@ class DrafterEngine(Requests[_Entry]):
             replies += [(self._entries[key].peer, branch) for key, branch in complete]
         return replies
 
-    def _forward(self, chunks: Sequence[Chunk]) -> tuple[Tensor, Tensor | None]:
-        """Logits [n, vocab], and the hidden states [n, d] that they come from if a policy here needs them."""
-        if self._head and any(Need.ACCEPT_PROB in self._entries[chunk.sequence].policy.needs for chunk in chunks):
+    def _forward(self, chunks: Sequence[Chunk], policies: Sequence[Policy]) -> tuple[Tensor, Tensor | None]:
+        """Logits [n, vocab], and the hidden states [n, d] that they come from if one of `policies` needs them."""
+        if self._head and any(Need.ACCEPT_PROB in policy.needs for policy in policies):
             return self.runner.forward_with_hidden(chunks)
         return self.runner.forward(chunks), None
 

@@ -7,11 +7,24 @@ from typing import Any
 
 import pytest
 
+import drafter.engine
 from drafter.engine import DrafterEngine
 from paceline import noise, rows, sampling
 from paceline.length_policy import LengthPolicy
 from paceline.noise import Domain
-from paceline.types import Branch, Commit, Draft, OpenDraft, Role, Rule, SamplingParams, Tokens, WorkerInfo
+from paceline.types import (
+    Branch,
+    Commit,
+    Draft,
+    Fault,
+    OpenDraft,
+    Role,
+    Rule,
+    SamplingParams,
+    StepCost,
+    Tokens,
+    WorkerInfo,
+)
 from tests.verifier.test_engine import VOCAB, ToyRunner
 from tests.verifier.test_rules import chain
 
@@ -123,3 +136,22 @@ def test_a_commit_frees_what_it_rules_out() -> None:
         it.step()
     it.handle(0, Commit("r", 1, len(PROMPT), (5, 5, 5)))
     assert list(runner.held) == ["0/r"]
+
+
+def test_a_request_that_is_refused_while_branches_grow_leaves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    it = engine()
+    it.cost.observe(1, 1, 0, 1.0)
+    it.info = replace(it.info, cost=StepCost(1.0, 0.0, 0.0, 0.0))  # a batch is free: branches ride along
+    it.handle(0, replace(opened(Rule.MATCH, 5, SamplingParams(0)), branches=4, window=9))
+    runner: Any = it.runner
+    while len(runner.held) == 1:
+        it.step()
+
+    def fail(*_: object) -> bool:
+        raise ValueError("spoilt")
+
+    monkeypatch.setattr(drafter.engine, "keep", fail)
+    ((_, reply),) = it.step()
+    assert isinstance(reply, Fault)
+    assert not runner.held
+    assert not it.has_work()
