@@ -46,6 +46,10 @@ bench: $(STAMP)  ## the figures of docs/benchmarks.md (long: run it on a quiet m
 	$(RUN) -m deploy.cli bench distance
 	$(RUN) -m deploy.cli bench policies --ratio 6,12,25 --plot build/entropy.png
 	$(RUN) -m deploy.cli bench policies --rules token,block
+	$(RUN) -m deploy.cli bench failure
+	$(RUN) -m deploy.cli bench overload
+	$(RUN) -m deploy.cli bench fuzz
+	$(RUN) -m deploy.cli bench soak
 
 clean:  ## remove what setup and the demo made
 	rm -rf $(VENV) .demo build *.egg-info

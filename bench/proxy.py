@@ -6,25 +6,22 @@
 It works on bytes and knows nothing of what they mean, so what is seen through it is the real system. Each direction is
 delayed by half of `--rtt-ms`; jitter and stalls only ever add to that, and nothing overtakes, as in TCP. A chunk is
 read, waits for its time in a bounded buffer, and is written: when the buffer is full nothing more is read, and TCP
-slows the sender down. With `--control` every line on standard input, such as `rtt_ms=50 jitter_ms=0` or `cut`, changes
-a running proxy, so that one pair of processes can be measured at several distances.
+slows the sender down. bench/link.py has what `--control` does.
 """
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import contextlib
 import random
-import selectors
 import socket
 import struct
 import sys
-import threading
 from collections import deque
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 
+from bench.link import Settings, run
 from paceline.errors import InvalidInput
 
 CHUNK_BYTES = 64 * 2**10
@@ -34,7 +31,7 @@ CONNECT_TIMEOUT_S = 5.0
 
 
 @dataclass(frozen=True, slots=True)
-class Shape:
+class Shape(Settings):
     """What is done to a connection."""
 
     rtt_ms: float = 0.0
@@ -43,26 +40,6 @@ class Shape:
     stall_ms: float = 200.0  # for so long: Linux' least time until it sends a lost packet again
     bytes_per_s: float = 0.0  # 0 = no bound
     cut_every_s: float = 0.0  # a connection is cut after about this long (exponential); 0 = never
-
-    def __post_init__(self) -> None:
-        for field in fields(self):
-            if not 0 <= getattr(self, field.name) < 1e9:
-                raise InvalidInput(field.name, getattr(self, field.name), "must be a number, and not negative")
-        if self.stall_share > 1:
-            raise InvalidInput("stall_share", self.stall_share, "must be at most 1")
-
-    def changed(self, line: str) -> Shape:
-        """This shape after `name=value name=value`. Raises InvalidInput."""
-        given: dict[str, float] = {}
-        for item in line.split():
-            name, _, value = item.partition("=")
-            if name not in self.__slots__:
-                raise InvalidInput("control", item, f"is none of {', '.join(self.__slots__)}")
-            try:
-                given[name] = float(value)
-            except ValueError:
-                raise InvalidInput(name, value, "must be a number") from None
-        return replace(self, **given)
 
 
 class Pipe:
@@ -197,75 +174,8 @@ def _reset(writer: asyncio.StreamWriter) -> None:
     writer.transport.abort()
 
 
-def new_event_loop() -> asyncio.AbstractEventLoop:
-    """A loop whose timers are exact to microseconds: epoll, the usual one, rounds waits up to whole milliseconds."""
-    return asyncio.SelectorEventLoop(selectors.SelectSelector())
-
-
-async def serve(given: argparse.Namespace) -> int:
-    """Run until standard input ends (with --control) or for ever."""
-    proxy = Proxy(given.to, given.shape, given.seed)
-    host, port = given.listen
-    bound = await proxy.start(host, port)
-    print(f"proxy ready on {host}:{bound}", flush=True)
-    ended = asyncio.Event()
-    if given.control:
-        loop = asyncio.get_running_loop()
-        threading.Thread(target=_read_lines, args=(loop, proxy, ended.set), daemon=True).start()
-    with contextlib.suppress(asyncio.CancelledError):
-        await ended.wait()
-    await proxy.stop()
-    return 0
-
-
-def _read_lines(loop: asyncio.AbstractEventLoop, proxy: Proxy, ended: Callable[[], None]) -> None:
-    for line in sys.stdin:
-        loop.call_soon_threadsafe(control, proxy, line.strip())
-    loop.call_soon_threadsafe(ended)
-
-
-def control(proxy: Proxy, line: str) -> None:
-    """Carry out one line, and say what became of it."""
-    if line == "cut":
-        proxy.cut()
-    else:
-        try:
-            proxy.shape = proxy.shape.changed(line)
-        except InvalidInput as error:
-            print(f"refused: {error}", flush=True)
-            return
-    print(f"done: {line}", flush=True)
-
-
-def _address(text: str) -> tuple[str, int]:
-    host, _, port = text.rpartition(":")
-    if not host or not port.isdecimal() or int(port) > 65535:
-        raise argparse.ArgumentTypeError(f"{text}: must be HOST:PORT, such as 127.0.0.1:50051")
-    return host.strip("[]"), int(port)
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="bench.proxy", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
-    parser.add_argument(
-        "--listen", default="127.0.0.1:0", type=_address, metavar="HOST:PORT", help="port 0 = a free one"
-    )
-    parser.add_argument("--to", required=True, type=_address, metavar="HOST:PORT", help="where it is passed on to")
-    for field in fields(Shape):
-        parser.add_argument(f"--{field.name.replace('_', '-')}", type=float, default=field.default, metavar="N")
-    parser.add_argument("--seed", type=int, default=0, help="of jitter, stalls and cuts")
-    parser.add_argument("--control", action="store_true", help="obey lines on standard input; end with it")
-    given = parser.parse_args(arguments)
-    try:
-        given.shape = Shape(**{field.name: getattr(given, field.name) for field in fields(Shape)})
-        with asyncio.Runner(loop_factory=new_event_loop) as runner:
-            return runner.run(serve(given))
-    except InvalidInput as error:
-        print(f"bench.proxy: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        return 130
+    return run("proxy", __doc__, Shape, Proxy, arguments)
 
 
 if __name__ == "__main__":

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from coordinator import telemetry
 from coordinator.config import CoordinatorConfig
 from coordinator.server import Coordinator
 from coordinator.service import GenerationRequest, Reply, Service
@@ -12,6 +14,7 @@ from coordinator.trust import is_trusted
 from paceline import __version__, codec
 from paceline.door import Door
 from paceline.errors import InvalidInput, Overloaded, UnknownRequest
+from paceline.holdings import told_on_signal
 from paceline.rpc import Server, answering, run_until_signalled, start_server
 from paceline.security import PeerRole, check_peer
 from paceline.types import SamplingParams
@@ -44,7 +47,7 @@ class CoordinatorServicer:
     async def Generate(self, request: Any, context: Any) -> None:  # noqa: N802
         stall_s = self._coordinator.config.client_stall_s
         async with answering(context):
-            asked = _request_from_wire(request, self._door.client(context))
+            asked = replace(_request_from_wire(request, self._door.client(context)), caller=_caller(context))
             spec = await self._service.admit(asked)
             request_id = spec.request_id
             with self._service.generation(asked, spec) as generation:
@@ -60,7 +63,7 @@ class CoordinatorServicer:
 
     async def Abort(self, request: Any, context: Any) -> Any:  # noqa: N802
         async with answering(context):
-            if not self._coordinator.abort(request.request_id):
+            if not self._coordinator.abort(request.request_id, self._door.client(context)):
                 raise UnknownRequest(request.request_id)
             return pb.AbortReply()
 
@@ -80,17 +83,29 @@ class CoordinatorServicer:
             vocab_size=tokenizer.vocab_size,
             max_model_len=self._service.max_model_len,
             eos_token_ids=tokenizer.eos_token_ids,
+            served_model_name=self._coordinator.config.model_name,
         )
 
     async def GetServerInfo(self, request: Any, context: Any) -> Any:  # noqa: N802
-        pipeline, links = self._coordinator.pipeline, self._coordinator.links
+        pipeline, links, config = self._coordinator.pipeline, self._coordinator.links, self._coordinator.config
         infos = [links[worker.name].info if worker.name in links else worker.info for worker in pipeline.pools]
         return pb.ServerInfo(
             version=__version__,
             workers=[codec.worker_info_to_wire(info) for info in infos],
             num_requests_running=pipeline.num_running,
             num_requests_waiting=pipeline.num_waiting,
+            max_waiting=pipeline.limits.max_waiting,
+            is_draining=self._coordinator.is_draining,
+            mode=config.mode or "",
+            rule=config.rule or "",
+            length_policy=str(config.policy or ""),
+            window=config.window,
         )
+
+
+def _caller(context: Any) -> dict[str, str]:
+    """The trace that a call belongs to, as its metadata say."""
+    return {key: value for key, value in context.invocation_metadata() or () if key in telemetry.FIELDS}
 
 
 def _request_from_wire(wire: Any, client: str) -> GenerationRequest:
@@ -122,6 +137,7 @@ def _reply_to_wire(reply: Reply, request_id: str) -> Any:
         sources=codec.sources_to_wire(reply.sources),
         text_lengths=reply.text_lengths,
         logprobs=reply.logprobs,
+        top_logprobs=codec.top_logprobs_to_wire(reply.top_logprobs),
         finish_reason=reply.finish_reason or "",
         metrics=pb.RequestMetrics(**figures) if reply.finish_reason else None,
         request_id=request_id,
@@ -140,6 +156,9 @@ class CoordinatorServer:
     async def start(self) -> None:
         """Bind and serve. Raises InvalidInput for a host or a port that will not do."""
         config = self.coordinator.config
+        if traces := telemetry.start(config, self.coordinator.now_s()):
+            self.coordinator.telemetry = traces
+            self.coordinator.observers.append(traces)
         door = Door(WHO, has_tls=config.tls is not None, keys=self.coordinator.keys)
         servicer = CoordinatorServicer(self.coordinator, door)
 
@@ -175,6 +194,8 @@ class CoordinatorServer:
 
     async def stop(self) -> None:
         await self.coordinator.close()
+        if self.coordinator.telemetry:
+            await self.coordinator.telemetry.close()
         if self.http:
             await self.http.stop()
         if self._server:
@@ -187,7 +208,8 @@ async def serve_coordinator(config: CoordinatorConfig) -> int:
     await server.start()
     http = f", HTTP on {server.http.url}" if server.http else ""
     print(f"paceline coordinator ready on {config.host}:{server.port} (tokenizer {config.tokenizer}){http}", flush=True)
-    return await run_until_signalled(server.drain, within_s=config.drain_s + SHUTDOWN_S)
+    with told_on_signal("coordinator", lambda: server.coordinator.held):
+        return await run_until_signalled(server.drain, within_s=config.drain_s + SHUTDOWN_S)
 
 
 def run(config: CoordinatorConfig) -> int:

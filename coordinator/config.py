@@ -38,6 +38,7 @@ class CoordinatorConfig:
     drain_s: float = DRAIN_S
     trace: str | None = None  # file to which every event of the core is appended; None = none
     max_trace_bytes: int = DEFAULT_MAX_BYTES
+    otlp_traces_endpoint: str | None = None  # OpenTelemetry's receiver; None = as OTEL_* variables say, or none
 
     @property
     def model_name(self) -> str:

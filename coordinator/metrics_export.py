@@ -1,25 +1,25 @@
 """Prometheus metrics: vLLM's names for what vLLM has too, so that its dashboards and tools work here, and our own.
 
-An observer of the coordinator counts; what is a state rather than an event (who is here, who waits) is read when the
-metrics are. Nothing that a client chooses freely becomes a label. docs/metrics.md has every name.
+An observer of the coordinator counts. What a request has done is counted while it runs, but only when somebody reads:
+then, and at its end, by how much its own metrics have grown since. So no event costs anything for it. What is a state
+rather than an event (who is here, who waits) is read when the metrics are (`coordinator/metrics_state.py`). Nothing
+that a client chooses freely becomes a label. docs/metrics.md has every name.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, disable_created_metrics, generate_latest
-from prometheus_client.metrics_core import GaugeMetricFamily, Metric
-from prometheus_client.registry import Collector
 
 from coordinator.core.commands import Command, Emit, Fail, Finish
 from coordinator.core.events import Arrived, Drafted, Event, Verified
 from coordinator.core.metrics import RequestMetrics
+from coordinator.metrics_state import MODEL, State
 from coordinator.server import Coordinator
-from paceline.types import FinishReason, Role
+from paceline.types import FinishReason
 
-MODEL = "model_name"
 # vLLM's, so that panels over both add up; finer at the low end where tokens come several at a time.
 _TTFT_S = (0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10, 20, 40, 80, 160, 640)
 _TOKEN_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1, 2.5, 5, 10, 40)
@@ -29,6 +29,8 @@ _TOKENS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10_000, 20_000,
 _LENGTHS = (1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 24, 32, 48, 64)
 _SHARES = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1)
 
+_Counted = dict[tuple[str, object], int]  # what has been counted of a request's metrics, by name and label
+
 
 @dataclass(slots=True)
 class _Running:
@@ -36,7 +38,9 @@ class _Running:
 
     arrived_s: float
     num_prompt_tokens: int
+    metrics: RequestMetrics | None
     last_token_s: float | None = None
+    counted: _Counted = field(default_factory=dict)
 
 
 class MetricsExport:
@@ -47,13 +51,16 @@ class MetricsExport:
         disable_created_metrics()  # type: ignore[no-untyped-call]
         self.registry = CollectorRegistry()
         self._model = coordinator.config.model_name
+        self._pipeline = coordinator.pipeline
         self._running: dict[str, _Running] = {}
         self._make_vllms()
         self._make_ours()
-        self.registry.register(_State(coordinator, self._model))
+        self._make_counted()
+        self.registry.register(State(coordinator, self._model))
 
     def render(self) -> bytes:
         """Everything in Prometheus' text format."""
+        self.count_running()
         return generate_latest(self.registry)
 
     def _make_vllms(self) -> None:
@@ -75,19 +82,15 @@ class MetricsExport:
         self._prompt = self._counter("vllm:prompt_tokens", "Tokens of prompts that have been read.")
         self._generated = self._counter("vllm:generation_tokens", "Tokens committed.")
         self._success = self._counter("vllm:request_success", "Requests that ended well.", "finished_reason")
-        self._drafts = self._counter("vllm:spec_decode_num_drafts", "Drafts judged.")
-        self._draft_tokens = self._counter("vllm:spec_decode_num_draft_tokens", "Tokens drafted.")
-        self._accepted = self._counter("vllm:spec_decode_num_accepted_tokens", "Drafted tokens accepted.")
-        self._accepted_at = self._counter(
-            "vllm:spec_decode_num_accepted_tokens_per_pos",
-            "Drafted tokens accepted, by place in their draft.",
-            "position",
-        )
+        self._max_tokens = self._histogram("vllm:request_params_max_tokens", "Tokens asked for at most.", _TOKENS)
 
     def _make_ours(self) -> None:
         self._draft_s = self._histogram("paceline_draft_seconds", "Computing one draft.", _STEP_S)
         self._verify_s = self._histogram(
             "paceline_verify_seconds", "A verifier's pass, for each request in it.", _STEP_S
+        )
+        self._pass_tokens = self._histogram(
+            "paceline_pass_tokens", "Tokens in a verifier's pass, for each request in it.", _TOKENS
         )
         self._verify_queue_s = self._histogram("paceline_verify_queue_seconds", "Waiting for that pass.", _STEP_S)
         self._wire_s = self._histogram("paceline_wire_seconds", "A request's mean wire time a verification.", _STEP_S)
@@ -95,15 +98,8 @@ class MetricsExport:
         self._overlap = self._histogram(
             "paceline_overlap_share", "A request's share of drafting during which a verification ran.", _SHARES
         )
-        self._tested = self._counter("paceline_tested_tokens", "Drafted tokens that a rule looked at.")
         self._wasted = self._counter("paceline_wasted_tokens", "Tokens drafted and never accepted.")
-        self._branches = self._counter("paceline_branches", "Drafts for other outcomes than the chain's.")
-        self._branch_tokens = self._counter("paceline_branch_tokens", "Tokens drafted in them.")
         self._branch_wasted = self._counter("paceline_wasted_branch_tokens", "Those of outcomes that did not come.")
-        self._branch_runs = self._counter("paceline_branch_runs", "Runs in mode branch by how they began.", "outcome")
-        self._stale = self._counter("paceline_stale_drafts", "Drafts of a run that had ended.")
-        self._by_source = self._counter("paceline_committed_tokens", "Tokens committed.", "source")
-        self._fallbacks = self._counter("paceline_fallbacks", "Self-decodes, by reason.", "reason")
         self._chosen = self._counter(
             "paceline_requests",
             "Requests that ended well, by what was chosen for them.",
@@ -116,6 +112,29 @@ class MetricsExport:
             "paceline_coordinator_seconds", "The coordinator's own work on a request.", _STEP_S
         )
 
+    def _make_counted(self) -> None:
+        """What is read from the requests' own metrics, by the name that it has there."""
+        self._plain = {
+            "num_drafts": self._counter("vllm:spec_decode_num_drafts", "Drafts judged."),
+            "num_draft_tokens": self._counter("vllm:spec_decode_num_draft_tokens", "Tokens drafted."),
+            "num_accepted_tokens": self._counter("vllm:spec_decode_num_accepted_tokens", "Drafted tokens accepted."),
+            "num_tested_tokens": self._counter("paceline_tested_tokens", "Drafted tokens that a rule looked at."),
+            "num_stale_drafts": self._counter("paceline_stale_drafts", "Drafts of a run that had ended."),
+            "num_branches": self._counter("paceline_branches", "Drafts for other outcomes than the chain's."),
+            "num_branch_tokens": self._counter("paceline_branch_tokens", "Tokens drafted in them."),
+        }
+        self._labelled = {
+            "accepted_at": self._counter(
+                "vllm:spec_decode_num_accepted_tokens_per_pos",
+                "Drafted tokens accepted, by place in their draft.",
+                "position",
+            ),
+            "sources": self._counter("paceline_committed_tokens", "Tokens committed.", "source"),
+            "branch_runs": self._counter("paceline_branch_runs", "Runs in mode branch by how they began.", "outcome"),
+            "fallbacks": self._counter("paceline_fallbacks", "Self-decodes, by reason.", "reason"),
+            "tokens_by_mode": self._counter("paceline_tokens_by_mode", "Tokens committed, by mode in force.", "mode"),
+        }
+
     def _histogram(self, name: str, what: str, buckets: Sequence[float]) -> Histogram:
         return Histogram(name, what, [MODEL], buckets=buckets, registry=self.registry).labels(self._model)
 
@@ -126,22 +145,26 @@ class MetricsExport:
     def observe(self, event: Event, commands: Sequence[Command], now_s: float) -> None:
         match event:
             case Arrived(spec):
-                self._running[spec.request_id] = _Running(now_s, len(spec.token_ids))
+                # Its metrics from now to its end; none if it was refused at once.
+                did = self._pipeline.metrics(spec.request_id)
+                self._running[spec.request_id] = _Running(now_s, len(spec.token_ids), did)
+                self._max_tokens.observe(spec.max_tokens)
             case Drafted(_, draft):
                 self._draft_s.observe(draft.draft_ms / 1e3)
                 self._length.observe(len(draft.token_ids))
             case Verified(_, verdict) if verdict.verify_ms:
                 self._verify_s.observe(verdict.verify_ms / 1e3)
                 self._verify_queue_s.observe(verdict.queue_ms / 1e3)
+                self._pass_tokens.observe(verdict.batch_tokens)
         for command in commands:
             match command:
                 case Emit(request_id, token_ids):
                     self._emitted(request_id, len(token_ids), now_s)
                 case Finish(request_id, reason, metrics):
-                    self._running.pop(request_id, None)
-                    self._finished(reason, metrics)
+                    self._finished(self._running.pop(request_id, None), reason, metrics)
                 case Fail(request_id, error):
-                    if self._running.pop(request_id, None):
+                    if running := self._running.pop(request_id, None):
+                        self._count(running.metrics, running.counted)
                         self._failures.labels(self._model, type(error).__name__).inc()
 
     def _emitted(self, request_id: str, num_tokens: int, now_s: float) -> None:
@@ -161,10 +184,19 @@ class MetricsExport:
             self._itl_old.observe(each_s)
         request.last_token_s = now_s
 
-    def _finished(self, reason: FinishReason, metrics: RequestMetrics) -> None:
+    def count_running(self) -> None:
+        """Count what the requests that run have done since they were looked at last."""
+        for running in self._running.values():
+            self._count(running.metrics, running.counted)
+
+    def _finished(self, running: _Running | None, reason: FinishReason, metrics: RequestMetrics) -> None:
         self._success.labels(self._model, "abort" if reason is FinishReason.CANCELLED else str(reason)).inc()
         self._chosen.labels(self._model, metrics.mode, metrics.rule, metrics.length_policy.partition(":")[0]).inc()
-        self._count(metrics)
+        self._count(metrics, running.counted if running else {})
+        self._num_prompt.observe(metrics.num_prompt_tokens)
+        self._num_output.observe(metrics.num_generated_tokens)
+        self._wasted.inc(metrics.num_wasted_tokens)
+        self._branch_wasted.inc(metrics.num_wasted_branch_tokens)
         if not metrics.num_generated_tokens:
             return  # cancelled before its first token: it has no times
         ttft_s, queue_s, e2e_s = metrics.ttft_ms / 1e3, metrics.queue_ms / 1e3, metrics.e2e_ms / 1e3
@@ -181,63 +213,17 @@ class MetricsExport:
         if metrics.num_drafts:
             self._wire_s.observe(metrics.wire_ms / metrics.num_drafts / 1e3)
 
-    def _count(self, metrics: RequestMetrics) -> None:
-        self._num_prompt.observe(metrics.num_prompt_tokens)
-        self._num_output.observe(metrics.num_generated_tokens)
-        self._drafts.inc(metrics.num_drafts)
-        self._draft_tokens.inc(metrics.num_draft_tokens)
-        self._accepted.inc(metrics.num_accepted_tokens)
-        self._tested.inc(metrics.num_tested_tokens)
-        self._wasted.inc(metrics.num_wasted_tokens)
-        self._stale.inc(metrics.num_stale_drafts)
-        self._branches.inc(metrics.num_branches)
-        self._branch_tokens.inc(metrics.num_branch_tokens)
-        self._branch_wasted.inc(metrics.num_wasted_branch_tokens)
-        for outcome, count in (("hit", metrics.num_branch_hits), ("miss", metrics.num_branch_misses)):
-            self._branch_runs.labels(self._model, outcome).inc(count)
-        for place, count in metrics.accepted_at.items():
-            self._accepted_at.labels(self._model, str(place)).inc(count)
-        for source, count in metrics.sources.items():
-            self._by_source.labels(self._model, str(source)).inc(count)
-        for reason, count in metrics.fallbacks.items():
-            self._fallbacks.labels(self._model, reason).inc(count)
-
-
-class _State(Collector):
-    """What is so at the moment when somebody asks."""
-
-    def __init__(self, coordinator: Coordinator, model: str) -> None:
-        self._coordinator = coordinator
-        self._model = model
-
-    def collect(self) -> Iterator[Metric]:
-        pipeline, links = self._coordinator.pipeline, self._coordinator.links
-        yield self._gauge("vllm:num_requests_running", "Requests that have a verifier.", pipeline.num_running)
-        yield self._gauge("vllm:num_requests_waiting", "Requests that wait for one.", pipeline.num_waiting)
-        here = [worker for worker in pipeline.pools if worker.name in links]
-        workers = GaugeMetricFamily(
-            "paceline_workers", "Workers that are here: connected, and their lease renewed.", labels=[MODEL, "role"]
-        )
-        for role in Role:
-            workers.add_metric([self._model, role], sum(worker.info.role is role for worker in here))
-        yield workers
-        load = self._by_worker("paceline_worker_load", "Share of its places that are taken.")
-        rtt = self._by_worker("paceline_worker_round_trip_seconds", "Of a call that needs no model.")
-        for worker in here:
-            load.add_metric([self._model, worker.info.role, worker.name], worker.load)
-            rtt_s = links[worker.name].rtt_s
-            if rtt_s is not None:
-                rtt.add_metric([self._model, worker.info.role, worker.name], rtt_s)
-        yield load
-        yield rtt
-
-    def describe(self) -> Iterable[Metric]:
-        return self.collect()
-
-    def _gauge(self, name: str, what: str, value: float) -> Metric:
-        gauge = GaugeMetricFamily(name, what, labels=[MODEL])
-        gauge.add_metric([self._model], value)
-        return gauge
-
-    def _by_worker(self, name: str, what: str) -> GaugeMetricFamily:
-        return GaugeMetricFamily(name, what, labels=[MODEL, "role", "worker"])
+    def _count(self, metrics: RequestMetrics | None, counted: _Counted) -> None:
+        """Count by how much `metrics` have grown over what is `counted`."""
+        if metrics is None:
+            return
+        for name, counter in self._plain.items():
+            value = getattr(metrics, name)
+            if more := value - counted.get((name, None), 0):
+                counter.inc(more)
+                counted[name, None] = value
+        for name, counter in self._labelled.items():
+            for label, value in getattr(metrics, name).items():
+                if more := value - counted.get((name, label), 0):
+                    counter.labels(self._model, str(label)).inc(more)
+                    counted[name, label] = value

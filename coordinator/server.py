@@ -14,6 +14,7 @@ import asyncio
 import contextlib
 import itertools
 import logging
+import math
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -41,10 +42,12 @@ from coordinator.core.events import (
     WorkerUp,
 )
 from coordinator.core.pipeline import Pipeline
+from coordinator.telemetry import Telemetry
 from paceline import codec, trace
 from paceline.api_keys import ApiKeys
 from paceline.drain import emptied
 from paceline.errors import InvalidInput, Overloaded, PeerFault, Unavailable, Unsupported
+from paceline.holdings import Figures
 from paceline.plain import to_plain
 from paceline.rpc import connect
 from paceline.security import PeerRole
@@ -67,8 +70,10 @@ log = logging.getLogger(__name__)
 
 MAX_CLIENT_QUEUE = 4096  # replies a client has not read; it stopped reading long before
 MAX_ASK_QUEUE = 8192  # asks a worker has not taken; 64 requests with a window of 64 each, and as much again
+# An open or a commit lets a drafter send a window of drafts, 64 at most, a decode its run of verdicts, and either may
+# end in a fault. What was not used is kept up to so much; a worker that says more than all of it floods us.
+MAX_REPLIES_AN_ASK, MAX_OWED = 65, 2**16
 CONNECT_TIMEOUT_S = 5.0
-
 PING_S = 2.0  # between two measurements of a worker's round trip
 
 
@@ -106,6 +111,7 @@ class Link:
     lease_until_s: float = 0.0
     is_trusted: bool = False  # of a drafter: its rows are believed
     rtt_s: float | None = None  # of a call that needs no model, the last one measured
+    num_owed: int = 0  # replies that it may send to what it was asked
 
 
 class Coordinator:
@@ -120,17 +126,26 @@ class Coordinator:
         self.links: dict[str, Link] = {}
         self._clock = clock
         self.observers: list[Observer] = []
+        self.telemetry: Telemetry | None = None  # one of them, if traces are wanted
         self._clients: dict[str, ClientQueue] = {}
         self._held: Counter[str] = Counter()  # requests by API key
         self._watched: set[str] = set()  # requests whose clients are told of spans
         self._busy_ms: dict[str, float] = {}  # time spent here, by request
         self._numbers = itertools.count(1)
         self._timer: asyncio.TimerHandle | None = None
+        self._rings_s = math.inf  # when it rings
         self._trace = _open_trace(config, clock())
 
     def now_s(self) -> float:
         """The time on the clock that spans are on."""
         return self._clock()
+
+    @property
+    def held(self) -> Figures:
+        """What it has that must be given back, counted by name."""
+        core = self.pipeline
+        requests = {"requests": core.num_running + core.num_waiting, "clients": len(self._clients)}
+        return {**requests, "timed": len(self._busy_ms), "links": len(self.links)}
 
     # --- the one door to the core
 
@@ -141,28 +156,30 @@ class Coordinator:
         if request_id in self._watched and (span := _span(event, started_s)):
             self._tell(request_id, span)
         commands = self.pipeline.handle(event, started_s)
+        self._carry_out(commands)
         if self._trace:
             self._trace.observe(event, commands, started_s)
-        for command in commands:
-            self._carry_out(command)
         for observer in self.observers:
             observer.observe(event, commands, started_s)
         self._set_timer()
         if request_id in self._busy_ms:
             self._busy_ms[request_id] += 1e3 * (self._clock() - started_s)
 
-    def _carry_out(self, command: Command) -> None:
-        match command:
-            case Ask(worker, ask):
-                self._send(worker, ask)
-            case Emit(request_id):
-                self._tell(request_id, command)
-            case Finish(request_id, _, metrics):
-                metrics.coordinator_ms = self._busy_ms.pop(request_id, 0.0)
-                self._tell(request_id, command)
-            case Fail(request_id):
-                self._busy_ms.pop(request_id, None)
-                self._tell(request_id, command)
+    def _carry_out(self, commands: Sequence[Command]) -> None:
+        """Asks before all else: whoever waits for one makes the round longer, a client only reads a little later."""
+        for command in commands:
+            if isinstance(command, Ask):
+                self._send(command.worker, command.ask)
+        for command in commands:
+            match command:
+                case Emit(request_id):
+                    self._tell(request_id, command)
+                case Finish(request_id, _, metrics):
+                    metrics.coordinator_ms = self._busy_ms.pop(request_id, 0.0)
+                    self._tell(request_id, command)
+                case Fail(request_id):
+                    self._busy_ms.pop(request_id, None)
+                    self._tell(request_id, command)
 
     def _send(self, worker: str, ask: Any) -> None:
         link = self.links.get(worker)
@@ -170,6 +187,7 @@ class Coordinator:
             return  # lost; its WorkerDown has been, or is about to be, handled
         try:
             link.asks.put_nowait(ask)
+            link.num_owed = min(link.num_owed + MAX_REPLIES_AN_ASK, MAX_OWED)
         except asyncio.QueueFull:
             log.warning("%s takes no asks: cutting it off", worker)
             if link.task:
@@ -187,13 +205,25 @@ class Coordinator:
         asyncio.get_running_loop().call_soon(self.feed, Ended(request_id, FinishReason.CANCELLED))
 
     def _set_timer(self) -> None:
+        """Have the timer ring by the core's next deadline.
+
+        Deadlines are put off far more often than they pass, so a timer that would ring too early is left as it is.
+        """
         deadline_s = self.pipeline.next_deadline_s()
+        if deadline_s >= self._rings_s:
+            return
         if self._timer:
             self._timer.cancel()
-            self._timer = None
-        if deadline_s < float("inf"):
-            delay_s = max(0.0, deadline_s - self._clock())
-            self._timer = asyncio.get_running_loop().call_later(delay_s, self.feed, Tick())
+        self._rings_s = deadline_s
+        delay_s = max(0.0, deadline_s - self._clock())
+        self._timer = asyncio.get_running_loop().call_later(delay_s, self._ring)
+
+    def _ring(self) -> None:
+        self._timer, self._rings_s = None, math.inf
+        if self.pipeline.next_deadline_s() <= self._clock():
+            self.feed(Tick())
+        else:
+            self._set_timer()
 
     # --- clients
 
@@ -223,9 +253,9 @@ class Coordinator:
             if self._clients.pop(spec.request_id, None) and spec.request_id in self._busy_ms:
                 self.feed(Ended(spec.request_id, FinishReason.CANCELLED))
 
-    def abort(self, request_id: str) -> bool:
-        """End a running request; False if there is none of that id."""
-        if request_id not in self._busy_ms:
+    def abort(self, request_id: str, client: str = "") -> bool:
+        """End a running request of this client; False if it has none of that id."""
+        if self.pipeline.owner(request_id) != client:
             return False
         self.feed(Ended(request_id, FinishReason.CANCELLED))
         return True
@@ -305,6 +335,9 @@ class Coordinator:
     async def _read(self, link: Link, call: Any) -> None:
         from_wire = codec.drafter_reply_from_wire if link.info.role is Role.DRAFTER else codec.verifier_reply_from_wire
         while (wire := await call.read()) is not grpc.aio.EOF:
+            link.num_owed -= 1
+            if link.num_owed < 0:
+                raise PeerFault("it says more than it was asked for")
             self.feed(_event(link.name, from_wire(wire)))
         raise Unavailable("the worker has ended its stream")
 

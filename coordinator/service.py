@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import secrets
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from coordinator.core.commands import Emit, Fail, Finish
@@ -22,7 +22,7 @@ from paceline.errors import InvalidInput
 from paceline.length_policy import LengthPolicy
 from paceline.text import Piece, TextStream
 from paceline.tokenizer import Tokenizer
-from paceline.types import FinishReason, Mode, Role, Rule, SamplingParams, Source, Tokens
+from paceline.types import FinishReason, Mode, Role, Rule, SamplingParams, Source, Tokens, TopLogprobs
 
 MAX_STOP_STRINGS, MAX_STOP_LENGTH = 16, 256
 MAX_WINDOW = 64
@@ -50,6 +50,7 @@ class GenerationRequest:
     skip_special_tokens: bool = True  # in the text that comes out
     client: str = ""  # whose it is: the name of the API key; empty = nobody's in particular
     resumed: Tokens = ()  # output that the client has already, from another coordinator
+    caller: Mapping[str, str] = field(default_factory=dict)  # the trace that it belongs to, as W3C's headers say
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +62,7 @@ class Reply:
     sources: tuple[Source, ...] = ()  # one a token
     text_lengths: tuple[int, ...] = ()  # characters of text that each token let go
     logprobs: tuple[float, ...] = ()  # one a token if asked for, else none
+    top_logprobs: tuple[TopLogprobs, ...] = ()  # likewise
     spans: tuple[Span, ...] = ()  # of a watched request: work that the workers have reported
     finish_reason: FinishReason | None = None
     metrics: RequestMetrics | None = None
@@ -120,6 +122,7 @@ class Generation:
             sources=emit.sources[:count],
             text_lengths=piece.lengths,
             logprobs=emit.logprobs[:count],
+            top_logprobs=emit.top_logprobs[:count],
             spans=self._take_spans(),
         )
 
@@ -155,6 +158,8 @@ class Service:
         if reason := _ended(spec, text):
             yield Generation(spec, text, ClientQueue(), feed, reason)
             return
+        if telemetry := self.coordinator.telemetry:
+            telemetry.expect(spec.request_id, request.caller)
         with self.coordinator.generation(spec, watch=watch) as queue:
             yield Generation(spec, text, queue, feed)
 

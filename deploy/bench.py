@@ -11,9 +11,10 @@ from paceline.errors import did_you_mean
 
 # Each is `bench.NAME`, with `main(argv) -> int`.
 BENCHMARKS = {
+    "serve": "load on a running server, as vllm bench serve measures it; --compare: its modes side by side",
     "policies": "when to stop drafting: every length policy at its best, against an oracle; block against token",
     "modes": "off, sequential and pearl at several draft lengths, against transformers' assisted generation",
-    "overhead": "what coordinator and wire add to a round of drafting and verifying",
+    "overhead": "where a round goes beside drafting and verifying, hop by hop",
     "equality": "is greedy output transformers' own, in every mode and with any drafter?",
     "engine": "the verifier's engine alone: tokens/s by concurrency, cost of a step, equality in a short pool",
     "projection": "what packing a CPU's weights saves in a matrix product",
@@ -21,6 +22,10 @@ BENCHMARKS = {
     "repetition": "drafters without a model, where text repeats itself and where it does not",
     "distance": "real processes with a slow network between drafter and coordinator, beside the simulator",
     "core": "what the coordinator's core takes for an event, by how many requests are under way",
+    "failure": "workers killed, hung and cut off under load: what clients notice",
+    "overload": "ten times as much as is there: goodput, and memory",
+    "fuzz": "every decoder and method fed with messages that are wrong",
+    "soak": "workers come and go, clients leave: is anything kept?",
 }
 
 
@@ -51,6 +56,7 @@ examples:
   paceline bench policies --target big/ --drafter small/ --prompts prompts.jsonl --max-minutes 10
   paceline bench policies --rules token,block --lengths 4,8,16 --json > rules.json
   paceline bench modes --num-prompts 4 --no-assisted
+  paceline bench serve --dataset-path prompts.jsonl --num-prompts 32 --compare off,sequential,pearl,auto
 
 `paceline bench BENCHMARK --help` explains the options. They have no PACELINE_ twins: the figures should say all that
 they depend on."""

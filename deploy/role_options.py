@@ -281,6 +281,13 @@ def add_trace(parser: Parser) -> None:
         metavar="BYTES",
         help="the trace ends at this size; the server runs on",
     )
+    group.add(
+        "--otlp-traces-endpoint",
+        kind=options.text,
+        metavar="URL",
+        help="send a trace of every request to this OpenTelemetry receiver, such as http://127.0.0.1:4317; "
+        "OpenTelemetry's own OTEL_… variables say where and how too",
+    )
 
 
 def add_logging(parser: Parser) -> None:

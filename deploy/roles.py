@@ -124,6 +124,7 @@ def _coordinator_config(values: argparse.Namespace) -> Any:
         limits=Limits(max_waiting=values.max_waiting, max_draft_wait_s=values.max_draft_wait_ms / 1e3),
         trace=values.trace,
         max_trace_bytes=values.trace_max_size,
+        otlp_traces_endpoint=values.otlp_traces_endpoint,
     )
 
 

@@ -140,7 +140,7 @@ def _plan(values: argparse.Namespace) -> Plan:
     common = (*tls, *drain, "--log-level", values.log_level)
     pacing = _given(values, "mode", "rule", "length_policy", "window", "max_draft_wait_ms", "max_waiting")
     http = _given(values, "served_model_name", "chat_template")
-    trace = _given(values, "trace", "trace_max_size")
+    trace = _given(values, "trace", "trace_max_size", "otlp_traces_endpoint")
     engine = _given(
         values,
         *("device", "max_num_seqs", "max_num_batched_tokens", "max_model_len", "block_size"),

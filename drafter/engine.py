@@ -30,6 +30,7 @@ from paceline.engine.cost import CostModel
 from paceline.engine.room import Sharing
 from paceline.engine.runner import Chunk, PoolFull, Runner
 from paceline.errors import EngineLost, Unavailable
+from paceline.holdings import Figures
 from paceline.length_policy import LengthPolicy, offered
 from paceline.rows import CountRows
 from paceline.types import Draft, DrafterAsk, Fault, OpenDraft, WorkerInfo
@@ -90,6 +91,10 @@ class DrafterEngine(Requests[_Entry]):
         self._clock = clock
         self._is_stalled = False  # all that is wanted waits for room which only an ask can make
         self.num_preemptions = 0
+
+    @property
+    def held(self) -> Figures:
+        return {**super().held, "kv_blocks": self.runner.num_held_blocks}
 
     # --- asks
 

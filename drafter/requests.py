@@ -14,6 +14,7 @@ from typing import Any, Generic, TypeVar
 from drafter.policies import Policy, make
 from drafter.session import Session
 from paceline.errors import InvalidInput, Overloaded, PacelineError
+from paceline.holdings import Figures
 from paceline.length_policy import LengthPolicy
 from paceline.types import Close, Commit, DrafterAsk, DrafterReply, Fault, OpenDraft, WorkerInfo
 
@@ -126,6 +127,10 @@ class Requests(ABC, Generic[E]):
     @property
     def num_requests(self) -> int:
         return len(self._entries)
+
+    @property
+    def held(self) -> Figures:
+        return {"requests": len(self._entries)}
 
     def has_work(self) -> bool:
         return any(entry.session.wants_token() for entry in self._entries.values())

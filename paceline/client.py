@@ -29,7 +29,7 @@ from paceline.length_policy import LengthPolicy
 from paceline.resume import Progress, addresses_of
 from paceline.rpc import connect, connect_blocking, error_of
 from paceline.security import Tls
-from paceline.types import FinishReason, Mode, Rule, SamplingParams, Source, Tokens, WorkerInfo, member
+from paceline.types import FinishReason, Mode, Rule, SamplingParams, Source, Tokens, TopLogprobs, WorkerInfo, member
 from paceline.wire import coordinator_pb2, coordinator_pb2_grpc
 
 Metrics = dict[str, Any]  # by the names of RequestMetrics in coordinator.proto; times in milliseconds
@@ -52,6 +52,7 @@ class Options(TypedDict, total=False):
     min_tokens: int  # no end of sequence before
     stop_token_ids: Sequence[int]  # output ends with the first of these
     logprobs: bool  # say of each token how likely the target's law had it
+    top_logprobs: int  # and of so many of the likeliest tokens at its place; needs logprobs
     stop: Sequence[str]  # output ends before the first of these
     ignore_eos: bool
     mode: Mode | str | None
@@ -60,6 +61,7 @@ class Options(TypedDict, total=False):
     window: int | None  # drafts unverified at a time
     request_id: str
     timeout_s: float | None  # then the request ends, and the call fails as unavailable
+    traceparent: str  # W3C's: the trace that the request belongs to
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +76,7 @@ class Chunk:
     metrics: Metrics | None
     request_id: str  # in the first chunk, else empty
     logprobs: tuple[float, ...] = ()  # one a token if asked for, else none
+    top_logprobs: tuple[TopLogprobs, ...] = ()  # likewise
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +90,7 @@ class Completion:
     metrics: Metrics
     request_id: str
     logprobs: tuple[float, ...] = ()  # one a token if asked for, else none
+    top_logprobs: tuple[TopLogprobs, ...] = ()  # likewise
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +102,7 @@ class ModelInfo:
     vocab_size: int
     max_model_len: int
     eos_token_ids: Tokens
+    served_model_name: str  # what HTTP clients call it
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +113,12 @@ class ServerInfo:
     workers: tuple[WorkerInfo, ...]
     num_requests_running: int
     num_requests_waiting: int
+    max_waiting: int  # one more is refused
+    is_draining: bool  # it takes no new requests
+    mode: str  # for requests that name none; empty = auto, likewise the next two
+    rule: str
+    length_policy: str
+    window: int
 
 
 class _Addresses:
@@ -133,6 +144,11 @@ class _Addresses:
             yield self._stubs[at]
             at = (at + 1) % len(self._stubs)
 
+    def metadata_of(self, options: Options) -> tuple[tuple[str, str], ...]:
+        """The key, and the trace that the call belongs to."""
+        traceparent = options.get("traceparent")
+        return (*self.metadata, *((("traceparent", traceparent),) if traceparent else ()))
+
     def progress(self, prompt: str | Sequence[int], options: Options) -> Progress:
         return Progress(_request(prompt, options), options.get("timeout_s"), len(self._stubs))
 
@@ -153,7 +169,7 @@ class AsyncClient:
         """Chunks as they come. `prompt` is text or token ids. Metrics are those of the coordinator that ended it."""
         progress = self._to.progress(prompt, options)
         for stub in self._to.stubs():
-            call = stub.Generate(progress.request, timeout=progress.left_s, metadata=self._to.metadata)
+            call = stub.Generate(progress.request, timeout=progress.left_s, metadata=self._to.metadata_of(options))
             try:
                 with _errors():
                     async for reply in call:
@@ -213,7 +229,7 @@ class Client:
         """Chunks as they come. `prompt` is text or token ids. Metrics are those of the coordinator that ended it."""
         progress = self._to.progress(prompt, options)
         for stub in self._to.stubs():
-            call = stub.Generate(progress.request, timeout=progress.left_s, metadata=self._to.metadata)
+            call = stub.Generate(progress.request, timeout=progress.left_s, metadata=self._to.metadata_of(options))
             try:
                 with _errors():
                     for reply in call:
@@ -288,6 +304,7 @@ def _request(prompt: str | Sequence[int], options: Options) -> Any:
         min_tokens=options.get("min_tokens", 0),
         stop_token_ids=tuple(options.get("stop_token_ids", ())),
         logprobs=options.get("logprobs", False),
+        top_logprobs=options.get("top_logprobs", 0),
     )
     policy = options.get("length_policy")
     if isinstance(policy, str):
@@ -325,6 +342,7 @@ def _chunk(wire: Any) -> Chunk:
         metrics=_metrics(wire.metrics) if wire.HasField("metrics") else None,
         request_id=wire.request_id,
         logprobs=tuple(wire.logprobs),
+        top_logprobs=codec.top_logprobs_from_wire("top_logprobs", wire.top_logprobs),
     )
 
 
@@ -346,6 +364,7 @@ def _join(chunks: Iterable[Chunk]) -> Completion:
         metrics=chunks[-1].metrics or {},
         request_id=chunks[0].request_id,
         logprobs=tuple(logprob for chunk in chunks for logprob in chunk.logprobs),
+        top_logprobs=tuple(top for chunk in chunks for top in chunk.top_logprobs),
     )
 
 
@@ -356,13 +375,10 @@ def _model_info(wire: Any) -> ModelInfo:
         vocab_size=wire.vocab_size,
         max_model_len=wire.max_model_len,
         eos_token_ids=tuple(wire.eos_token_ids),
+        served_model_name=wire.served_model_name,
     )
 
 
 def _server_info(wire: Any) -> ServerInfo:
-    return ServerInfo(
-        version=wire.version,
-        workers=tuple(map(codec.worker_info_from_wire, wire.workers)),
-        num_requests_running=wire.num_requests_running,
-        num_requests_waiting=wire.num_requests_waiting,
-    )
+    plain = {field.name: getattr(wire, field.name) for field in wire.DESCRIPTOR.fields}
+    return ServerInfo(**plain | {"workers": tuple(map(codec.worker_info_from_wire, wire.workers))})

@@ -17,6 +17,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+from paceline.cache_use import CacheUse
 from paceline.errors import InvalidInput
 from paceline.fields import (
     EnumField,
@@ -31,6 +32,7 @@ from paceline.fields import (
     tokens,
 )
 from paceline.length_policy import LengthPolicy
+from paceline.sampling_checks import MAX_TOP_LOGPROBS
 from paceline.types import (
     MAX_BRANCHES,
     MAX_ROW_BITS,
@@ -56,6 +58,7 @@ from paceline.types import (
     SamplingParams,
     Source,
     StepCost,
+    TopLogprobs,
     Verdict,
     VerifierAsk,
     VerifierReply,
@@ -76,12 +79,12 @@ DTYPES = ("float32", "bfloat16")
 
 def sources_to_wire(sources: Iterable[Source]) -> list[Any]:
     """The numbers of a `repeated Source`."""
-    return [_SOURCE.to_wire(source) for source in sources]
+    return _SOURCE.all_to_wire(sources)
 
 
 def sources_from_wire(field: str, numbers: Iterable[int]) -> tuple[Source, ...]:
     """Raises `InvalidInput` for a number that is none of `Source`."""
-    return tuple(_SOURCE.from_wire(field, number) for number in numbers)
+    return _SOURCE.all_from_wire(field, numbers)
 
 
 def length_policy_to_wire(policy: LengthPolicy) -> Any:
@@ -123,6 +126,20 @@ def _check_verdict(name: str, verdict: Verdict) -> None:
     if verdict.logprobs and len(verdict.logprobs) != len(verdict.token_ids):
         fix = f"must be none or one a token, and there are {len(verdict.token_ids)} tokens"
         raise InvalidInput(f"{name}.logprobs", f"{len(verdict.logprobs)} logprobs", fix)
+    if verdict.top_logprobs and len(verdict.top_logprobs) != len(verdict.token_ids):
+        fix = f"must be none or one a token, and there are {len(verdict.token_ids)} tokens"
+        raise InvalidInput(f"{name}.top_logprobs", f"{len(verdict.top_logprobs)} of them", fix)
+
+
+def _check_top(name: str, top: TopLogprobs) -> None:
+    if not len(top.token_ids) == len(top.logprobs) <= MAX_TOP_LOGPROBS:
+        fix = f"must have one logprob a token, and at most {MAX_TOP_LOGPROBS} of them"
+        raise InvalidInput(name, f"{len(top.token_ids)} tokens, {len(top.logprobs)} logprobs", fix)
+
+
+def _check_cache(name: str, cache: CacheUse) -> None:
+    if cache.num_used_tokens > cache.num_tokens or cache.num_found_tokens > cache.num_queried_tokens:
+        raise InvalidInput(name, cache, "more is used, or found, than there is")
 
 
 def _policies(name: str, policies: Iterable[str]) -> tuple[str, ...]:
@@ -202,6 +219,10 @@ _OPEN_VERIFY = Message(
 )
 _VERIFY = Message("verify", Verify, verifier_pb2.Verify, draft=_DRAFT.field)
 _DECODE = Message("decode", Decode, verifier_pb2.Decode, request_id=_ID, num_tokens=_POSITIVE)
+_TOP = Message("top_logprobs", TopLogprobs, common_pb2.TopLogprobs, _check_top, token_ids=_IDS, logprobs=_IDS)
+_TOPS = Field(
+    lambda tops: [_TOP.to_wire(top) for top in tops], lambda _, wires: tuple(_TOP.from_wire(wire) for wire in wires)
+)
 _VERDICT = Message(
     "verdict",
     Verdict,
@@ -211,6 +232,7 @@ _VERDICT = Message(
     token_ids=tokens(),
     sources=Field(sources_to_wire, sources_from_wire),
     logprobs=_IDS,
+    top_logprobs=_TOPS,
     verify_ms=_MS,
     queue_ms=_MS,
 )
@@ -241,6 +263,7 @@ _COST = Message(
     per_seq_ms=_MS,
     per_context_token_ms=_MS,
 )
+_CACHE = Message("cache", CacheUse, common_pb2.CacheUse, _check_cache)
 _WORKER = Message(
     "worker",
     WorkerInfo,
@@ -257,6 +280,7 @@ _WORKER = Message(
     dtype=matching("|".join(("", *DTYPES)), " or ".join((*DTYPES, "nothing (no weights)"))),
     device=_NAME,
     cost=_COST.field,
+    cache=_CACHE.field,
     policies=Field(same, _policies),
 )
 
@@ -301,6 +325,7 @@ verifier_reply_to_wire, verifier_reply_from_wire = _VERIFIER_REPLY.to_wire, _VER
 drafter_ask_to_wire, drafter_ask_from_wire = _DRAFTER_ASK.to_wire, _DRAFTER_ASK.from_wire
 drafter_reply_to_wire, drafter_reply_from_wire = _DRAFTER_REPLY.to_wire, _DRAFTER_REPLY.blaming_the_peer
 
+top_logprobs_to_wire, top_logprobs_from_wire = _TOPS.to, _TOPS.of
 sampling_to_wire, sampling_from_wire = _SAMPLING.to_wire, _SAMPLING.from_wire
 rows_to_wire, rows_from_wire = _ROWS.to_wire, _ROWS.from_wire
 draft_to_wire, draft_from_wire = _DRAFT.to_wire, _DRAFT.from_wire

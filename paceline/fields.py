@@ -50,7 +50,11 @@ def same(value: Any) -> Any:
     return value
 
 
-COPY = Field(same, lambda _, value: value)
+def as_it_is(_field: str, value: Any) -> Any:
+    return value
+
+
+COPY = Field(same, as_it_is)
 
 
 class Message(Generic[T]):
@@ -79,15 +83,25 @@ class Message(Generic[T]):
             raise TypeError(f"{name} has no field {', '.join(special)}")
 
     def to_wire(self, value: T) -> Any:
-        values = ((key, to, get(value)) for key, get, to in self._to)
-        return self._wire(**{key: to(plain) for key, to, plain in values if plain is not None})
+        return self._wire(**self.plain(value))
+
+    def plain(self, value: T) -> dict[str, Any]:
+        """What to make the protobuf message of, by field; a message inside it is such a dict too."""
+        values = {}
+        for key, get, to in self._to:
+            plain = get(value)
+            if plain is not None:
+                values[key] = plain if to is same else to(plain)
+        return values
 
     def from_wire(self, wire: Any) -> T:
-        given = {
-            key: None if is_optional and not wire.HasField(key) else of(label, get(wire))
-            for key, label, get, of, is_optional in self._of
-        }
-        value = self._kind(**given)
+        given: list[Any] = []
+        for key, label, get, of, is_optional in self._of:
+            if is_optional and not wire.HasField(key):
+                given.append(None)
+            else:
+                given.append(get(wire) if of is as_it_is else of(label, get(wire)))
+        value = self._kind(*given)
         if self._check:
             self._check(self._name, value)
         return value
@@ -95,7 +109,7 @@ class Message(Generic[T]):
     @property
     def field(self) -> Field:
         """This message inside another."""
-        return Field(self.to_wire, lambda _, wire: self.from_wire(wire))
+        return Field(self.plain, lambda _, wire: self.from_wire(wire))
 
 
 class EnumField(Generic[E]):
@@ -110,14 +124,23 @@ class EnumField(Generic[E]):
         return 0 if value is None else self._to[value]
 
     def from_wire(self, field: str, number: int) -> E:
-        if number not in self._of:
+        member = self._of.get(number)
+        if member is None:
             names = ", ".join(f"{number}={member.value}" for number, member in self._of.items())
             raise InvalidInput(field, number, f"must be one of {names}")
-        return self._of[number]
+        return member
 
     def or_none(self, number: int) -> E | None:
         """None for *unspecified*, which a client's request reads as auto."""
         return self.from_wire(self._field, number) if number else None
+
+    def all_to_wire(self, values: Iterable[E]) -> list[int]:
+        return [self._to[value] for value in values]
+
+    def all_from_wire(self, field: str, numbers: Iterable[int]) -> tuple[E, ...]:
+        """Of a repeated field."""
+        known = self._of
+        return tuple([known[number] if number in known else self.from_wire(field, number) for number in numbers])
 
     @property
     def field(self) -> Field:
@@ -156,7 +179,7 @@ def tokens(low: int = 0, high: int = 2**32) -> Field:
 
 
 def milliseconds(field: str, value: float) -> float:
-    if not (math.isfinite(value) and value >= 0):
+    if not 0 <= value < math.inf:
         raise InvalidInput(field, value, "must be a finite number of milliseconds, not negative")
     return value
 
@@ -171,7 +194,7 @@ class OneOf(Generic[T]):
 
     def to_wire(self, value: T) -> Any:
         arm, message = self._to[type(value)]
-        return self._wire(**{arm: message.to_wire(value)})
+        return self._wire(**{arm: message.plain(value)})
 
     def from_wire(self, wire: Any) -> T:
         arm = wire.WhichOneof(self._oneof)

@@ -27,7 +27,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from paceline.types import SamplingParams
+from paceline.types import SamplingParams, Tokens
 
 # A lower temperature acts like this one (vLLM calls it greedy), so that scaled fp32 logits cannot overflow.
 MIN_TEMPERATURE = 1e-5
@@ -106,6 +106,22 @@ def log_probs_of(logits: Tensor, token_ids: Sequence[int], sampling: SamplingPar
     log_probs = _wide(rows).log_softmax(-1) if sampling.is_greedy else target_log_probs(rows, sampling)
     ids = torch.tensor(list(token_ids), device=logits.device)[:, None]
     return tuple(log_probs.gather(-1, ids).squeeze(-1).tolist())
+
+
+def top_log_probs(logits: Tensor, count: int, sampling: SamplingParams) -> list[tuple[Tokens, tuple[float, ...]]]:
+    """Of each of `logits` [n, vocab], adjusted ones: its `count` likeliest tokens, and log p of each as `log_probs_of`.
+
+    The likeliest first, the lowest id first among equals; tokens that the law cuts off are left out.
+    """
+    log_probs = _wide(logits).log_softmax(-1) if sampling.is_greedy else target_log_probs(logits, sampling)
+    # A stable sort of the few that can be among the first: topk says nothing of the order of equals.
+    least = log_probs.topk(min(count, log_probs.shape[-1]), dim=-1).values[:, -1:]
+    found = []
+    for row, bound in zip(log_probs, least, strict=True):
+        ids = ((row >= bound) & (row > -torch.inf)).nonzero().squeeze(-1)
+        values, order = row[ids].sort(descending=True, stable=True)
+        found.append((tuple(ids[order[:count]].tolist()), tuple(values[:count].tolist())))
+    return found
 
 
 def processed_logits(logits: Tensor, sampling: SamplingParams) -> Tensor:

@@ -156,10 +156,14 @@ def read(path: str) -> Iterator[Record]:
 
 def _record(path: str, raw: Any) -> Record:
     match raw:
-        case [str(name), int(version), dict(opened)] if name == FORMAT:
-            if version != VERSION:
-                raise InvalidInput("trace", path, f"is of version {version}; this program reads version {VERSION}")
-            return Opened(opened["unix_s"], opened["clock_s"], opened["version"], opened["settings"])
+        case [str(name), int(version), dict()] if name == FORMAT and version != VERSION:
+            raise InvalidInput("trace", path, f"is of version {version}; this program reads version {VERSION}")
+        case [
+            str(name),
+            int(),
+            {"unix_s": float(unix_s), "clock_s": float(clock_s), "version": str(of), "settings": dict(settings)},
+        ] if name == FORMAT:
+            return Opened(unix_s, clock_s, of, settings)
         case [float(at_s), dict(event), list(commands)]:
             return Step(at_s, event, commands)
         case [str(reason)]:

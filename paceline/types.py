@@ -9,10 +9,11 @@ overtaken without harm (docs/protocol.md).
 from __future__ import annotations
 
 import enum
-import math
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
+from paceline import sampling_checks
+from paceline.cache_use import CacheUse
 from paceline.errors import InvalidInput
 from paceline.length_policy import LengthPolicy
 from paceline.packed import MAX_ROW_BITS as MAX_ROW_BITS
@@ -21,9 +22,7 @@ from paceline.packed import Rows as Rows
 
 Tokens = tuple[int, ...]
 
-MAX_SEED = 2**63 - 1
-MAX_LOGIT_BIASES = 1024
-MAX_STOP_TOKEN_IDS = 256
+MAX_SEED = sampling_checks.MAX_SEED
 MAX_BRANCHES, MAX_BRANCH_TOKENS = 64, 512  # of a request, waiting for their outcome
 
 
@@ -71,6 +70,8 @@ def member(kind: type[_Member], field: str, value: str | None) -> _Member | None
 class Source(enum.StrEnum):
     """Where a committed token comes from (the first three are vLLM's words)."""
 
+    __hash__ = str.__hash__  # of a token each; enum's own is a call of Python
+
     ACCEPTED = "accepted"  # drafted, and kept by the rule
     RECOVERED = "recovered"  # the target's own token in place of a rejected one
     BONUS = "bonus"  # the target's own token after a draft that was kept whole
@@ -116,39 +117,10 @@ class SamplingParams:
     min_tokens: int = 0  # none of stop_token_ids before so many output tokens
     stop_token_ids: Tokens = ()  # output ends with the first of these; the coordinator adds the model's own
     logprobs: bool = False  # say of each output token how likely the target's law had it
+    top_logprobs: int = 0  # and of so many of the likeliest tokens at its place
 
     def __post_init__(self) -> None:
-        if not (math.isfinite(self.temperature) and 0 <= self.temperature <= 100):
-            raise InvalidInput("temperature", self.temperature, "must be a number from 0 (greedy) to 100")
-        if not (math.isfinite(self.top_p) and 0 < self.top_p <= 1):
-            raise InvalidInput("top_p", self.top_p, "must be greater than 0 and at most 1 (1 = off)")
-        if not 0 <= self.top_k < 2**31:
-            raise InvalidInput("top_k", self.top_k, "must be 0 (off) or a positive number of tokens")
-        if self.seed is not None and not 0 <= self.seed <= MAX_SEED:
-            raise InvalidInput("seed", self.seed, f"must be from 0 to {MAX_SEED}")
-        if not 0 <= self.min_p <= 1:
-            raise InvalidInput("min_p", self.min_p, "must be from 0 (off) to 1")
-        if not 0.01 <= self.repetition_penalty <= 100:
-            raise InvalidInput("repetition_penalty", self.repetition_penalty, "must be from 0.01 to 100 (1 = off)")
-        for name in ("presence_penalty", "frequency_penalty"):
-            if not -2 <= getattr(self, name) <= 2:
-                raise InvalidInput(name, getattr(self, name), "must be from -2 to 2 (0 = off)")
-        self._check_ids()
-
-    def _check_ids(self) -> None:
-        if len(self.logit_bias) > MAX_LOGIT_BIASES:
-            raise InvalidInput("logit_bias", len(self.logit_bias), f"give at most {MAX_LOGIT_BIASES} token ids")
-        for token_id, bias in self.logit_bias:
-            if not (0 <= token_id < 2**32 and -100 <= bias <= 100):
-                raise InvalidInput("logit_bias", (token_id, bias), "give token ids and numbers from -100 to 100")
-        if len({token_id for token_id, _ in self.logit_bias}) < len(self.logit_bias):
-            raise InvalidInput("logit_bias", "…", "give each token id once")
-        if not 0 <= self.min_tokens < 2**32:
-            raise InvalidInput("min_tokens", self.min_tokens, "must be 0 (off) or a positive number of tokens")
-        if len(self.stop_token_ids) > MAX_STOP_TOKEN_IDS:
-            raise InvalidInput("stop_token_ids", len(self.stop_token_ids), f"give at most {MAX_STOP_TOKEN_IDS}")
-        if not all(0 <= token_id < 2**32 for token_id in self.stop_token_ids):
-            raise InvalidInput("stop_token_ids", self.stop_token_ids, "must be token ids")
+        sampling_checks.check(self)
 
     @property
     def has_penalty(self) -> bool:
@@ -164,6 +136,14 @@ class SamplingParams:
     @property
     def is_greedy(self) -> bool:
         return self.temperature == 0
+
+
+@dataclass(frozen=True, slots=True)
+class TopLogprobs:
+    """The likeliest tokens at one place of the output, the likeliest first; what the law cuts off is left out."""
+
+    token_ids: Tokens
+    logprobs: tuple[float, ...]  # one a token: natural logarithms
 
 
 @dataclass(frozen=True, slots=True)
@@ -247,6 +227,7 @@ class Verdict:
     queue_ms: float = 0.0  # from the ask's arrival to that pass
     batch_tokens: int = 0  # tokens in that pass, over all its requests
     logprobs: tuple[float, ...] = ()  # one a token where they were asked for, else none
+    top_logprobs: tuple[TopLogprobs, ...] = ()  # likewise
 
 
 # What a coordinator asks of a verifier. One bidi stream per (coordinator, worker), requests multiplexed by id.
@@ -379,6 +360,7 @@ class WorkerInfo:
     num_requests: int = 0  # held now, of all coordinators; likewise
     is_draining: bool = False  # going away: it wants nothing new, and to be rid of what it has
     policies: tuple[str, ...] = ()  # of a drafter: the length policies it offers; empty = it has not said
+    cache: CacheUse | None = None  # now; renewed with the lease
 
     def offers(self, policy: LengthPolicy) -> bool:
         """Whether to ask this drafter for drafts under `policy`; one that has not said may still refuse it."""

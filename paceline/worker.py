@@ -30,6 +30,7 @@ from paceline.codec import request_id_of, worker_info_from_wire, worker_info_to_
 from paceline.door import Door
 from paceline.drain import DRAIN_S, emptied
 from paceline.errors import EngineLost, InvalidInput, PacelineError, Unavailable
+from paceline.holdings import Figures, told_on_signal
 from paceline.kind import Kind, Place
 from paceline.outbox import Outbox
 from paceline.rpc import Server, answering, keep_registered, register_now, run_until_signalled, start_server, with_port
@@ -67,6 +68,10 @@ class Engine(Protocol[AskIn, Reply]):
     @property
     def num_requests(self) -> int:
         """How many it holds; may be read at any time, from any thread."""
+
+    @property
+    def held(self) -> Figures:
+        """What it has that must be given back, counted by name; likewise."""
 
     def handle(self, peer: int, ask: AskIn) -> list[tuple[int, Reply]]:
         """Take one ask of stream `peer`. What it raises becomes a `Fault`, and a `Close` follows."""
@@ -121,6 +126,11 @@ class EngineThread(Generic[Ask, Reply]):
     def num_requests(self) -> int:
         """Requests that the engine holds, and asks that wait for it."""
         return self._engine.num_requests + self._inbox.qsize()
+
+    @property
+    def held(self) -> Figures:
+        """What the engine has that must be given back, and asks that wait for it."""
+        return {**self._engine.held, "asks": self._inbox.qsize()}
 
     def drop(self, peer: int) -> None:
         """Free all that `peer` had. Never waits."""
@@ -216,9 +226,8 @@ class WorkerServer(Generic[Ask, Reply]):
         self._loop = asyncio.get_running_loop()
         self.ended: asyncio.Future[int] = self._loop.create_future()  # exit code
         self.info = engine.info
-        self._engine_info: Callable[[], WorkerInfo] = lambda: (
-            engine.info
-        )  # a whole new value each time, so that reading it needs no lock
+        # A whole new value each time, so that reading it needs no lock.
+        self._engine_info: Callable[[], WorkerInfo] = lambda: engine.info
         self._kind = kind
         self._peers = itertools.count(1)
         self._streams: dict[int, Outbox] = {}
@@ -338,9 +347,14 @@ class WorkerServer(Generic[Ask, Reply]):
             self.ended.set_result(code)
 
     def _info_now(self) -> WorkerInfo:
-        """What is registered, with the engine's present load and estimate of its costs."""
+        """What is registered, with the engine's present load, cache and estimate of its costs."""
         engine = self._engine_info()
-        return replace(self.info, cost=engine.cost, num_requests=self._engine.num_requests)
+        return replace(self.info, cost=engine.cost, cache=engine.cache, num_requests=self._engine.num_requests)
+
+    @property
+    def held(self) -> Figures:
+        """What the engine has, and how many coordinators' streams are open."""
+        return {**self._engine.held, "streams": len(self._streams)}
 
     async def _register(self, coordinator: str) -> None:
         try:
@@ -382,4 +396,5 @@ async def serve_worker(
         await worker.drain(drain_s)
         await worker.stop()
 
-    return await run_until_signalled(shutdown, within_s=drain_s + SHUTDOWN_S + 2, ended=worker.ended)
+    with told_on_signal(info.role, lambda: worker.held):
+        return await run_until_signalled(shutdown, within_s=drain_s + SHUTDOWN_S + 2, ended=worker.ended)

@@ -46,6 +46,7 @@ TRUST = ("tests/coordinator/test_trust.py",)
 ROWS = ("tests/paceline/test_rows.py",)
 EXACT = ("tests/coordinator/test_exact_worlds.py", "-k", "path and (closed or queue or late)")
 ENDS = ("tests/coordinator/test_ends.py",)
+FEED = ("tests/coordinator/test_feed.py",)
 CHECK = ("tests/deploy/test_check_lossless.py", "-k", "seed")
 
 
@@ -668,6 +669,43 @@ LEAVING = (
         CORE,
     ),
     Mutant(
+        "feed: clients before workers",
+        "coordinator/server.py",
+        """            if isinstance(command, Ask):
+                self._send(command.worker, command.ask)
+        for command in commands:
+            match command:
+""",
+        """            pass
+        for command in commands:
+            match command:
+                case Ask(worker, ask):
+                    self._send(worker, ask)
+""",
+        FEED,
+    ),
+    Mutant(
+        "timer: rings though the deadline was put off",
+        "coordinator/server.py",
+        "if self.pipeline.next_deadline_s() <= self._clock():",
+        "if True:",
+        FEED,
+    ),
+    Mutant(
+        "timer: an earlier deadline does not move it",
+        "coordinator/server.py",
+        "if deadline_s >= self._rings_s:",
+        "if self._timer:",
+        FEED,
+    ),
+    Mutant(
+        "hops: a round with another draft's pass is counted",
+        "bench/hops.py",
+        "if min(hops[:-1]) >= 0:",
+        "if True:",
+        ("tests/bench/test_hops.py", "-k", "began_before"),
+    ),
+    Mutant(
         "resume: the output that the client has is written again",
         "coordinator/core/request.py",
         "[*spec.token_ids, *spec.resumed]",
@@ -716,6 +754,20 @@ LEAVING = (
 )
 
 BENCH = (
+    Mutant(
+        "load: tokens that come together take no time but the first",
+        "bench/serving/call.py",
+        "[(at_s - last_s) / (count - known)] * (count - known)",
+        "[at_s - last_s]",
+        ("tests/bench/serving",),
+    ),
+    Mutant(
+        "load: requests that failed count as completed",
+        "bench/serving/figures.py",
+        "good = [outcome for outcome in outcomes if not outcome.error]",
+        "good = [outcome for outcome in outcomes if outcome.arrivals or outcome.error]",
+        ("tests/bench/serving",),
+    ),
     Mutant(
         "sweep: reported on the prompts that it chose by",
         "bench/sweep.py",
@@ -782,7 +834,94 @@ ENGINE = (
         ("tests/engine/test_graphs.py",),
     ),
 )
+SURVIVAL = (
+    Mutant(
+        "a worker may say more than it was asked for",
+        "coordinator/server.py",
+        "if link.num_owed < 0:",
+        "if False:",
+        ("tests/system/test_hostile.py", "-k", "floods"),
+    ),
+    Mutant(
+        "what is no step plan fails as it likes",
+        "paceline/engine/plan.py",
+        "except (TypeError, ValueError, msgpack.UnpackException) as error:",
+        "except msgpack.OutOfData as error:",
+        ("tests/bench/test_fuzz.py",),
+    ),
+    Mutant(
+        "a stream's end frees nothing",
+        "paceline/worker.py",
+        "                self._engine.drop(peer)\n",
+        "",
+        ("tests/system/test_failure.py", "-k", "lost_coordinator and kill"),
+    ),
+    Mutant(
+        "the relay says everything once",
+        "bench/relay.py",
+        'if fault == "repeat":',
+        "if False:",
+        ("tests/bench/test_relay.py",),
+    ),
+)
+
 DOORS = (
+    Mutant(
+        "HTTP: the likeliest tokens stand beside the wrong one",
+        "coordinator/http/logprobs.py",
+        "top = reply.top_logprobs[at]",
+        "top = reply.top_logprobs[0]",
+        ("tests/coordinator/http/test_completions.py",),
+    ),
+    Mutant(
+        "what the law cuts off is told as one of the likeliest",
+        "paceline/sampling.py",
+        "ids = ((row >= bound) & (row > -torch.inf)).nonzero()",
+        "ids = (row >= bound).nonzero()",
+        ("tests/paceline/test_sampling.py",),
+    ),
+    Mutant(
+        "counters that are counted again at a request's end",
+        "coordinator/metrics_export.py",
+        "self._count(metrics, running.counted if running else {})",
+        "self._count(metrics, {})",
+        ("tests/coordinator/test_metrics_export.py", "-k", "not page"),  # which reads docs
+    ),
+    Mutant(
+        "a cache's counters lose what a verifier counted that has left",
+        "coordinator/metrics_state.py",
+        "family.add_metric([self._model], self._sums[name])",
+        "family.add_metric([self._model], sum(getattr(cache, name) for cache in caches.values()))",
+        ("tests/coordinator/test_metrics_export.py", "-k", "not page"),  # which reads docs
+    ),
+    Mutant(
+        "a request is aborted by whoever knows its id",
+        "coordinator/server.py",
+        "if self.pipeline.owner(request_id) != client:",
+        "if self.pipeline.owner(request_id) is None:",
+        HTTP,
+    ),
+    Mutant(
+        "traces: an error's text is told",
+        "coordinator/telemetry.py",
+        "Status(StatusCode.ERROR, type(error).__name__)",
+        "Status(StatusCode.ERROR, str(error))",
+        ("tests/coordinator/test_telemetry.py",),
+    ),
+    Mutant(
+        "traces: a receiver that is gone holds up the end",
+        "coordinator/telemetry.py",
+        "await asyncio.to_thread(ending.join, FLUSH_S)",
+        "await asyncio.to_thread(ending.join)",
+        ("tests/coordinator/test_telemetry.py", "-k", "holds_up"),
+    ),
+    Mutant(
+        "traces: a request is not its caller's",
+        "coordinator/telemetry.py",
+        "self._callers.pop(spec.request_id, {})",
+        "{}",
+        ("tests/coordinator/test_telemetry.py",),
+    ),
     Mutant(
         "the drafter is told the verifier's seed",
         "coordinator/service.py",
@@ -821,8 +960,8 @@ DOORS = (
     Mutant(
         "a route without the key",
         "coordinator/http/app.py",
-        "for part in (completions, chat, tokens, probes, playground):",
-        "app.include_router(playground.router)\n    for part in (completions, chat, tokens, probes):",
+        "for part in (completions, chat, tokens, abort, probes, playground):",
+        "app.include_router(playground.router)\n    for part in (completions, chat, tokens, abort, probes):",
         HTTP,
     ),
     Mutant(
@@ -914,7 +1053,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.mutants", description="Break the code; see a test notice.")
     parser.add_argument("--only", default="", help="mutants whose description contains this")
     given = parser.parse_args()
-    mutants = SAMPLING + ROWS_AND_TRUST + WHOLE + PROTOCOL + BRANCHES + LEAVING + BENCH + ENGINE + DOORS
+    mutants = SAMPLING + ROWS_AND_TRUST + WHOLE + PROTOCOL + BRANCHES + LEAVING + BENCH + ENGINE + SURVIVAL + DOORS
     chosen = [mutant for mutant in mutants if given.only in mutant.what]
     if not chosen:
         parser.error(f"--only {given.only!r}: no mutant's description contains it; leave it out to see all of them")

@@ -16,6 +16,7 @@ from paceline import rows
 from paceline.engine.cost import CostModel
 from paceline.engine.runner import Chunk, PoolFull, Runner
 from paceline.errors import EngineLost, InvalidInput, Overloaded, PacelineError, PeerFault
+from paceline.holdings import Figures
 from paceline.types import (
     Blame,
     Close,
@@ -56,7 +57,7 @@ class VerifierEngine:
         self.cost = cost or CostModel()
         self._longest = min(runner.info.max_model_len, runner.room())  # tokens of a request, the pool being empty
         # A request that the pool could never hold is refused at the coordinator's door, not when it has outgrown it.
-        self.info = replace(info, cost=self.cost.cost, max_model_len=self._longest)
+        self._info = replace(info, cost=self.cost.cost, max_model_len=self._longest)
         self.budget = budget or Budget()
         self._clock = clock
         self._entries: dict[str, Entry] = {}  # by the sequence's name in the pool, oldest first
@@ -65,8 +66,17 @@ class VerifierEngine:
         self.num_preemptions = 0
 
     @property
+    def info(self) -> WorkerInfo:
+        """What to register, with the cache as it is now."""
+        return replace(self._info, cache=self.runner.cache_use(self.num_preemptions))
+
+    @property
     def num_requests(self) -> int:
         return len(self._entries)
+
+    @property
+    def held(self) -> Figures:
+        return {"requests": len(self._entries), "kv_blocks": self.runner.num_held_blocks}
 
     # --- asks
 
@@ -111,8 +121,8 @@ class VerifierEngine:
         if max(ask.token_ids) >= self.runner.info.vocab_size:
             fix = f"must be below the vocabulary's size {self.runner.info.vocab_size}"
             raise InvalidInput("token_ids", max(ask.token_ids), fix)
-        if len(self._entries) >= self.info.max_num_seqs:
-            raise Overloaded("requests on this verifier", self.info.max_num_seqs, retry_after_s=1.0)
+        if len(self._entries) >= self._info.max_num_seqs:
+            raise Overloaded("requests on this verifier", self._info.max_num_seqs, retry_after_s=1.0)
 
     def _close(self, key: str) -> None:
         if self._entries.pop(key, None):
@@ -247,7 +257,7 @@ class VerifierEngine:
             tokens = work.token_ids[: shares[key]]
             chunks.append(Chunk(key, work.start, tokens, work.num_rows if whole else 0))
         logits = self.runner.forward(chunks)
-        self.info = self.cost.seen(self.info, chunks, 1e3 * (self._clock() - started_s))
+        self._info = self.cost.seen(self._info, chunks, 1e3 * (self._clock() - started_s))
         parts = share_out(logits, [chunk.num_rows for chunk in chunks])
         replies: Replies = []
         for chunk, target in zip(chunks, parts, strict=True):

@@ -17,10 +17,10 @@ from torch import Tensor
 from paceline import sampling as law
 from paceline.errors import Unavailable
 from paceline.rows import DraftRows, ReadRows
-from paceline.types import Rule, Source, Tokens, Verdict
+from paceline.types import Rule, SamplingParams, Source, Tokens, TopLogprobs, Verdict
 from verifier.rules import Judgement, PhiloxCoins, judge, judge_blocks
 from verifier.rules.match import compare
-from verifier.session import Need, Session, Work
+from verifier.session import NOTHING_TOLD, Logprobs, Need, Session, Work
 
 
 @dataclass(slots=True)
@@ -132,14 +132,22 @@ def _judge(entry: Entry, work: Work, target_rows: Tensor) -> Judgement:
 
 def _commit(entry: Entry, work: Work, said: Judgement, target_rows: Tensor) -> Verdict:
     """Commit what was said of raw `target_rows`, and retain the last of them if no token of the target's own came."""
-    logprobs: tuple[float, ...] = ()
-    sampling = entry.session.ask.sampling
-    if sampling.logprobs:
+    told = NOTHING_TOLD
+    if entry.session.ask.sampling.logprobs:
         new = work.draft_ids[: said.num_accepted] + (() if said.token_id is None else (said.token_id,))
-        logprobs = law.log_probs_of(_adjusted(entry, target_rows, work.draft_ids), new, sampling)
+        told = _logprobs(_adjusted(entry, target_rows, work.draft_ids)[: len(new)], new, entry.session.ask.sampling)
     source = said.source or Source.BONUS
     retained = target_rows[-1:].clone() if said.token_id is None else None
-    return entry.session.judged(work, said.num_accepted, said.token_id, source, retained, logprobs)
+    return entry.session.judged(work, said.num_accepted, said.token_id, source, retained, told)
+
+
+def _logprobs(rows: Tensor, token_ids: Tokens, sampling: SamplingParams) -> Logprobs:
+    """What adjusted `rows` say of `token_ids`, one a row, and of the likeliest tokens beside them if asked."""
+    own = law.log_probs_of(rows, token_ids, sampling)
+    if not (sampling.top_logprobs and token_ids):
+        return Logprobs(own)
+    top = law.top_log_probs(rows, sampling.top_logprobs, sampling)
+    return Logprobs(own, tuple(TopLogprobs(ids, values) for ids, values in top))
 
 
 def _adjusted(entry: Entry, target_rows: Tensor, draft_ids: Tokens = ()) -> Tensor:

@@ -18,10 +18,10 @@ from __future__ import annotations
 
 import enum
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Generic, TypeVar
 
-from paceline.types import Decode, Draft, OpenVerify, Rule, Source, Tokens, Verdict, Verify
+from paceline.types import Decode, Draft, OpenVerify, Rule, Source, Tokens, TopLogprobs, Verdict, Verify
 
 Row = TypeVar("Row")
 
@@ -57,6 +57,17 @@ class Work:
         return not (self.drafts and self.drafts[-1].is_open)
 
 
+@dataclass(frozen=True, slots=True)
+class Logprobs:
+    """Of committed tokens: one a token where they were asked for, else none; likewise the likeliest beside each."""
+
+    own: tuple[float, ...] = ()
+    top: tuple[TopLogprobs, ...] = ()
+
+
+NOTHING_TOLD = Logprobs()
+
+
 @dataclass(slots=True)
 class _Waiting:
     ask: Verify
@@ -71,6 +82,7 @@ class Session(Generic[Row]):
         self.log = list(ask.token_ids)
         self.sources: list[Source] = []  # of log[len(ask.token_ids):]
         self.logprobs: list[float] = []  # likewise where they were asked for, else empty
+        self.top_logprobs: list[TopLogprobs] = []  # likewise
         self.computed = 0  # invariant: <= len(log); the pool may hold more, the next chunk's start cuts it
         self.retained: Row | None = None  # invariant: None unless computed == len(log)
         self.decode_until = len(self.log) + ask.num_decode  # absolute position
@@ -117,8 +129,8 @@ class Session(Generic[Row]):
         if not base <= start < len(self.log):
             return None
         tokens, sources = tuple(self.log[start:]), tuple(self.sources[start - base :])
-        logprobs = tuple(self.logprobs[start - base :])
-        return Verdict(self.ask.request_id, epoch, start, tokens, sources, logprobs=logprobs)
+        own, top = tuple(self.logprobs[start - base :]), tuple(self.top_logprobs[start - base :])
+        return Verdict(self.ask.request_id, epoch, start, tokens, sources, logprobs=own, top_logprobs=top)
 
     # --- work
 
@@ -186,7 +198,7 @@ class Session(Generic[Row]):
         token_id: int | None,
         source: Source,
         retained: Row | None,
-        logprobs: tuple[float, ...] = (),
+        told: Logprobs = NOTHING_TOLD,
     ) -> Verdict:
         """Commit what the rule decided about `work`; the caller adds its timings to the verdict.
 
@@ -196,7 +208,8 @@ class Session(Generic[Row]):
         draft_ids, start = work.draft_ids, len(self.log)
         self.log += draft_ids[:num_accepted]
         self.sources += [Source.ACCEPTED] * num_accepted
-        self.logprobs += logprobs
+        self.logprobs += told.own
+        self.top_logprobs += told.top
         self.computed = len(self.log)
         if token_id is not None:
             self.log.append(token_id)
@@ -213,7 +226,8 @@ class Session(Generic[Row]):
         new = tuple(self.log[start:])
         sources = tuple(self.sources[start - len(self.ask.token_ids) :])
         tested = num_accepted + rejected
-        return Verdict(self.ask.request_id, epoch, start, new, sources, tested, len(work.drafts), logprobs=logprobs)
+        verdict = Verdict(self.ask.request_id, epoch, start, new, sources, tested, len(work.drafts))
+        return replace(verdict, logprobs=told.own, top_logprobs=told.top)
 
     def _reject(self, epoch: int, *, preverify: bool) -> None:
         """A rejection ends the epoch. Pre-verify: do at once what needs no draft."""

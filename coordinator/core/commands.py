@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from coordinator.core.metrics import RequestMetrics
 from paceline.errors import PacelineError
-from paceline.types import DrafterAsk, FinishReason, Source, Tokens, VerifierAsk
+from paceline.types import DrafterAsk, FinishReason, Source, Tokens, TopLogprobs, VerifierAsk
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +25,7 @@ class Emit:
     token_ids: Tokens
     sources: tuple[Source, ...]
     logprobs: tuple[float, ...] = ()  # one a token where they were asked for, else none
+    top_logprobs: tuple[TopLogprobs, ...] = ()  # likewise
 
 
 @dataclass(frozen=True, slots=True)

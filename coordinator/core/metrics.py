@@ -105,10 +105,9 @@ class RequestMetrics:
         return self.num_branch_tokens - self.num_promoted_tokens
 
     @property
-    def branch_hit_rate(self) -> float | None:
-        """Of the runs in mode branch; None if there was none."""
-        num_runs = self.num_branch_hits + self.num_branch_misses
-        return self.num_branch_hits / num_runs if num_runs else None
+    def branch_runs(self) -> dict[str, int]:
+        """Runs in mode branch, by whether a branch was there for them."""
+        return {"hit": self.num_branch_hits, "miss": self.num_branch_misses}
 
     @property
     def mean_accepted_length(self) -> float:

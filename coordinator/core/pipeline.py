@@ -31,6 +31,7 @@ from coordinator.core.events import (
 )
 from coordinator.core.fair import FairQueue
 from coordinator.core.limits import Limits
+from coordinator.core.metrics import RequestMetrics
 from coordinator.core.placement import VERIFIER, Pools, Wish, Worker
 from coordinator.core.request import Request
 from coordinator.core.rules import choose_rule
@@ -57,6 +58,16 @@ class Pipeline:
     @property
     def num_waiting(self) -> int:
         return len(self._waiting)
+
+    def metrics(self, request_id: str) -> RequestMetrics | None:
+        """What a running request does, up to its end, for those who read and change nothing; None if there is none."""
+        request = self._requests.get(request_id)
+        return request.metrics if request else None
+
+    def owner(self, request_id: str) -> str | None:
+        """Whose request it is, by `RequestSpec.client`; None if none of that id is here."""
+        request = self._requests.get(request_id)
+        return request.spec.client if request else None
 
     def next_deadline_s(self) -> float:
         """When to call back with `Tick` at the latest; infinite if nothing is under way."""

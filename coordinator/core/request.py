@@ -213,7 +213,8 @@ class Request:
         new, sources = cut(self.spec, start, verdict.token_ids[known:], verdict.sources[known:])
         self._count(verdict, sources, now_s)
         self.committed += new
-        yield Emit(self.spec.request_id, new, sources, verdict.logprobs[known : known + len(new)])
+        told = slice(known, known + len(new))
+        yield Emit(self.spec.request_id, new, sources, verdict.logprobs[told], verdict.top_logprobs[told])
         if reason := finish_reason(self.spec, self.committed):
             yield from self.finish(reason, now_s)
             return
@@ -253,8 +254,7 @@ class Request:
         self._told = len(self.committed)
 
     def _note_plan(self) -> None:
-        how = self._planner
-        self.metrics.planned(how.mode, str(how.policy), how.window)
+        self.metrics.planned(self._planner.mode, str(self._planner.policy), self._planner.window)
 
     @property
     def _is_resting(self) -> bool:

@@ -102,7 +102,7 @@ export class Playground {
     const characters = Array.from(data.text);
     let at = 0;
     data.text_lengths.forEach((length, i) => {
-      this.counts[data.sources[i]] += 1;
+      this.counts[data.sources[i]] = (this.counts[data.sources[i]] || 0) + 1;
       if (length) this.append(characters.slice(at, at + length).join(""), data.sources[i]);
       at += length;
       this.last = data.sources[i];
@@ -122,14 +122,29 @@ export class Playground {
   }
 
   count() {
-    for (const [source, count] of Object.entries(this.counts)) $(`num-${source}`).textContent = count;
+    for (const [source, count] of Object.entries(this.counts)) {
+      if (!$(`num-${source}`)) this.explain(source);
+      $(`num-${source}`).textContent = count;
+    }
+  }
+
+  // A source that this page was not made for gets a place in the legend.
+  explain(source) {
+    const entry = document.createElement("li");
+    const sample = document.createElement("span");
+    const number = document.createElement("b");
+    sample.className = `token ${source}`;
+    sample.textContent = source.replaceAll("_", "-");
+    number.id = `num-${source}`;
+    entry.append(sample, " ", number);
+    $("legend").append(entry);
   }
 
   finish({ finish_reason, metrics }) {
     const seconds = metrics.e2e_ms / 1e3;
     const count = metrics.num_generated_tokens;
     const speed = seconds ? count / seconds : 0;
-    const ends = { stop: "it ended by itself", length: "as long as asked for", abort: "it was cancelled" };
+    const ends = { stop: "it ended by itself", length: "the most that were asked for", abort: "it was cancelled" };
     $("summary").textContent = `${count} tokens in ${seconds.toFixed(2)} s: ${ends[finish_reason] || finish_reason}.`;
     const share = (part, whole) => (whole ? `${part} / ${whole}  (${Math.round((100 * part) / whole)} %)` : "–");
     this.figures([
@@ -139,6 +154,7 @@ export class Playground {
       ["length policy", metrics.length_policy],
       ["accepted / tested", share(metrics.num_accepted_tokens, metrics.num_tested_tokens)],
       ["tokens a draft", metrics.num_drafts ? metrics.mean_accepted_length.toFixed(2) : "–"],
+      ...("num_branch_hits" in metrics ? [["branch hits", share(metrics.num_branch_hits, metrics.num_branches)]] : []),
       ["overlap", metrics.draft_ms ? `${Math.round(100 * metrics.overlap_share)} %` : "–"],
       ["target passes", metrics.num_target_passes],
       ["wasted drafts", `${metrics.num_wasted_tokens} tokens`],

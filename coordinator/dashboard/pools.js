@@ -74,6 +74,10 @@ export class Pools {
       figures.append(this.figure("accepted", number(acceptance === null ? null : 100 * acceptance, 0, "%"), acceptance));
     } else {
       figures.append(this.figure("committed", `${worker.num_tokens} tokens`));
+      if (worker.cache) {
+        const share = worker.cache.num_used_tokens / worker.cache.num_tokens;
+        figures.append(this.figure("KV cache", `${Math.round(100 * share)} % of ${worker.cache.num_tokens.toLocaleString("en")}`, share));
+      }
     }
     card.append(name, what, figures);
     return card;

@@ -1,8 +1,11 @@
 // Who worked when: a lane for the drafter, one for the verifier, one for when both did, and the tokens as they came.
+// Drafts for outcomes that have not happened yet (is_branch) have a lane of their own, there once one has come.
 // Everything stands in milliseconds inside one group, so that zooming is one change of its scale.
+import { $ } from "./shared.js";
+
 const NS = "http://www.w3.org/2000/svg";
 const LANE = 36, BAR = 24, TOP = 20;
-const ROW = { drafter: 0, verifier: 1, both: 2, tokens: 3 };
+const ROW = { drafter: 0, verifier: 1, both: 2, tokens: 3, branch: 4 };
 const MAX_STACK = 8, TOKEN_HEIGHT = 5; // tokens of one answer, one above the other
 const MAX_TICKS = 400, TICK_PX = 80;
 
@@ -25,6 +28,8 @@ export class Timeline {
   clear(told) {
     this.endMs = 1;
     this.spans = { drafter: [], verifier: [] };
+    this.numLanes = 4;
+    $("branch-lane").hidden = true;
     this.ticks = make("g", {});
     this.marks = make("g", {});
     this.chart.replaceChildren(this.ticks, this.marks);
@@ -48,7 +53,11 @@ export class Timeline {
   }
 
   addSpan(span) {
-    this.bar(span.role, span.start_ms, span.end_ms, `${span.role}: ${span.num_tokens} tokens, `);
+    if (span.is_branch) {
+      this.numLanes = 5;
+      $("branch-lane").hidden = false;
+    }
+    this.bar(span.is_branch ? "branch" : span.role, span.start_ms, span.end_ms, `${span.role}: ${span.num_tokens} tokens, `);
     this.spans[span.role].push(span);
     // Only the last few of the other lane can still overlap this one.
     for (const other of this.spans[span.role === "drafter" ? "verifier" : "drafter"].slice(-16)) {
@@ -75,13 +84,14 @@ export class Timeline {
     const total = Math.max(width, this.endMs * scale + 4);
     const isAtEnd = this.scroll.scrollLeft + this.scroll.clientWidth >= this.scroll.scrollWidth - 8;
     this.chart.setAttribute("width", this.acrossMs ? total : width);
+    this.chart.setAttribute("height", TOP + this.numLanes * LANE + 8);
     this.marks.setAttribute("transform", `scale(${scale} 1)`);
     const least = Math.max(TICK_PX / scale, (total / scale) / MAX_TICKS);
     const power = 10 ** Math.floor(Math.log10(least));
     const step = [1, 2, 5, 10].map((times) => times * power).find((value) => value >= least);
     const ticks = [];
     for (let at = 0; at * scale < total; at += step) {
-      ticks.push(make("line", { x1: at * scale, x2: at * scale, y1: TOP - 4, y2: TOP + 4 * LANE, class: "tick" }));
+      ticks.push(make("line", { x1: at * scale, x2: at * scale, y1: TOP - 4, y2: TOP + this.numLanes * LANE, class: "tick" }));
       const label = make("text", { x: at * scale + 3, y: 12 });
       label.textContent = step >= 1000 ? `${at / 1000} s` : `${Number(at.toPrecision(6))} ms`;
       if (at * scale < total - 40) ticks.push(label);

@@ -5,8 +5,8 @@ from __future__ import annotations
 from fastapi import Depends, FastAPI, Request
 from fastapi.responses import Response
 
-from coordinator.http import chat, completions, pages, playground, probes, tokens
-from coordinator.http.errors import BodyLimit, add_handlers
+from coordinator.http import abort, chat, completions, pages, playground, probes, tokens
+from coordinator.http.errors import BodyLimit, RequestIds, add_handlers
 from coordinator.http.face import ClientLeft, Face, check_key
 from paceline import __version__
 from paceline.rpc import MAX_MESSAGE_BYTES
@@ -25,6 +25,7 @@ def create_app(face: Face) -> FastAPI:
     )
     app.state.face = face
     app.add_middleware(BodyLimit, max_bytes=MAX_MESSAGE_BYTES)  # as over gRPC
+    app.add_middleware(RequestIds)  # added last, so it is around all others
     add_handlers(app)
 
     @app.exception_handler(ClientLeft)
@@ -33,6 +34,6 @@ def create_app(face: Face) -> FastAPI:
 
     app.include_router(probes.public)
     app.include_router(pages.router)
-    for part in (completions, chat, tokens, probes, playground):
+    for part in (completions, chat, tokens, abort, probes, playground):
         app.include_router(part.router, dependencies=[Depends(check_key)])
     return app

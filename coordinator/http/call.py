@@ -53,7 +53,7 @@ class Call:
 
     async def respond(self, request: Request) -> Response:
         """The response, or its beginning. Raises what goes wrong before there is any."""
-        include_usage = self.body.include_usage
+        include_usage = self.body.include_usage  # read first: it may be wrong
         if self.body.stream:
             return await sse.stream(request, self._events(include_usage=include_usage), **{"x-request-id": self._id})
         answer = await while_connected(request, self._answer())
@@ -81,6 +81,8 @@ class Call:
             lengths[place] = lengths.get(place, 0) + len(reply.text)
             num_tokens += len(reply.token_ids)
             metrics = self._metrics(reply)
+            if self.body.has_continuous_usage:
+                head["usage"] = self._usage(num_tokens)
             for chunk in chunks:
                 told = metrics if chunk["finish_reason"] and not include_usage else {}
                 yield sse.event(head | {"choices": [chunk]} | told)

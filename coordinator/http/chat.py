@@ -10,7 +10,7 @@ from fastapi.responses import Response
 
 from coordinator.http import logprobs
 from coordinator.http.call import Call, finish
-from coordinator.http.face import Face, choices, client_of, face
+from coordinator.http.face import Face, choices, face, origin_of
 from coordinator.http.schema import ChatBody
 from coordinator.service import Reply
 from paceline.errors import InvalidInput
@@ -57,7 +57,6 @@ class ChatShape:
 @router.post("/v1/chat/completions", response_model=None)
 async def chat_completions(request: Request, body: ChatBody, it: Annotated[Face, Depends(face)]) -> Response:
     it.check_model(body.model)
-    logprobs.refuse_others("top_logprobs", body.top_logprobs)
     limits = {body.max_tokens, body.max_completion_tokens} - {None}
     if len(limits) > 1:
         raise InvalidInput("max_completion_tokens", body.max_completion_tokens, "differs from max_tokens; give one")
@@ -69,7 +68,8 @@ async def chat_completions(request: Request, body: ChatBody, it: Annotated[Face,
         it.service.coordinator.config.policy,
         max_tokens=limits.pop() if limits else None,
         logprobs=bool(body.logprobs),
-        client=client_of(request),
+        top_logprobs=body.top_logprobs or 0,
+        **origin_of(request),
         add_special_tokens=False,  # the template has written them
     )
     shape = ChatShape(it.service.tokenizer, bool(body.logprobs))

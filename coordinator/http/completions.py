@@ -10,9 +10,11 @@ from fastapi.responses import Response
 
 from coordinator.http import logprobs
 from coordinator.http.call import Call, finish
-from coordinator.http.face import Face, choices, client_of, face
+from coordinator.http.face import Face, choices, face, origin_of
 from coordinator.http.schema import CompletionBody
 from coordinator.service import Reply
+from paceline.errors import InvalidInput
+from paceline.sampling_checks import MAX_TOP_LOGPROBS
 from paceline.tokenizer import Tokenizer
 
 router = APIRouter()
@@ -43,7 +45,8 @@ class CompletionShape:
 @router.post("/v1/completions", response_model=None)
 async def completions(request: Request, body: CompletionBody, it: Annotated[Face, Depends(face)]) -> Response:
     it.check_model(body.model)
-    logprobs.refuse_others("logprobs", body.logprobs)
+    if not 0 <= (body.logprobs or 0) <= MAX_TOP_LOGPROBS:
+        raise InvalidInput("logprobs", body.logprobs, f"must be from 0 to {MAX_TOP_LOGPROBS}")
     admitted = []
     for number, prompt in enumerate(body.prompts):
         asked = body.request(
@@ -51,8 +54,9 @@ async def completions(request: Request, body: CompletionBody, it: Annotated[Face
             it.service.coordinator.config.policy,
             max_tokens=DEFAULT_MAX_TOKENS if body.max_tokens is None else body.max_tokens,
             logprobs=body.logprobs is not None,
+            top_logprobs=body.logprobs or 0,
             add_special_tokens=body.add_special_tokens,
-            client=client_of(request),
+            **origin_of(request),
             request_id=f"{body.request_id}-{number}" if body.request_id and number else body.request_id or "",
         )
         admitted += await choices(it.service, asked, body.num_choices)

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import logging
 import math
+import re
+import uuid
 from collections.abc import Sequence
 from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
-from starlette.datastructures import Headers
+from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -103,6 +105,28 @@ class BodyLimit:
             return part
 
         await self.app(scope, counted, send)
+
+
+class RequestIds:
+    """Every answer has an `x-request-id`: the one that the caller sent, else the answer's own, else a new one."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        given = Headers(scope=scope).get("x-request-id", "")
+        given = given if re.fullmatch(r"[!-~]{1,128}", given) else ""
+
+        async def named(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                headers = MutableHeaders(scope=message)
+                headers["x-request-id"] = given or headers.get("x-request-id") or uuid.uuid4().hex
+            await send(message)
+
+        await self.app(scope, receive, named)
 
 
 def add_handlers(app: FastAPI) -> None:

@@ -11,6 +11,7 @@ from typing import Any, Protocol, TypeVar
 
 from fastapi import Request
 
+from coordinator import telemetry
 from coordinator.core.events import RequestSpec
 from coordinator.http.errors import UnknownModel
 from coordinator.http.schema import Message
@@ -113,6 +114,12 @@ def client_of(request: Request) -> str:
     return name
 
 
+def origin_of(request: Request) -> dict[str, Any]:
+    """Whose call it is, by the fields of `GenerationRequest`: the API key's name, and the trace that it belongs to."""
+    caller = {name: value for name in telemetry.FIELDS if (value := request.headers.get(name))}
+    return {"client": client_of(request), "caller": caller}
+
+
 async def while_connected(request: Request, work: Awaitable[T]) -> T:
     """The result of `work`, which is cancelled if the client leaves first. Raises ClientLeft then."""
     task = asyncio.ensure_future(work)
@@ -188,6 +195,7 @@ def joined(parts: Sequence[Reply]) -> Reply:
         sources=tuple(source for part in parts for source in part.sources),
         text_lengths=tuple(length for part in parts for length in part.text_lengths),
         logprobs=tuple(logprob for part in parts for logprob in part.logprobs),
+        top_logprobs=tuple(top for part in parts for top in part.top_logprobs),
         finish_reason=last.finish_reason,
         metrics=last.metrics,
     )

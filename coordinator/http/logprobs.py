@@ -1,40 +1,50 @@
-"""Log-probabilities as OpenAI's two APIs write them. There are those of the output's own tokens only."""
+"""Log-probabilities as OpenAI's two APIs write them: of the output's own tokens, and of the likeliest beside each."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from coordinator.service import Reply
-from paceline.errors import InvalidInput
 from paceline.tokenizer import Tokenizer
 
 LEAST = -9999.0  # JSON has no infinity; vLLM writes the same
 
 
-def refuse_others(name: str, num_others: int | None) -> None:
-    """Raises InvalidInput if tokens that were not chosen are asked for."""
-    if num_others:
-        fix = "must be 0: only the log-probability of the token itself is known, not those of others"
-        raise InvalidInput(name, num_others, fix)
-
-
 def of_completion(reply: Reply, tokenizer: Tokenizer, offset: int) -> dict[str, Any]:
-    """`offset`: characters of text before this reply's."""
+    """`offset`: characters of text before this reply's. The token itself stands among the likeliest, as at OpenAI."""
+    texts = [_text(tokenizer, token_id) for token_id in reply.token_ids]
+    own = [max(logprob, LEAST) for logprob in reply.logprobs]
+    likeliest = [
+        {_text(tokenizer, token_id): max(logprob, LEAST) for token_id, logprob in _pairs(reply, i)} | {texts[i]: own[i]}
+        for i in range(len(reply.top_logprobs))
+    ]
     return {
-        "tokens": [_text(tokenizer, token_id) for token_id in reply.token_ids],
-        "token_logprobs": [max(logprob, LEAST) for logprob in reply.logprobs],
-        "top_logprobs": None,
+        "tokens": texts,
+        "token_logprobs": own,
+        "top_logprobs": likeliest or None,
         "text_offset": [offset + sum(reply.text_lengths[:i]) for i in range(len(reply.token_ids))],
     }
 
 
 def of_chat(reply: Reply, tokenizer: Tokenizer) -> dict[str, Any]:
-    texts = [_text(tokenizer, token_id) for token_id in reply.token_ids]
     content = [
-        {"token": text, "logprob": max(logprob, LEAST), "bytes": _bytes(text), "top_logprobs": []}
-        for text, logprob in zip(texts, reply.logprobs, strict=True)
+        _entry(tokenizer, token_id, logprob) | {"top_logprobs": [_entry(tokenizer, *pair) for pair in _pairs(reply, i)]}
+        for i, (token_id, logprob) in enumerate(zip(reply.token_ids, reply.logprobs, strict=True))
     ]
     return {"content": content, "refusal": None}
+
+
+def _pairs(reply: Reply, at: int) -> list[tuple[int, float]]:
+    """The likeliest tokens at one place, if they were asked for."""
+    if not reply.top_logprobs:
+        return []
+    top = reply.top_logprobs[at]
+    return list(zip(top.token_ids, top.logprobs, strict=True))
+
+
+def _entry(tokenizer: Tokenizer, token_id: int, logprob: float) -> dict[str, Any]:
+    text = _text(tokenizer, token_id)
+    return {"token": text, "logprob": max(logprob, LEAST), "bytes": _bytes(text)}
 
 
 def _text(tokenizer: Tokenizer, token_id: int) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator
+from dataclasses import asdict
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Request
@@ -12,7 +13,7 @@ from coordinator.core.events import RequestSpec
 from coordinator.core.placement import Worker
 from coordinator.http import sse
 from coordinator.http.call import finish
-from coordinator.http.face import Face, client_of, face, replies
+from coordinator.http.face import Face, face, origin_of, replies
 from coordinator.http.schema import PlaygroundBody
 from coordinator.server import Span
 from coordinator.service import GenerationRequest
@@ -33,7 +34,7 @@ async def generate(request: Request, body: PlaygroundBody, it: Annotated[Face, D
     asked = body.request(
         it.prompt(body.prompt, body.messages),
         it.service.coordinator.config.policy,
-        client=client_of(request),
+        **origin_of(request),
         add_special_tokens=not has_template,
     )
     spec = await it.service.admit(asked)
@@ -110,5 +111,6 @@ def _worker(it: Face, worker: Worker) -> dict[str, Any]:
         "tokens_per_s": stats.tokens_per_s if stats else None,
         "num_tokens": stats.num_tokens if stats else 0,
         "num_accepted": stats.num_accepted if stats and info.role is Role.VERIFIER else None,
+        "cache": asdict(info.cache) if info.cache else None,
         "acceptance": worker.pace.acceptance if is_measured else None,
     }

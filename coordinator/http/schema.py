@@ -59,7 +59,7 @@ class Body(BaseModel):
 class StreamOptions(Body):
     include_usage: bool | None = None
     include_obfuscation: Literal[False] | None = None
-    continuous_usage_stats: Literal[False] | None = None
+    continuous_usage_stats: bool | None = None  # vLLM's: every chunk says how many tokens there are by then
 
 
 class Speculative(Body):
@@ -149,6 +149,11 @@ class SamplingBody(Body):
             raise InvalidInput("stream_options", "…", 'needs "stream": true')
         return bool(self.stream_options and self.stream_options.include_usage)
 
+    @property
+    def has_continuous_usage(self) -> bool:
+        """Whether every chunk says how many tokens there are by then; as with vLLM only together with include_usage."""
+        return self.include_usage and bool(self.stream_options and self.stream_options.continuous_usage_stats)
+
     def request(self, prompt: str | Tokens, default: LengthPolicy | None, **more: Any) -> GenerationRequest:
         """What is asked of the service for one prompt; `more` are further fields of it. Raises InvalidInput."""
         how = self.speculative or Speculative()
@@ -156,7 +161,7 @@ class SamplingBody(Body):
         given = {
             "prompt": prompt,
             "max_tokens": self.max_tokens,
-            "sampling": self._sampling(logprobs=more.pop("logprobs", False)),
+            "sampling": self._sampling(more.pop("logprobs", False), more.pop("top_logprobs", 0)),
             "stop": stop,
             "ignore_eos": self.ignore_eos,
             "mode": member(Mode, "speculative.mode", how.mode),
@@ -168,7 +173,7 @@ class SamplingBody(Body):
         }
         return GenerationRequest(**(given | more))
 
-    def _sampling(self, *, logprobs: bool) -> SamplingParams:
+    def _sampling(self, logprobs: bool, top_logprobs: int) -> SamplingParams:
         names = ("temperature", "top_p", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty")
         given = {name: value for name in (*names, "min_tokens") if (value := getattr(self, name)) is not None}
         return SamplingParams(
@@ -178,6 +183,7 @@ class SamplingBody(Body):
             logit_bias=tuple(sorted(_biases(self.logit_bias or {}))),
             stop_token_ids=tuple(self.stop_token_ids or ()),
             logprobs=logprobs,
+            top_logprobs=top_logprobs,
         )
 
 
@@ -261,6 +267,12 @@ class DetokenizeBody(Body):
 
     model: str | None = None
     tokens: list[int]
+
+
+class AbortBody(Body):
+    """`POST /abort_request`."""
+
+    request_id: str
 
 
 def _biases(given: Mapping[str, float]) -> list[tuple[int, float]]:

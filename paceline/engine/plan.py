@@ -16,6 +16,8 @@ from typing import NamedTuple
 
 import msgpack
 
+from paceline.errors import PeerFault
+
 # A draft under test is a handful of tokens; padding such chunks to a common length costs little. A longer
 # chunk is a prefill and is attended to alone.
 MAX_BATCHED_TOKENS = 32
@@ -64,9 +66,13 @@ class StepPlan:
 
     @classmethod
     def unpack(cls, payload: bytes) -> StepPlan:
-        """The inverse of `pack`."""
-        token_ids, rows, spans = msgpack.unpackb(payload)
-        return cls(token_ids, rows, [Span(start, count, tuple(blocks)) for start, count, blocks in spans])
+        """The inverse of `pack`. Raises PeerFault for what is no plan; its numbers are the leader's and believed."""
+        try:
+            token_ids, rows, spans = msgpack.unpackb(payload)
+            tables = [Span(start, count, tuple(blocks)) for start, count, blocks in spans]
+        except (TypeError, ValueError, msgpack.UnpackException) as error:
+            raise PeerFault(f"a step plan is malformed: {error or type(error).__name__}") from None
+        return cls(token_ids, rows, tables)
 
 
 def build(chunks: Sequence[Chunk], tables: Sequence[Sequence[int]]) -> StepPlan:

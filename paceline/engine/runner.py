@@ -11,6 +11,7 @@ from dataclasses import replace
 
 import torch
 
+from paceline.cache_use import CacheUse
 from paceline.engine import weights
 from paceline.engine.executor import Executor, Options, prepare
 from paceline.engine.info import ModelInfo
@@ -124,6 +125,11 @@ class Runner:
         """Cached tokens of a sequence. Raises UnknownRequest if it is not open."""
         return self._pool.length(sequence)
 
+    @property
+    def num_held_blocks(self) -> int:
+        """Blocks that an open sequence holds; those which are only remembered are not among them."""
+        return self._pool.num_blocks - self._pool.num_free_blocks
+
     def room(self) -> int:
         """Tokens in free blocks. A sequence may also fill up the last block that it owns."""
         return self._pool.num_free_blocks * self._pool.block_size
@@ -141,6 +147,18 @@ class Runner:
     def prefix_stats(self) -> PrefixStats:
         """How much of the prompts was found cached, since the start."""
         return self._pool.prefix_stats
+
+    def cache_use(self, num_preemptions: int = 0) -> CacheUse:
+        """What the pool holds now; may be asked at any time, from any thread."""
+        size, stats = self._pool.block_size, self._pool.prefix_stats
+        num_free = self._pool.num_free_blocks
+        return CacheUse(
+            num_tokens=size * self._pool.num_blocks,
+            num_used_tokens=size * (self._pool.num_blocks - num_free),
+            num_queried_tokens=stats.num_queried_tokens,
+            num_found_tokens=stats.num_hit_tokens,
+            num_preemptions=num_preemptions,
+        )
 
     def forward(self, chunks: Sequence[Chunk]) -> torch.Tensor:
         """One ragged forward pass: logits [sum of num_rows, vocab_size] float32, rows in the chunks' order.

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1apaceline/wire/common.proto\x12\rpaceline.wire\"\xf1\x02\n\x0eSamplingParams\x12\x13\n\x0btemperature\x18\x01 \x01(\x01\x12\r\n\x05top_k\x18\x02 \x01(\r\x12\r\n\x05top_p\x18\x03 \x01(\x01\x12\x11\n\x04seed\x18\x04 \x01(\x04H\x00\x88\x01\x01\x12\r\n\x05min_p\x18\x05 \x01(\x01\x12\x1a\n\x12repetition_penalty\x18\x06 \x01(\x01\x12\x18\n\x10presence_penalty\x18\x07 \x01(\x01\x12\x19\n\x11\x66requency_penalty\x18\x08 \x01(\x01\x12@\n\nlogit_bias\x18\t \x03(\x0b\x32,.paceline.wire.SamplingParams.LogitBiasEntry\x12\x12\n\nmin_tokens\x18\n \x01(\r\x12\x16\n\x0estop_token_ids\x18\x0b \x03(\r\x12\x10\n\x08logprobs\x18\x0c \x01(\x08\x1a\x30\n\x0eLogitBiasEntry\x12\x0b\n\x03key\x18\x01 \x01(\r\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\x42\x07\n\x05_seed\"\x90\x01\n\x0cLengthPolicy\x12\x0c\n\x04name\x18\x01 \x01(\t\x12?\n\nparameters\x18\x02 \x03(\x0b\x32+.paceline.wire.LengthPolicy.ParametersEntry\x1a\x31\n\x0fParametersEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"@\n\x04Rows\x12\r\n\x05width\x18\x01 \x01(\r\x12\x0b\n\x03ids\x18\x02 \x01(\x0c\x12\x0e\n\x06\x63ounts\x18\x03 \x01(\x0c\x12\x0c\n\x04\x62its\x18\x04 \x01(\r\"\x1b\n\x05\x43lose\x12\x12\n\nrequest_id\x18\x01 \x01(\t\"Q\n\x05\x46\x61ult\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0f\n\x07message\x18\x02 \x01(\t\x12#\n\x05\x62lame\x18\x03 \x01(\x0e\x32\x14.paceline.wire.Blame\"\xeb\x02\n\nWorkerInfo\x12!\n\x04role\x18\x01 \x01(\x0e\x32\x13.paceline.wire.Role\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\t\x12\x13\n\x0bincarnation\x18\x03 \x01(\x04\x12\r\n\x05model\x18\x04 \x01(\t\x12\x12\n\nmodel_hash\x18\x05 \x01(\t\x12\x16\n\x0etokenizer_hash\x18\x06 \x01(\t\x12\x12\n\nvocab_size\x18\x07 \x01(\r\x12\x15\n\rmax_model_len\x18\x08 \x01(\r\x12\x14\n\x0cmax_num_seqs\x18\t \x01(\r\x12\x15\n\reos_token_ids\x18\n \x03(\r\x12\r\n\x05\x64type\x18\x0b \x01(\t\x12\x0e\n\x06\x64\x65vice\x18\x0c \x01(\t\x12%\n\x04\x63ost\x18\r \x01(\x0b\x32\x17.paceline.wire.StepCost\x12\x10\n\x08policies\x18\x0e \x03(\t\x12\x14\n\x0cnum_requests\x18\x14 \x01(\r\x12\x13\n\x0bis_draining\x18\x15 \x01(\x08\"c\n\x08StepCost\x12\x0f\n\x07\x62\x61se_ms\x18\x01 \x01(\x01\x12\x14\n\x0cper_token_ms\x18\x02 \x01(\x01\x12\x12\n\nper_seq_ms\x18\x03 \x01(\x01\x12\x1c\n\x14per_context_token_ms\x18\x04 \x01(\x01*^\n\x04Rule\x12\x14\n\x10RULE_UNSPECIFIED\x10\x00\x12\x0e\n\nRULE_MATCH\x10\x01\x12\x10\n\x0cRULE_COUPLED\x10\x02\x12\x0e\n\nRULE_TOKEN\x10\x03\x12\x0e\n\nRULE_BLOCK\x10\x04*`\n\x04Mode\x12\x14\n\x10MODE_UNSPECIFIED\x10\x00\x12\x0c\n\x08MODE_OFF\x10\x01\x12\x13\n\x0fMODE_SEQUENTIAL\x10\x02\x12\x0e\n\nMODE_PEARL\x10\x03\x12\x0f\n\x0bMODE_BRANCH\x10\x04*v\n\x06Source\x12\x16\n\x12SOURCE_UNSPECIFIED\x10\x00\x12\x13\n\x0fSOURCE_ACCEPTED\x10\x01\x12\x14\n\x10SOURCE_RECOVERED\x10\x02\x12\x10\n\x0cSOURCE_BONUS\x10\x03\x12\x17\n\x13SOURCE_SELF_DECODED\x10\x04*U\n\x05\x42lame\x12\x15\n\x11\x42LAME_UNSPECIFIED\x10\x00\x12\x10\n\x0c\x42LAME_WORKER\x10\x01\x12\x10\n\x0c\x42LAME_CALLER\x10\x02\x12\x11\n\rBLAME_DRAFTER\x10\x03*A\n\x04Role\x12\x14\n\x10ROLE_UNSPECIFIED\x10\x00\x12\x10\n\x0cROLE_DRAFTER\x10\x01\x12\x11\n\rROLE_VERIFIER\x10\x02\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1apaceline/wire/common.proto\x12\rpaceline.wire\"\x87\x03\n\x0eSamplingParams\x12\x13\n\x0btemperature\x18\x01 \x01(\x01\x12\r\n\x05top_k\x18\x02 \x01(\r\x12\r\n\x05top_p\x18\x03 \x01(\x01\x12\x11\n\x04seed\x18\x04 \x01(\x04H\x00\x88\x01\x01\x12\r\n\x05min_p\x18\x05 \x01(\x01\x12\x1a\n\x12repetition_penalty\x18\x06 \x01(\x01\x12\x18\n\x10presence_penalty\x18\x07 \x01(\x01\x12\x19\n\x11\x66requency_penalty\x18\x08 \x01(\x01\x12@\n\nlogit_bias\x18\t \x03(\x0b\x32,.paceline.wire.SamplingParams.LogitBiasEntry\x12\x12\n\nmin_tokens\x18\n \x01(\r\x12\x16\n\x0estop_token_ids\x18\x0b \x03(\r\x12\x10\n\x08logprobs\x18\x0c \x01(\x08\x12\x14\n\x0ctop_logprobs\x18\x14 \x01(\r\x1a\x30\n\x0eLogitBiasEntry\x12\x0b\n\x03key\x18\x01 \x01(\r\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\x42\x07\n\x05_seed\"2\n\x0bTopLogprobs\x12\x11\n\ttoken_ids\x18\x01 \x03(\r\x12\x10\n\x08logprobs\x18\x02 \x03(\x02\"\x90\x01\n\x0cLengthPolicy\x12\x0c\n\x04name\x18\x01 \x01(\t\x12?\n\nparameters\x18\x02 \x03(\x0b\x32+.paceline.wire.LengthPolicy.ParametersEntry\x1a\x31\n\x0fParametersEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"@\n\x04Rows\x12\r\n\x05width\x18\x01 \x01(\r\x12\x0b\n\x03ids\x18\x02 \x01(\x0c\x12\x0e\n\x06\x63ounts\x18\x03 \x01(\x0c\x12\x0c\n\x04\x62its\x18\x04 \x01(\r\"\x1b\n\x05\x43lose\x12\x12\n\nrequest_id\x18\x01 \x01(\t\"Q\n\x05\x46\x61ult\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0f\n\x07message\x18\x02 \x01(\t\x12#\n\x05\x62lame\x18\x03 \x01(\x0e\x32\x14.paceline.wire.Blame\"\x93\x03\n\nWorkerInfo\x12!\n\x04role\x18\x01 \x01(\x0e\x32\x13.paceline.wire.Role\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\t\x12\x13\n\x0bincarnation\x18\x03 \x01(\x04\x12\r\n\x05model\x18\x04 \x01(\t\x12\x12\n\nmodel_hash\x18\x05 \x01(\t\x12\x16\n\x0etokenizer_hash\x18\x06 \x01(\t\x12\x12\n\nvocab_size\x18\x07 \x01(\r\x12\x15\n\rmax_model_len\x18\x08 \x01(\r\x12\x14\n\x0cmax_num_seqs\x18\t \x01(\r\x12\x15\n\reos_token_ids\x18\n \x03(\r\x12\r\n\x05\x64type\x18\x0b \x01(\t\x12\x0e\n\x06\x64\x65vice\x18\x0c \x01(\t\x12%\n\x04\x63ost\x18\r \x01(\x0b\x32\x17.paceline.wire.StepCost\x12\x10\n\x08policies\x18\x0e \x03(\t\x12\x14\n\x0cnum_requests\x18\x14 \x01(\r\x12\x13\n\x0bis_draining\x18\x15 \x01(\x08\x12&\n\x05\x63\x61\x63he\x18\x1e \x01(\x0b\x32\x17.paceline.wire.CacheUse\"\x86\x01\n\x08\x43\x61\x63heUse\x12\x12\n\nnum_tokens\x18\x01 \x01(\x04\x12\x17\n\x0fnum_used_tokens\x18\x02 \x01(\x04\x12\x1a\n\x12num_queried_tokens\x18\x03 \x01(\x04\x12\x18\n\x10num_found_tokens\x18\x04 \x01(\x04\x12\x17\n\x0fnum_preemptions\x18\x05 \x01(\x04\"c\n\x08StepCost\x12\x0f\n\x07\x62\x61se_ms\x18\x01 \x01(\x01\x12\x14\n\x0cper_token_ms\x18\x02 \x01(\x01\x12\x12\n\nper_seq_ms\x18\x03 \x01(\x01\x12\x1c\n\x14per_context_token_ms\x18\x04 \x01(\x01*^\n\x04Rule\x12\x14\n\x10RULE_UNSPECIFIED\x10\x00\x12\x0e\n\nRULE_MATCH\x10\x01\x12\x10\n\x0cRULE_COUPLED\x10\x02\x12\x0e\n\nRULE_TOKEN\x10\x03\x12\x0e\n\nRULE_BLOCK\x10\x04*`\n\x04Mode\x12\x14\n\x10MODE_UNSPECIFIED\x10\x00\x12\x0c\n\x08MODE_OFF\x10\x01\x12\x13\n\x0fMODE_SEQUENTIAL\x10\x02\x12\x0e\n\nMODE_PEARL\x10\x03\x12\x0f\n\x0bMODE_BRANCH\x10\x04*v\n\x06Source\x12\x16\n\x12SOURCE_UNSPECIFIED\x10\x00\x12\x13\n\x0fSOURCE_ACCEPTED\x10\x01\x12\x14\n\x10SOURCE_RECOVERED\x10\x02\x12\x10\n\x0cSOURCE_BONUS\x10\x03\x12\x17\n\x13SOURCE_SELF_DECODED\x10\x04*U\n\x05\x42lame\x12\x15\n\x11\x42LAME_UNSPECIFIED\x10\x00\x12\x10\n\x0c\x42LAME_WORKER\x10\x01\x12\x10\n\x0c\x42LAME_CALLER\x10\x02\x12\x11\n\rBLAME_DRAFTER\x10\x03*A\n\x04Role\x12\x14\n\x10ROLE_UNSPECIFIED\x10\x00\x12\x10\n\x0cROLE_DRAFTER\x10\x01\x12\x11\n\rROLE_VERIFIER\x10\x02\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -35,32 +35,36 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_SAMPLINGPARAMS_LOGITBIASENTRY']._serialized_options = b'8\001'
   _globals['_LENGTHPOLICY_PARAMETERSENTRY']._loaded_options = None
   _globals['_LENGTHPOLICY_PARAMETERSENTRY']._serialized_options = b'8\001'
-  _globals['_RULE']._serialized_start=1209
-  _globals['_RULE']._serialized_end=1303
-  _globals['_MODE']._serialized_start=1305
-  _globals['_MODE']._serialized_end=1401
-  _globals['_SOURCE']._serialized_start=1403
-  _globals['_SOURCE']._serialized_end=1521
-  _globals['_BLAME']._serialized_start=1523
-  _globals['_BLAME']._serialized_end=1608
-  _globals['_ROLE']._serialized_start=1610
-  _globals['_ROLE']._serialized_end=1675
+  _globals['_RULE']._serialized_start=1460
+  _globals['_RULE']._serialized_end=1554
+  _globals['_MODE']._serialized_start=1556
+  _globals['_MODE']._serialized_end=1652
+  _globals['_SOURCE']._serialized_start=1654
+  _globals['_SOURCE']._serialized_end=1772
+  _globals['_BLAME']._serialized_start=1774
+  _globals['_BLAME']._serialized_end=1859
+  _globals['_ROLE']._serialized_start=1861
+  _globals['_ROLE']._serialized_end=1926
   _globals['_SAMPLINGPARAMS']._serialized_start=46
-  _globals['_SAMPLINGPARAMS']._serialized_end=415
-  _globals['_SAMPLINGPARAMS_LOGITBIASENTRY']._serialized_start=358
-  _globals['_SAMPLINGPARAMS_LOGITBIASENTRY']._serialized_end=406
-  _globals['_LENGTHPOLICY']._serialized_start=418
-  _globals['_LENGTHPOLICY']._serialized_end=562
-  _globals['_LENGTHPOLICY_PARAMETERSENTRY']._serialized_start=513
-  _globals['_LENGTHPOLICY_PARAMETERSENTRY']._serialized_end=562
-  _globals['_ROWS']._serialized_start=564
-  _globals['_ROWS']._serialized_end=628
-  _globals['_CLOSE']._serialized_start=630
-  _globals['_CLOSE']._serialized_end=657
-  _globals['_FAULT']._serialized_start=659
-  _globals['_FAULT']._serialized_end=740
-  _globals['_WORKERINFO']._serialized_start=743
-  _globals['_WORKERINFO']._serialized_end=1106
-  _globals['_STEPCOST']._serialized_start=1108
-  _globals['_STEPCOST']._serialized_end=1207
+  _globals['_SAMPLINGPARAMS']._serialized_end=437
+  _globals['_SAMPLINGPARAMS_LOGITBIASENTRY']._serialized_start=380
+  _globals['_SAMPLINGPARAMS_LOGITBIASENTRY']._serialized_end=428
+  _globals['_TOPLOGPROBS']._serialized_start=439
+  _globals['_TOPLOGPROBS']._serialized_end=489
+  _globals['_LENGTHPOLICY']._serialized_start=492
+  _globals['_LENGTHPOLICY']._serialized_end=636
+  _globals['_LENGTHPOLICY_PARAMETERSENTRY']._serialized_start=587
+  _globals['_LENGTHPOLICY_PARAMETERSENTRY']._serialized_end=636
+  _globals['_ROWS']._serialized_start=638
+  _globals['_ROWS']._serialized_end=702
+  _globals['_CLOSE']._serialized_start=704
+  _globals['_CLOSE']._serialized_end=731
+  _globals['_FAULT']._serialized_start=733
+  _globals['_FAULT']._serialized_end=814
+  _globals['_WORKERINFO']._serialized_start=817
+  _globals['_WORKERINFO']._serialized_end=1220
+  _globals['_CACHEUSE']._serialized_start=1223
+  _globals['_CACHEUSE']._serialized_end=1357
+  _globals['_STEPCOST']._serialized_start=1359
+  _globals['_STEPCOST']._serialized_end=1458
 # @@protoc_insertion_point(module_scope)

@@ -73,7 +73,7 @@ class CoordinatorServicer:
         raise NotImplementedError('Method not implemented!')
 
     def Abort(self, request, context):
-        """End a running request; NOT_FOUND if there is none of that id.
+        """End a running request; NOT_FOUND if the caller's key has none of that id.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -67,7 +67,7 @@ class Decode(_message.Message):
     def __init__(self, request_id: _Optional[str] = ..., epoch: _Optional[int] = ..., start: _Optional[int] = ..., num_tokens: _Optional[int] = ...) -> None: ...
 
 class Verdict(_message.Message):
-    __slots__ = ("request_id", "epoch", "start", "token_ids", "sources", "num_tested", "num_drafts", "verify_ms", "queue_ms", "batch_tokens", "logprobs")
+    __slots__ = ("request_id", "epoch", "start", "token_ids", "sources", "num_tested", "num_drafts", "verify_ms", "queue_ms", "batch_tokens", "logprobs", "top_logprobs")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     START_FIELD_NUMBER: _ClassVar[int]
@@ -79,6 +79,7 @@ class Verdict(_message.Message):
     QUEUE_MS_FIELD_NUMBER: _ClassVar[int]
     BATCH_TOKENS_FIELD_NUMBER: _ClassVar[int]
     LOGPROBS_FIELD_NUMBER: _ClassVar[int]
+    TOP_LOGPROBS_FIELD_NUMBER: _ClassVar[int]
     request_id: str
     epoch: int
     start: int
@@ -90,4 +91,5 @@ class Verdict(_message.Message):
     queue_ms: float
     batch_tokens: int
     logprobs: _containers.RepeatedScalarFieldContainer[float]
-    def __init__(self, request_id: _Optional[str] = ..., epoch: _Optional[int] = ..., start: _Optional[int] = ..., token_ids: _Optional[bytes] = ..., sources: _Optional[_Iterable[_Union[_common_pb2.Source, str]]] = ..., num_tested: _Optional[int] = ..., num_drafts: _Optional[int] = ..., verify_ms: _Optional[float] = ..., queue_ms: _Optional[float] = ..., batch_tokens: _Optional[int] = ..., logprobs: _Optional[_Iterable[float]] = ...) -> None: ...
+    top_logprobs: _containers.RepeatedCompositeFieldContainer[_common_pb2.TopLogprobs]
+    def __init__(self, request_id: _Optional[str] = ..., epoch: _Optional[int] = ..., start: _Optional[int] = ..., token_ids: _Optional[bytes] = ..., sources: _Optional[_Iterable[_Union[_common_pb2.Source, str]]] = ..., num_tested: _Optional[int] = ..., num_drafts: _Optional[int] = ..., verify_ms: _Optional[float] = ..., queue_ms: _Optional[float] = ..., batch_tokens: _Optional[int] = ..., logprobs: _Optional[_Iterable[float]] = ..., top_logprobs: _Optional[_Iterable[_Union[_common_pb2.TopLogprobs, _Mapping]]] = ...) -> None: ...

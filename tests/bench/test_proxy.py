@@ -9,7 +9,8 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from bench.proxy import MAX_BUFFER_BYTES, Proxy, Shape, control
+from bench.link import control
+from bench.proxy import MAX_BUFFER_BYTES, Proxy, Shape
 from paceline.errors import InvalidInput
 
 

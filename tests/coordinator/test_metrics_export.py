@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from coordinator.core.commands import Emit, Fail, Finish
 from coordinator.core.events import Arrived, Drafted, RequestSpec, Tick, Verified
 from coordinator.core.metrics import RequestMetrics
 from coordinator.metrics_export import MetricsExport
+from paceline.cache_use import CacheUse
 from paceline.errors import Overloaded
 from paceline.types import Draft, FinishReason, SamplingParams, Source, Verdict
 from tests.coordinator.toy import Toy, write_model
@@ -138,6 +140,56 @@ def test_an_end_counts_what_the_request_did(exported: MetricsExport) -> None:
     for name, want in (("queue", 0.1), ("prefill", 0.2), ("decode", 1.1), ("inference", 1.3)):
         assert value(exported, f"vllm:request_{name}_time_seconds_sum") == pytest.approx(want)
     assert value(exported, "vllm:request_time_per_output_token_seconds_sum") == pytest.approx(1.1 / 11)
+
+
+def test_counters_move_while_a_request_runs_and_its_end_adds_only_the_rest(exported: MetricsExport) -> None:
+    """A dashboard over long requests must not stand still, and nothing may be counted twice."""
+    did = metrics()
+    exported._pipeline = SimpleNamespace(metrics=lambda _: did)  # type: ignore[assignment]
+    accepted = "vllm:spec_decode_num_accepted_tokens_total"
+    place = "vllm:spec_decode_num_accepted_tokens_per_pos_total"
+    exported.observe(Arrived(spec()), [], 0.0)
+    did.num_draft_tokens = 5
+    did.num_drafts, did.sources, did.accepted_at = 1, Counter({A: 3, R: 1}), Counter({0: 1, 1: 1, 2: 1})
+    did.tokens_by_mode["pearl"] = 4
+    for _ in range(2):  # nothing is counted twice
+        exported.render()
+    assert (value(exported, accepted), value(exported, place, position="2")) == (3, 1)
+    assert value(exported, "vllm:spec_decode_num_draft_tokens_total") == 5
+    assert value(exported, "paceline_tokens_by_mode_total", mode="pearl") == 4
+    did.sources[A], did.num_drafts, did.num_draft_tokens = 4, 2, 9
+    exported.observe(Tick(), [Finish("a", FinishReason.LENGTH, did)], 0.3)
+    assert (value(exported, accepted), value(exported, "vllm:spec_decode_num_drafts_total")) == (4, 2)
+    assert value(exported, "paceline_wasted_tokens_total") == 5
+    assert value(exported, "paceline_committed_tokens_total", source="recovered") == 1
+
+
+def test_what_a_request_did_that_failed_is_counted_too(exported: MetricsExport) -> None:
+    did = metrics(num_drafts=3)
+    exported._pipeline = SimpleNamespace(metrics=lambda _: did)  # type: ignore[assignment]
+    exported.observe(Arrived(spec()), [], 0.0)
+    exported.observe(Tick(), [Fail("a", Overloaded("queue", 1, 1))], 0.1)
+    assert value(exported, "vllm:spec_decode_num_drafts_total") == 3
+
+
+async def test_caches_add_up_over_verifiers_and_never_count_backwards(tmp_path: Path) -> None:
+    """A verifier that has left takes its gauge with it, not what it has counted."""
+    toy = Toy(write_model(tmp_path / "model"), served_model_name="m")
+    exported = MetricsExport(toy)
+
+    def link(name: str, cache: CacheUse) -> None:
+        toy.links[name] = SimpleNamespace(info=SimpleNamespace(cache=cache), rtt_s=None)  # type: ignore[assignment]
+
+    link("v1", CacheUse(1000, 100, 50, 10, 1))
+    link("v2", CacheUse(3000, 900, 70, 20, 0))
+    assert value(exported, "vllm:kv_cache_usage_perc") == 0.25
+    assert value(exported, "vllm:prefix_cache_queries_total") == 120
+    del toy.links["v2"]
+    link("v1", CacheUse(1000, 500, 60, 15, 3))
+    assert value(exported, "vllm:kv_cache_usage_perc") == 0.5
+    assert value(exported, "vllm:prefix_cache_queries_total") == 130
+    assert value(exported, "vllm:prefix_cache_hits_total") == 35
+    assert value(exported, "vllm:num_preemptions_total") == 3
 
 
 def test_work_is_observed_as_it_is_reported(exported: MetricsExport) -> None:

@@ -10,12 +10,25 @@ from typing import Any
 from coordinator.config import CoordinatorConfig
 from coordinator.core.events import Verified, WorkerUp
 from coordinator.server import Coordinator
-from paceline.types import Close, Decode, OpenVerify, Role, SamplingParams, Source, Tokens, Verdict, WorkerInfo
+from paceline.types import (
+    Close,
+    Decode,
+    OpenVerify,
+    Role,
+    SamplingParams,
+    Source,
+    Tokens,
+    TopLogprobs,
+    Verdict,
+    WorkerInfo,
+)
 from tests.deploy.conftest import write_tokenizer
 
 CONTEXT = 128
 VERIFIER = "verifier-1"
 LOGPROB = -0.5
+# What stands beside the first two tokens, and beside all others: x and y, x and z.
+FIRST_TOP, TOP = TopLogprobs((120, 121), (-0.25, -3.0)), TopLogprobs((120, 122), (-0.25, -2.0))
 END = 257  # the token
 
 
@@ -77,5 +90,6 @@ class Toy(Coordinator):
                 (Source.SELF_DECODED,) * len(piece),
                 verify_ms=1.0,
                 logprobs=(LOGPROB,) * len(piece) if sampling.logprobs else (),
+                top_logprobs=(FIRST_TOP if start < 2 else TOP,) * len(piece) if sampling.top_logprobs else (),
             )
             asyncio.get_running_loop().call_soon(self.feed, Verified(VERIFIER, verdict))

@@ -34,6 +34,7 @@ from paceline.types import (
     SamplingParams,
     Source,
     StepCost,
+    TopLogprobs,
     Verdict,
     Verify,
     WorkerInfo,
@@ -79,7 +80,8 @@ class World:
             logit_bias=self.rng.choice(((), ((0, -100.0), (2**32 - 1, 0.1)))),
             min_tokens=self.num(0, 2**32 - 1),
             stop_token_ids=self.ids(0, 3),
-            logprobs=self.rng.random() < 0.5,
+            logprobs=True,
+            top_logprobs=self.num(0, 20),
         )
 
     def rows(self, num: int) -> Rows:
@@ -97,7 +99,8 @@ class World:
         sources = tuple(self.rng.choices(list(Source), k=len(ids)))
         timings = (self.ms(), self.ms(), self.num(0, 999))
         logprobs = self.rng.choice(((), tuple(-self.ms() for _ in ids)))
-        return Verdict(self.request_id(), 3, 4, ids, sources, self.num(0, 64), self.num(0, 9), *timings, logprobs)
+        top = tuple(TopLogprobs(some, tuple(-self.ms() for _ in some)) for some in (self.ids(0, 20) for _ in logprobs))
+        return Verdict(self.request_id(), 3, 4, ids, sources, self.num(0, 64), self.num(0, 9), *timings, logprobs, top)
 
     def open_verify(self) -> OpenVerify:
         rule = self.rng.choice(list(Rule))
@@ -247,6 +250,7 @@ def open_draft(**changes: Any) -> Any:
     return {"open": drafter_pb2.OpenDraft(**(given | changes))}
 
 
+TOP = {"token_ids": [7], "logprobs": [-1.0]}
 MALFORMED: list[tuple[str, dict[str, Any], str]] = [
     ("verifier_ask", {}, "ask"),
     ("drafter_ask", {}, "ask"),
@@ -289,6 +293,14 @@ MALFORMED: list[tuple[str, dict[str, Any], str]] = [
     ("drafter_reply", {"fault": common_pb2.Fault(request_id="r", message="x" * 1001)}, "fault.message"),
     ("verifier_reply", {"verdict": verdict(sources=[1])}, "verdict.sources"),
     ("verifier_reply", {"verdict": verdict(logprobs=[-1.0, -1.0])}, "verdict.logprobs"),
+    ("verifier_reply", {"verdict": verdict(top_logprobs=[TOP] * 2)}, "verdict.top_logprobs"),
+    ("verifier_reply", {"verdict": verdict(top_logprobs=[{"token_ids": [1]}])}, "top_logprobs"),
+    (
+        "verifier_reply",
+        {"verdict": verdict(top_logprobs=[{"token_ids": range(21), "logprobs": [-1.0] * 21}])},
+        "top_logprobs",
+    ),
+    ("verifier_ask", open_verify(sampling={"top_p": 1, "logprobs": True, "top_logprobs": 21}), "top_logprobs"),
     (
         "verifier_reply",
         {"verdict": verdict(token_ids=bytes(4), sources=[5])},

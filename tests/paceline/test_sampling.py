@@ -145,3 +145,17 @@ def test_inverse_cdf_cuts_where_the_law_says() -> None:
     drawn = [sampling.sample_inverse(row, u) for u in (2.0**-53, 0.2499, 0.25, 0.7499, 0.75, 1 - 2.0**-53)]
     assert drawn == [1, 1, 3, 3, 4, 4]
     assert sampling.sample_inverse(row * 1e-3, 0.5) == 3  # a row need not be normalised
+
+
+def test_the_likeliest_tokens_are_those_of_the_law_in_order_and_what_it_cuts_off_is_left_out() -> None:
+    logits = torch.tensor([[0.0, 3.0, 1.0, 3.0, 2.0], [5.0, 0.0, 0.0, 0.0, 0.0]])
+    given = SamplingParams(2.0, top_k=3)
+    first, second = sampling.top_log_probs(logits, 4, given)
+    assert first[0] == (1, 3, 4)  # the lowest id first among equals, and no more than top-k leaves
+    law = sampling.target_log_probs(logits, given)
+    assert first[1] == pytest.approx(law[0, [1, 3, 4]].tolist())
+    assert second[0][0] == 0
+    assert [len(ids) for ids, _ in sampling.top_log_probs(logits, 2, SamplingParams())] == [2, 2]
+    ((ids, values),) = sampling.top_log_probs(logits[:1], 9, SamplingParams(0))  # greedy: before the likeliest is taken
+    assert ids == (1, 3, 4, 2, 0)
+    assert values == pytest.approx(logits[0].log_softmax(-1)[list(ids)].tolist())

@@ -59,6 +59,10 @@ class Toy:
     def num_requests(self) -> int:
         return len(self.work)
 
+    @property
+    def held(self) -> dict[str, int]:
+        return {"requests": len(self.work)}
+
     def handle(self, peer: int, ask: VerifierAsk) -> list[tuple[int, VerifierReply]]:
         self.threads.add(threading.get_ident())
         if isinstance(ask, Close):

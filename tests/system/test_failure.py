@@ -2,18 +2,34 @@
 
 from __future__ import annotations
 
+import argparse
 import json
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from bench import failure
+from bench.pools import Pools, Setup
+from coordinator.config import CoordinatorConfig
 from paceline.client import Client
+from paceline.errors import Unavailable
 from paceline.types import Role
 from tests.system import processes
+from tests.tiny import write_pair
 
 ROOT = Path(__file__).parents[2]
 TARGET, DRAFTER = ROOT / "models/demo-target", ROOT / "models/demo-drafter"
 NUM_TOKENS = 160
+LEASE_S = CoordinatorConfig("").lease_s
+KEPT = ("requests", "kv_blocks", "streams", "asks")
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    return write_pair(tmp_path_factory.mktemp("pair"))
 
 
 def prompt() -> str:
@@ -75,3 +91,44 @@ def test_roles_start_in_any_order_and_end_cleanly_on_sigterm() -> None:
         answer = client.complete(prompt(), max_tokens=4, ignore_eos=True, timeout_s=60)
         assert len(answer.token_ids) == 4
         assert verifier.stop() == 0
+
+
+def options(target: Path, drafter: Path) -> argparse.Namespace:
+    """Of `paceline bench failure`, in a size for seconds."""
+    sizes = ("--requests", "6", "--max-tokens", "120", "--pause-s", "1")
+    return failure.parser().parse_args([*sizes, "--target", str(target), "--drafter", str(drafter)])
+
+
+@pytest.mark.parametrize("kind", ["drafters", "verifiers"])
+async def test_workers_killed_and_hung_under_load_cost_no_request_and_change_no_token(
+    kind: str, pair: tuple[Path, Path]
+) -> None:
+    stretches = await failure.measure(kind, options(*pair))
+    assert sum(stretch.num_whole for stretch in stretches) >= 6
+    assert [(each.name, each.num_failed, each.num_different) for each in stretches if each.num_failed] == []
+    assert [each.name for each in stretches if each.num_different] == []
+    first, last = stretches[0].acceptance, stretches[-1].acceptance
+    assert first, "drafts are judged before"
+    assert last, "and after"
+    assert last > first - 0.2, "and as good as they were"
+
+
+@pytest.mark.parametrize("end", ["kill", "drain in no time"])
+def test_what_a_lost_coordinator_had_at_its_workers_is_freed(end: str, pair: tuple[Path, Path]) -> None:
+    """Its streams end with it, and with them all that came over them, down to the last block."""
+    with Pools(Setup(*map(str, pair), coordinator=("--drain-s", "0"))) as pools:
+        pools.start("verifier-1", "drafter-1")
+        with Client(pools.address) as client, ThreadPoolExecutor(4) as threads:
+            given: Any = {"max_tokens": 480, "ignore_eos": True, "mode": "pearl", "temperature": 1.0}
+            asked = [threads.submit(client.complete, list(range(20, 60)), seed=i, **given) for i in range(4)]
+            while not all(child.holds()["kv_blocks"] for child in pools.workers.values()):
+                assert not any(each.done() for each in asked), "too early for this test"
+            if end == "kill":
+                pools.coordinator.kill()
+            else:
+                assert pools.coordinator.stop() == 0
+            for each in asked:
+                assert isinstance(each.exception(60), Unavailable)
+        deadline_s = time.monotonic() + LEASE_S
+        while held := [held for child in pools.workers.values() if any((held := child.holds())[it] for it in KEPT)]:
+            assert time.monotonic() < deadline_s, f"still held: {held}"

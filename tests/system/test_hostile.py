@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import random
 from collections.abc import AsyncIterator
 from dataclasses import replace
@@ -13,8 +14,11 @@ from typing import Any
 import grpc
 import pytest
 
+from bench.garble import garbled
+from coordinator import server as coordinator_server
 from drafter.server import DRAFTER
 from paceline import codec, rpc
+from paceline.errors import PacelineError
 from paceline.types import Commit, Draft, OpenDraft, Role, WorkerInfo
 from paceline.wire import common_pb2, coordinator_pb2, coordinator_pb2_grpc, drafter_pb2, verifier_pb2
 from paceline.worker import WorkerServer
@@ -65,17 +69,6 @@ async def serves(it: Cluster) -> tuple[int, ...]:
     return answer.token_ids
 
 
-def garbled(message: bytes, rng: random.Random) -> bytes:
-    """Noise, or the message with some bytes changed, taken out or put in."""
-    if rng.random() < 0.2:
-        return rng.randbytes(rng.randrange(64))
-    data = bytearray(message)
-    for _ in range(rng.randint(1, 4)):
-        at = rng.randrange(len(data) + 1)
-        data[at : at + rng.randint(0, 2)] = rng.randbytes(rng.randint(0, 3))
-    return bytes(data)
-
-
 @pytest.mark.parametrize("method", UNARY)
 async def test_garbled_calls_are_answered_with_an_error_of_the_callers_and_serving_goes_on(
     it: Cluster, method: str
@@ -84,7 +77,7 @@ async def test_garbled_calls_are_answered_with_an_error_of_the_callers_and_servi
     seen = set()
     async with rpc.connect(it.address) as channel:
         for _ in range(NUM_MESSAGES):
-            message = garbled(UNARY[method].SerializeToString(), rng)
+            message = garbled(UNARY[method].SerializeToString(), b"", rng)
             call: Any
             if method == "Generate":
                 call = channel.unary_stream(f"/paceline.wire.Coordinator/{method}")(message, timeout=20)
@@ -110,7 +103,7 @@ async def test_garbled_asks_cost_their_stream_at_most(
             call = channel.stream_stream(f"/paceline.wire.{role}/Connect")()
             with contextlib.suppress(asyncio.InvalidStateError, grpc.aio.AioRpcError):
                 for _ in range(5):
-                    await call.write(garbled(ASKS[role].SerializeToString(), rng))
+                    await call.write(garbled(ASKS[role].SerializeToString(), b"", rng))
                 await call.done_writing()
             with contextlib.suppress(grpc.aio.AioRpcError):
                 _ = [reply async for reply in call]
@@ -190,6 +183,10 @@ class Liar:
     def has_work(self) -> bool:
         return False
 
+    @property
+    def held(self) -> dict[str, int]:
+        return {"requests": 0}
+
     def drop(self, peer: int) -> None:
         pass
 
@@ -212,6 +209,63 @@ async def test_a_drafter_that_lies_about_its_vocabulary_changes_no_token(it: Clu
         assert num_rounds < 50, "after a few lies nobody asks it any more, for a while"
     assert await serves(it) == honest
     await liar.stop(2)
+
+
+@pytest.mark.parametrize("is_asked", [False, True])
+async def test_a_drafter_that_floods_is_cut_off_and_stops_nobody(
+    it: Cluster, pair: tuple[Path, Path], is_asked: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Before it was asked for anything, or of a request that it has."""
+    honest = await serves(it)
+    num_sent = 0
+
+    async def flood(context: Any) -> None:
+        nonlocal num_sent
+        request_id = (await context.read()).open.request_id if is_asked else "nobody"
+        while True:
+            await context.write(codec.drafter_reply_to_wire(Draft(request_id, 7, 5, (1,))))
+            num_sent += 1
+
+    services = ((DRAFTER.service, lambda server: DRAFTER.add(flood, server)),)
+    server, port = await rpc.start_server(services, "127.0.0.1", 0)
+    info = worker_info(Role.DRAFTER, pair[1], load(pair[1]))
+    it.server.coordinator.register(replace(info, address=f"127.0.0.1:{port}"))
+    pools = it.server.coordinator.pipeline.pools
+    await until(lambda: any(member.info.role is Role.DRAFTER for member in pools) or num_sent)
+    while any(member.info.role is Role.DRAFTER for member in pools):
+        assert await serves(it) == honest
+    assert "more than it was asked for" in caplog.text
+    assert num_sent < 2 * coordinator_server.MAX_OWED
+    assert await serves(it) == honest
+    await server.stop()
+
+
+SECRET = "Xyzzy"  # of a prompt, and of what goes wrong with one
+
+
+async def test_no_log_line_says_what_a_prompt_said(
+    it: Cluster, pair: tuple[Path, Path], caplog: pytest.LogCaptureFixture
+) -> None:
+    """Whatever becomes of it, and however much is logged."""
+    caplog.set_level(logging.DEBUG)
+    await it.add("d", Role.DRAFTER, pair[1])
+    async with it.client() as client:
+        for given in (
+            {"max_tokens": 8, "ignore_eos": True},
+            {"max_tokens": 8, "stop": [SECRET]},
+            {"max_tokens": 8, "request_id": "r", "mode": "pearl", "temperature": 1.0},
+            {"max_tokens": 10**6},
+            {"max_tokens": 8, "stop_token_ids": [10**6]},
+            {"max_tokens": 400, "ignore_eos": True, "timeout_s": 0.05},
+        ):
+            with contextlib.suppress(PacelineError):
+                await client.complete(f"{SECRET} is the word", **given)  # type: ignore[arg-type]
+        with contextlib.suppress(PacelineError):
+            await client.complete(SECRET * 10**5, max_tokens=8)
+        await it.remove("d")
+        await client.complete(SECRET, max_tokens=8)
+    assert caplog.records, "something is logged at all"
+    assert SECRET not in caplog.text
 
 
 async def _talk(port: int, sends: bytes, *, until_closed: bool = False) -> bytes:

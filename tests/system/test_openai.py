@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
+import shlex
 import time
 import urllib.request
 from collections.abc import Iterator
@@ -11,12 +13,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import grpc
 import openai
 import pytest
+from google.protobuf import json_format  # type: ignore[import-untyped]
+from google.protobuf.descriptor_pool import DescriptorPool  # type: ignore[import-untyped]
+from google.protobuf.message_factory import GetMessageClass  # type: ignore[import-untyped]
+from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
 
+from deploy.cli import main
 from paceline.client import Client
 from paceline.types import Role
-from paceline.wire import coordinator_pb2
 from tests.system import processes
 
 ROOT = Path(__file__).parents[2]
@@ -141,9 +148,93 @@ def test_the_examples_of_the_docs_work(page: str, served: Served, capsys: pytest
         headers = {"content-type": "application/json"}
         with urllib.request.urlopen(urllib.request.Request(url, body.encode(), headers), timeout=30) as response:
             assert b"choices" in response.read()
-    for body, method in re.findall(r"^grpcurl -plaintext -d '(.*?)' \\\n *\S+ (\S+)$", text, re.M | re.S):
-        assert method == "paceline.wire.Coordinator/Generate"
-        assert set(json.loads(body)) <= set(coordinator_pb2.GenerateRequest.DESCRIPTOR.fields_by_name)
+
+
+def test_the_lines_for_grpcurl_work_by_reflection_alone(served: Served) -> None:
+    """As grpcurl does it: no generated code, only what the server says of itself."""
+    text = (ROOT / "docs/api.md").read_text()
+    lines = re.findall(GRPCURL, text, re.M | re.S)
+    assert len(lines) == text.count("\ngrpcurl ")
+    with grpc.insecure_channel(served.coordinator.address) as channel:
+        known = ProtoReflectionDescriptorDatabase(channel)
+        pool = DescriptorPool(known)
+        done = []
+        for body, what in lines:
+            if what == "list":
+                assert "paceline.wire.Coordinator" in known.get_services()
+            elif what.startswith("describe "):
+                assert pool.FindMessageTypeByName(what.removeprefix("describe ")).fields
+            else:
+                done.append((what.rpartition("/")[2], call(channel, pool, what, body or "{}")))
+    answers = dict(done)
+    assert answers["GetModelInfo"][0].served_model_name == "demo"
+    assert {worker.role for worker in answers["GetServerInfo"][0].workers} == {1, 2}
+    assert answers["Generate"][-1].finish_reason == "length"
+    assert answers["Check"][0].status == 1
+    assert answers["Abort"] == [grpc.StatusCode.NOT_FOUND]
+
+
+@pytest.mark.parametrize("line", re.findall(r"^paceline (bench serve .+)$", (ROOT / "docs/load.md").read_text(), re.M))
+def test_the_commands_that_measure_load_work(line: str, served: Served, capsys: pytest.CaptureFixture[str]) -> None:
+    line = line.replace("prompts.jsonl", str(ROOT / "tests/data/gsm8k_dev_12.jsonl"))
+    options = ("--base-url", served.coordinator.url, "--tokenizer", str(TARGET), "--temperature", "0", "--disable-tqdm")
+    assert main([*shlex.split(line), *options]) == 0
+    told = capsys.readouterr().out
+    if "--compare" in line:
+        assert re.search(r"pearl .* 4/4 ", told)  # the same text, token for token
+    else:
+        assert re.search(r"Failed requests: +0 ", told)
+        assert "Mean ITL (ms)" in told
+
+
+GRPCURL = r"^grpcurl -plaintext (?:-d '(.*?)' (?:\\\n *)?)?127\.0\.0\.1:50051 (.+?)$"
+
+
+def call(channel: grpc.Channel, pool: DescriptorPool, method: str, body: str) -> list[Any]:
+    """The replies of a method that is known by its name, or the status that it failed with."""
+    service, _, name = method.partition("/")
+    found = pool.FindServiceByName(service).methods_by_name[name]
+    request = json_format.Parse(body, GetMessageClass(found.input_type)())
+    make = channel.unary_stream if found.server_streaming else channel.unary_unary
+    ask: Any = make(f"/{method}", type(request).SerializeToString, GetMessageClass(found.output_type).FromString)
+    try:
+        replies = ask(request, timeout=30)
+        return list(replies) if found.server_streaming else [replies]
+    except grpc.RpcError as error:
+        return [error.code()]
+
+
+async def test_the_async_client_streams_and_tells_the_likeliest_tokens(served: Served) -> None:
+    url = f"{served.coordinator.url}/v1"
+    async with openai.AsyncOpenAI(base_url=url, api_key="none", max_retries=0) as client:
+        given: Any = {"model": "demo", "messages": USER, "max_tokens": NUM_TOKENS, "temperature": 0}
+        stream = await client.chat.completions.create(**given, stream=True, logprobs=True, top_logprobs=3)
+        text, entries = "", list[Any]()
+        async for chunk in stream:
+            (choice,) = chunk.choices
+            text += choice.delta.content or ""
+            entries += (choice.logprobs.content or []) if choice.logprobs else []
+        assert text == served.expected
+        assert len(entries) == NUM_TOKENS
+        for entry in entries:  # greedy: the token is the likeliest
+            assert len(entry.top_logprobs) == 3
+            assert (entry.top_logprobs[0].token, entry.top_logprobs[0].logprob) == (entry.token, entry.logprob)
+            likely = [one.logprob for one in entry.top_logprobs]
+            assert likely == sorted(likely, reverse=True)
+        many = [client.completions.create(model="demo", prompt=PROMPT, max_tokens=8, temperature=0) for _ in range(3)]
+        (same,) = {answer.choices[0].text for answer in await asyncio.gather(*many)}
+        assert served.expected.startswith(same)
+
+
+def test_an_answer_has_the_callers_request_id_or_its_own_and_so_has_an_error(served: Served) -> None:
+    given: Any = {"model": "demo", "prompt": PROMPT, "max_tokens": 2}
+    own = served.client.completions.with_raw_response.create(**given)
+    assert own.headers["x-request-id"] == own.parse().id
+    theirs = served.client.completions.with_raw_response.create(**given, extra_headers={"x-request-id": "mine-1"})
+    assert theirs.headers["x-request-id"] == "mine-1"
+    with pytest.raises(openai.BadRequestError) as wrong:
+        served.client.completions.create(**given, best_of=4)
+    assert wrong.value.request_id
 
 
 def test_without_a_drafter_all_goes_on_in_good_health(served: Served) -> None:

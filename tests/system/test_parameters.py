@@ -113,13 +113,17 @@ async def test_logprobs_are_of_the_targets_law_for_accepted_tokens_too(rule: str
         await it.add("d", Role.DRAFTER, drafter)
         async with it.client() as client:
             for mode in MODES:
-                answer = await client.complete(PROMPT, max_tokens=24, mode=mode, logprobs=True, **given)
+                answer = await client.complete(PROMPT, max_tokens=24, mode=mode, logprobs=True, top_logprobs=4, **given)
                 ids = answer.token_ids
                 with torch.inference_mode():
                     logits = model(torch.tensor([PROMPT + ids])).logits[0, len(PROMPT) - 1 : -1]
                 rows = adjusted_logits(logits, sampling, PROMPT, ids, num_prompt_tokens=len(PROMPT))
                 want = target_log_probs(rows, sampling)[range(len(ids)), list(ids)]
                 assert answer.logprobs == pytest.approx(want.tolist(), abs=1e-3), mode
+                law = target_log_probs(rows, sampling)
+                for row, top in zip(law, answer.top_logprobs, strict=True):
+                    assert top.logprobs == pytest.approx(row.topk(4).values.tolist(), abs=1e-3), mode
+                    assert top.logprobs == pytest.approx(row[list(top.token_ids)].tolist(), abs=1e-3), mode
             assert (await client.complete(PROMPT, max_tokens=4, **given)).logprobs == ()
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from drafter.engine import DrafterEngine
 from paceline import noise, rows, sampling
+from paceline.cache_use import CacheUse
 from paceline.engine.room import Claim, Sharing, share
 from paceline.engine.runner import Chunk
 from paceline.length_policy import LengthPolicy
@@ -51,6 +52,9 @@ class ToyRunner:
 
     def room(self) -> int:
         return 1000
+
+    def cache_use(self, num_preemptions: int = 0) -> CacheUse:
+        return CacheUse(1000, sum(map(len, self.held.values())), num_preemptions=num_preemptions)
 
     def open(self, sequence: str) -> None:
         self.held[sequence] = []

@@ -121,6 +121,35 @@ async def test_logprobs_are_there_for_every_token_and_offsets_count_characters(c
     assert content[1]["bytes"] is None  # half of a character
 
 
+async def test_the_likeliest_tokens_stand_beside_each_in_the_shapes_of_both_apis(called: Called) -> None:
+    answer = await called.post(COMPLETIONS, prompt="a", max_tokens=20, logprobs=2)
+    told = answer["choices"][0]["logprobs"]["top_logprobs"]
+    assert told[0] == {"x": -0.25, "y": -3.0, "h": LOGPROB}  # and the token itself
+    assert told[3] == {"x": -0.25, "z": -2.0, "l": LOGPROB}  # of its own place
+    assert len(told) == NUM_TOKENS
+    chunks = await called.stream(COMPLETIONS, prompt="a", max_tokens=20, logprobs=2)
+    assert [one for chunk in chunks for one in chunk["choices"][0]["logprobs"]["top_logprobs"] or []] == told
+    answer = await called.post(CHAT, messages=USER, max_tokens=20, logprobs=True, top_logprobs=2)
+    assert answer["choices"][0]["logprobs"]["content"][0]["top_logprobs"] == [
+        {"token": "x", "logprob": -0.25, "bytes": [120]},
+        {"token": "y", "logprob": -3.0, "bytes": [121]},
+    ]
+    assert {ask.sampling.top_logprobs for ask in called.toy.opened} == {2}
+
+
+async def test_every_chunk_says_how_many_tokens_there_are_by_then_if_it_is_asked(called: Called) -> None:
+    options = {"include_usage": True, "continuous_usage_stats": True}
+    *chunks, last = await called.stream(COMPLETIONS, prompt="abc", max_tokens=20, stream_options=options)
+    assert [chunk["usage"]["completion_tokens"] for chunk in chunks] == [
+        1,
+        NUM_TOKENS,
+        NUM_TOKENS,
+    ]  # half of é is no news
+    assert last["usage"] == chunks[-1]["usage"]
+    chunks = await called.stream(CHAT, messages=USER, max_tokens=20, stream_options=options | {"include_usage": False})
+    assert not any("usage" in chunk for chunk in chunks)
+
+
 async def test_a_stop_string_ends_the_text_before_it_and_the_request_at_the_verifier(called: Called) -> None:
     answer = await called.post(COMPLETIONS, prompt="a", max_tokens=20, stop=["o", "lo"], ignore_eos=True)
     assert answer["choices"][0] == {"index": 0, "text": "hél", "logprobs": None, "finish_reason": "stop"}

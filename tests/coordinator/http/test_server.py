@@ -10,10 +10,13 @@ from collections.abc import AsyncGenerator, AsyncIterator
 from pathlib import Path
 from typing import Any
 
+import httpx2
+import openai
 import pytest
 
 from coordinator.http.server import HttpServer
 from coordinator.http.sse import EventStream
+from coordinator.service import GenerationRequest, Service
 from deploy.certs import make
 from paceline.errors import InvalidInput
 from paceline.security import PeerRole
@@ -76,6 +79,35 @@ async def test_a_client_that_leaves_a_stream_ends_its_request(served: tuple[Toy,
     assert toy.pipeline.num_running == 0
 
 
+async def test_a_request_is_aborted_by_the_id_of_its_answer_and_its_client_reads_so(
+    served: tuple[Toy, HttpServer],
+) -> None:
+    toy, server = served
+    toy.num_answers = 1
+    reader, writer = await post(server, prompt="a", stream=True, request_id="mine")
+    async with asyncio.timeout(10), httpx2.AsyncClient(base_url=server.url, trust_env=False) as http:
+        await reader.readuntil(b'"text":"h"')
+        assert (await http.post("/abort_request", json={"request_id": "cmpl-mine"})).json() == {"request_id": "mine"}
+        await reader.readuntil(b'"finish_reason":"abort"')
+        assert (await http.post("/abort_request", json={"request_id": "cmpl-mine"})).status_code == 404
+    writer.close()
+    assert toy.closed == ["mine"]
+
+
+async def test_a_request_is_not_aborted_by_another_key(served: tuple[Toy, HttpServer]) -> None:
+    """Ids may be the clients' own, and so may be guessed."""
+    toy, server = served
+    toy.num_answers = 1
+    spec = await Service(toy).admit(GenerationRequest(prompt="a", request_id="mine", client="alice"))
+    with toy.generation(spec):
+        assert not toy.abort("mine", "bob")
+        async with httpx2.AsyncClient(base_url=server.url, trust_env=False) as http:  # nobody's key
+            assert (await http.post("/abort_request", json={"request_id": "mine"})).status_code == 404
+        assert not toy.closed
+        assert toy.abort("mine", "alice")
+    assert toy.closed == ["mine"]
+
+
 async def test_a_request_under_way_fails_so_that_its_client_may_ask_elsewhere_when_the_server_stops(
     chat_model: Path,
 ) -> None:
@@ -134,6 +166,28 @@ async def test_behind_tls_it_asks_for_a_key_and_shows_the_certificate_of_the_mom
         await get(server, trust)  # its handshake finds the new files
         assert (await get(server, trust))[1] != before
     finally:
+        await server.stop()
+
+
+async def test_openais_client_streams_over_tls_with_a_key_and_is_refused_without(
+    chat_model: Path, tmp_path: Path
+) -> None:
+    make(tmp_path)
+    toy = Toy(chat_model, port=0, served_model_name="toy", tls=certificates.tls(PeerRole.COORDINATOR, tmp_path))
+    toy.add_verifier()
+    server = HttpServer(toy, Keys())
+    await server.start()
+    trust = ssl.create_default_context(cafile=tmp_path / "ca.crt")
+    given: Any = {"model": "toy", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 20}
+    try:
+        async with asyncio.timeout(20), httpx2.AsyncClient(verify=trust, trust_env=False) as http:
+            client = openai.AsyncOpenAI(base_url=f"{server.url}/v1", api_key="sesame", http_client=http, max_retries=0)
+            stream = await client.chat.completions.create(**given, stream=True)
+            assert "".join([chunk.choices[0].delta.content or "" async for chunk in stream]) == "héllo"
+            with pytest.raises(openai.AuthenticationError):
+                await client.with_options(api_key="guess").chat.completions.create(**given)
+    finally:
+        await toy.close()
         await server.stop()
 
 

@@ -1,0 +1,46 @@
+"""Ten thousand messages for the decoders, and that the fuzzer would notice one that fails."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from bench.fuzz import decode, decode_all
+from bench.garble import garbled
+from bench.specimens import Decoder, decoders
+from paceline.errors import InvalidInput
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_no_decoder_fails_in_a_way_of_its_own(seed: int) -> None:
+    tallies = decode_all(5_000, seed)
+    assert [(tally.name, tally.bugs) for tally in tallies if tally.bugs] == []
+    for tally in tallies:
+        assert tally.answers["value"] > 10, f"{tally.name}: too little of it is still understood to test much"
+        assert len(tally.answers) > 1, f"{tally.name}: nothing was refused"
+
+
+def _brittle(data: bytes) -> object:
+    if data == b"good":
+        return None
+    if b"good"[:2] in data:
+        raise IndexError("a bug")
+    raise InvalidInput("data", "…", "is not good")
+
+
+def test_an_error_that_is_not_ours_is_a_bug_and_the_message_is_kept() -> None:
+    tally = decode("brittle", Decoder([b"good"], _brittle), b"go", 500, random.Random(1))
+    assert tally.bugs
+    assert all(bug.startswith("IndexError") and b"go" in bytes.fromhex(bug.split(": ")[1]) for bug in tally.bugs)
+    assert tally.answers["InvalidInput"] > 0
+
+
+def test_garbling_keeps_a_message_small_and_mostly_changes_it() -> None:
+    rng = random.Random(1)
+    with decoders() as table:
+        for decoder in table.values():
+            for good in decoder.good:
+                messages = [garbled(good, good, rng) for _ in range(200)]
+                assert max(map(len, messages)) <= 4096
+                assert sum(message == good for message in messages) < 60
