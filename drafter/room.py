@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from paceline.types import StepCost
 
 _IDLE_SHARE, _BUSY_SHARE = 1.0, 0.5  # of the pass without them; the latter divided by the chains in it
-_UNMEASURED = 4  # branches in a pass while its cost is unknown
+_UNMEASURED = 4  # branches in an idle pass while its cost is unknown; one beside chains
 CATCH_UP = 8  # tokens that a new branch forwards in its first pass, about
 
 
@@ -35,7 +35,7 @@ class Room:
         if self._is_idle and not self._num_added:
             return True
         if self._cost is None:
-            return self._is_idle and self._num_added < _UNMEASURED
+            return self._num_added < (_UNMEASURED if self._is_idle else 1)
         return self._added_ms(num_tokens, num_cached) <= self._left_ms
 
     def add(self, num_tokens: int, num_cached: int) -> None:
