@@ -18,12 +18,23 @@ from bench.simulator.law import VOCABULARY, Agreement, greedy
 from bench.simulator.network import Network, Path
 from bench.simulator.workers import Drafter, Verifier
 from coordinator.core.commands import Ask, Command, Emit, Fail, Finish
-from coordinator.core.events import Arrived, Drafted, Event, Passed, RequestSpec, Tick, Verified, WorkerDown, WorkerUp
+from coordinator.core.events import (
+    Arrived,
+    Branched,
+    Drafted,
+    Event,
+    Passed,
+    RequestSpec,
+    Tick,
+    Verified,
+    WorkerDown,
+    WorkerUp,
+)
 from coordinator.core.limits import Limits
 from coordinator.core.metrics import RequestMetrics
 from coordinator.core.pipeline import Pipeline
 from paceline.errors import Overloaded, PacelineError
-from paceline.types import Draft, DrafterAsk, Pass, Role, Source, StepCost, Verdict, VerifierAsk, WorkerInfo
+from paceline.types import Branch, Draft, DrafterAsk, Pass, Role, Source, StepCost, Verdict, VerifierAsk, WorkerInfo
 
 MAX_MODEL_LEN = 1 << 20  # the toy models have no context; a bound, so that it is seen if one were needed
 
@@ -97,7 +108,7 @@ class World:
     def at(self, delay_s: float, action: Callable[..., object], *arguments: Any) -> None:
         self._clock.at(delay_s, action, *arguments)
 
-    def send(self, worker: str, reply: Draft | Pass | Verdict) -> None:
+    def send(self, worker: str, reply: Draft | Branch | Pass | Verdict) -> None:
         """Send a reply to the coordinator; it arrives even if the worker dies meanwhile."""
         event = _event(worker, reply)
         link = self._links.get(worker)
@@ -276,10 +287,12 @@ class World:
         return [link.worker.name for link in links if link.worker.sessions]
 
 
-def _event(worker: str, reply: Draft | Pass | Verdict) -> Event:
+def _event(worker: str, reply: Draft | Branch | Pass | Verdict) -> Event:
     match reply:
         case Draft():
             return Drafted(worker, reply)
+        case Branch():
+            return Branched(worker, reply)
         case Pass():
             return Passed(worker, reply)
         case Verdict():

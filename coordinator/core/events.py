@@ -8,6 +8,7 @@ from paceline.errors import PacelineError
 from paceline.length_policy import LengthPolicy
 from paceline.types import (
     Blame,
+    Branch,
     Draft,
     DrafterReply,
     Fault,
@@ -68,6 +69,14 @@ class Drafted:
 
 
 @dataclass(frozen=True, slots=True)
+class Branched:
+    """A draft for an outcome that has not happened yet."""
+
+    worker: str
+    branch: Branch
+
+
+@dataclass(frozen=True, slots=True)
 class Passed:
     """The drafter has nothing to draft before the next commit."""
 
@@ -117,7 +126,9 @@ class Tick:
     """Time has passed; the shell sends one by `next_deadline_s()`."""
 
 
-Event = Arrived | Ended | Drafted | Passed | Verified | Faulted | WorkerUp | WorkerDraining | WorkerDown | Tick
+Event = (
+    Arrived | Ended | Drafted | Branched | Passed | Verified | Faulted | WorkerUp | WorkerDraining | WorkerDown | Tick
+)
 
 
 def request_id_of(event: Event) -> str | None:
@@ -127,6 +138,8 @@ def request_id_of(event: Event) -> str | None:
             return spec.request_id
         case Drafted(_, draft):
             return draft.request_id
+        case Branched(_, branch):
+            return branch.request_id
         case Passed(_, passed):
             return passed.request_id
         case Verified(_, verdict):
@@ -141,6 +154,8 @@ def event_of(worker: str, reply: DrafterReply | VerifierReply) -> Event:
     match reply:
         case Draft():
             return Drafted(worker, reply)
+        case Branch():
+            return Branched(worker, reply)
         case Pass():
             return Passed(worker, reply)
         case Verdict():
