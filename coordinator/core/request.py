@@ -162,10 +162,8 @@ class Request:
             self._began(by_branch=False)
         if not self.rule.needs_rows:
             self._pace.tested(self._window.num_late_right, self._window.num_late)
-        if admitted is None:
-            self.metrics.num_stale_drafts += 1
-            return
-        if self.verifier:
+        self.metrics.num_stale_drafts += admitted is None
+        if admitted and self.verifier:
             yield self._verify(admitted, now_s)
             yield from self._await(now_s)
 
