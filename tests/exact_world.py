@@ -34,18 +34,7 @@ import paceline.noise
 import verifier.judging
 import verifier.rules
 from coordinator.core.commands import Ask, Emit, Fail, Finish
-from coordinator.core.events import (
-    Arrived,
-    Branched,
-    Drafted,
-    Event,
-    Faulted,
-    RequestSpec,
-    Tick,
-    Verified,
-    WorkerDown,
-    WorkerUp,
-)
+from coordinator.core.events import Arrived, Event, RequestSpec, Tick, WorkerDown, WorkerUp, event_of
 from coordinator.core.limits import Limits
 from coordinator.core.pace import Pace
 from coordinator.core.pipeline import Pipeline
@@ -54,7 +43,7 @@ from paceline import rows
 from paceline.length_policy import LengthPolicy
 from paceline.noise import Domain
 from paceline.rows import DraftRows
-from paceline.types import Branch, Draft, Fault, Mode, Role, Rule, SamplingParams, Source, Tokens, Verdict, WorkerInfo
+from paceline.types import Fault, Mode, Role, Rule, SamplingParams, Source, Tokens, WorkerInfo
 from tests.verifier.test_block import block_cuts
 from tests.verifier.test_engine import ToyRunner
 from tests.verifier.test_enumeration import Cuts, Law, Row, World, as_logits, cuts_of, token_cuts
@@ -230,20 +219,10 @@ class Run:
     def hear(self, worker: str) -> None:
         if self.replies[worker]:
             self.num_changes += 1
-            self._feed(self._event(worker, self.replies[worker].popleft()))
-
-    def _event(self, worker: str, reply: Draft | Branch | Verdict | Fault) -> Event:
-        name = self.names[worker]
-        match reply:
-            case Draft():
-                return Drafted(name, reply)
-            case Branch():
-                return Branched(name, reply)
-            case Verdict():
-                return Verified(name, reply)
-            case Fault():
+            reply = self.replies[worker].popleft()
+            if isinstance(reply, Fault):
                 self.faults.append(reply)
-                return Faulted(name, reply.request_id, reply.message, reply.blame)
+            self._feed(event_of(self.names[worker], reply))
 
     def wait(self) -> None:
         deadline_s = self.core.next_deadline_s()

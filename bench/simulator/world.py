@@ -18,18 +18,7 @@ from bench.simulator.law import VOCABULARY, Agreement, greedy
 from bench.simulator.network import Network, Path
 from bench.simulator.workers import Drafter, Verifier
 from coordinator.core.commands import Ask, Command, Emit, Fail, Finish
-from coordinator.core.events import (
-    Arrived,
-    Branched,
-    Drafted,
-    Event,
-    Passed,
-    RequestSpec,
-    Tick,
-    Verified,
-    WorkerDown,
-    WorkerUp,
-)
+from coordinator.core.events import Arrived, Event, RequestSpec, Tick, WorkerDown, WorkerUp, event_of
 from coordinator.core.limits import Limits
 from coordinator.core.metrics import RequestMetrics
 from coordinator.core.pipeline import Pipeline
@@ -110,7 +99,7 @@ class World:
 
     def send(self, worker: str, reply: Draft | Branch | Pass | Verdict) -> None:
         """Send a reply to the coordinator; it arrives even if the worker dies meanwhile."""
-        event = _event(worker, reply)
+        event = event_of(worker, reply)
         link = self._links.get(worker)
         if link:
             for arrival_s in link.back.arrivals_s(self.now_s):
@@ -285,18 +274,6 @@ class World:
         """Workers that hold a request although they have been told to forget it."""
         links = (link for link in self._links.values() if link.there.is_faithful and not link.worker.hung)
         return [link.worker.name for link in links if link.worker.sessions]
-
-
-def _event(worker: str, reply: Draft | Branch | Pass | Verdict) -> Event:
-    match reply:
-        case Draft():
-            return Drafted(worker, reply)
-        case Branch():
-            return Branched(worker, reply)
-        case Pass():
-            return Passed(worker, reply)
-        case Verdict():
-            return Verified(worker, reply)
 
 
 def is_refusal(client: Client) -> bool:
