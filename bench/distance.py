@@ -39,7 +39,7 @@ from paceline.prompts import read_prompts
 from paceline.trace import Record, read
 from paceline.types import Mode, StepCost
 
-MODES = ("off", "sequential", "pearl", "auto")
+MODES = ("off", "sequential", "pearl", "branch", "auto")
 CLOSE = 0.15  # of what was measured: so near the simulator is to be
 
 
@@ -299,9 +299,9 @@ def _parser() -> argparse.ArgumentParser:
     help = "ms, nearest first (0,10,30,100)"
     parser.add_argument("--rtts", type=values(0, 60_000), default=(0.0, 10.0, 30.0, 100.0), help=help)
     parser.add_argument("--jitter-ms", type=float, default=0.0, help="each direction adds up to so much")
-    parser.add_argument("--modes", type=_modes, default=MODES, help="off,sequential,pearl,auto")
-    parser.add_argument("--lengths", type=counts, default=(4, 8), help="draft lengths in sequential and pearl (4,8)")
-    parser.add_argument("--window", type=int, default=4, help="drafts in flight in pearl")
+    parser.add_argument("--modes", type=_modes, default=MODES, help=",".join(MODES))
+    parser.add_argument("--lengths", type=counts, default=(4, 8), help="draft lengths where drafts are made (4,8)")
+    parser.add_argument("--window", type=int, default=4, help="drafts in flight in pearl and branch")
     parser.add_argument("--dtype", default="bfloat16", help="of the target")
     parser.add_argument("--drafter-dtype", default="float32", help="float32 is the faster one for 1 M parameters")
     parser.add_argument("--trace", metavar="FILE", help="keep the trace there, for paceline simulate --trace FILE")

@@ -29,7 +29,7 @@ from paceline.prompts import read_prompts
 from paceline.tokenizer import Tokenizer
 from paceline.types import Tokens
 
-MODES = ("off", "sequential", "pearl")
+MODES = ("off", "sequential", "pearl", "branch")
 
 
 def reference(target: str, prompts: Sequence[Tokens], max_tokens: int) -> list[Tokens]:

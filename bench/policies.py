@@ -342,7 +342,7 @@ def _parser() -> argparse.ArgumentParser:
         default=(),
         help="verify/draft times to expand to; none: the target as it is",
     )
-    modes = options.names(("sequential", "pearl"))
+    modes = options.names(("sequential", "pearl", "branch"))
     add("--mode", type=modes, default=("sequential", "pearl"), help="comma separated (sequential,pearl)")
     add("--policies", type=options.names(tuple(grids.GRIDS)), default=(), help="comma separated (all that exist)")
     add("--window", type=options.count(1), default=4, help="drafts unverified at a time in pearl (%(default)s)")

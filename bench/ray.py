@@ -34,6 +34,7 @@ from paceline.types import Role, Tokens
 
 KV_CACHE = "128MiB"
 SHARES = ("coordinator.num_cpus=0.1", "verifiers.num_cpus=0.1", "pools.drafters.num_cpus=0.1")
+ADMIT = "coordinator.options.admit-any=true"  # what is measured is who comes, not who pays
 POLL_S = 0.05
 
 
@@ -54,7 +55,7 @@ def up(given: argparse.Namespace, *settings: str) -> str:
     """The coordinator's address of the application as these settings have it."""
     cache = (f"verifiers.options.kv-cache-memory={KV_CACHE}", f"pools.drafters.options.kv-cache-memory={KV_CACHE}")
     pair = ("--target", given.target, "--drafter", given.drafter, "--num-cpus", "8")
-    return str(paceline("up", *pair, "--set", *SHARES, *cache, *settings)["grpc"])
+    return str(paceline("up", *pair, "--set", *SHARES, ADMIT, *cache, *settings)["grpc"])
 
 
 @contextlib.contextmanager

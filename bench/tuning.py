@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 from bench.row import Row, Setting
 from paceline.length_policy import LengthPolicy
-from paceline.types import Tokens
+from paceline.types import Mode, Tokens
 
 FIRST_RUNG = 2  # prompts on which every point runs
 TUNING_SHARE = 0.55  # of the time, the rest is for the report: tuning has five times the settings on fewer prompts
@@ -78,7 +78,7 @@ def groups(policies: Mapping[str, Sequence[LengthPolicy]], modes: Sequence[str],
 
 
 def setting_of(mode: str, policy: LengthPolicy, window: int) -> Setting:
-    return Setting(f"{mode} {policy}", mode, str(policy), window if mode == "pearl" else 0)
+    return Setting(f"{mode} {policy}", mode, str(policy), window if Mode(mode).streams else 0)
 
 
 def sweep(rows: Rows, long: Setting | None, halves: Halves, turn: Turn, timer: Timer) -> Outcome:

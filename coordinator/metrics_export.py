@@ -99,6 +99,7 @@ class MetricsExport:
             "paceline_overlap_share", "A request's share of drafting during which a verification ran.", _SHARES
         )
         self._wasted = self._counter("paceline_wasted_tokens", "Tokens drafted and never accepted.")
+        self._branch_wasted = self._counter("paceline_wasted_branch_tokens", "Those of outcomes that did not come.")
         self._chosen = self._counter(
             "paceline_requests",
             "Requests that ended well, by what was chosen for them.",
@@ -119,6 +120,8 @@ class MetricsExport:
             "num_accepted_tokens": self._counter("vllm:spec_decode_num_accepted_tokens", "Drafted tokens accepted."),
             "num_tested_tokens": self._counter("paceline_tested_tokens", "Drafted tokens that a rule looked at."),
             "num_stale_drafts": self._counter("paceline_stale_drafts", "Drafts of a run that had ended."),
+            "num_branches": self._counter("paceline_branches", "Drafts for other outcomes than the chain's."),
+            "num_branch_tokens": self._counter("paceline_branch_tokens", "Tokens drafted in them."),
         }
         self._labelled = {
             "accepted_at": self._counter(
@@ -127,6 +130,7 @@ class MetricsExport:
                 "position",
             ),
             "sources": self._counter("paceline_committed_tokens", "Tokens committed.", "source"),
+            "branch_runs": self._counter("paceline_branch_runs", "Runs in mode branch by how they began.", "outcome"),
             "fallbacks": self._counter("paceline_fallbacks", "Self-decodes, by reason.", "reason"),
             "tokens_by_mode": self._counter("paceline_tokens_by_mode", "Tokens committed, by mode in force.", "mode"),
         }
@@ -192,6 +196,7 @@ class MetricsExport:
         self._num_prompt.observe(metrics.num_prompt_tokens)
         self._num_output.observe(metrics.num_generated_tokens)
         self._wasted.inc(metrics.num_wasted_tokens)
+        self._branch_wasted.inc(metrics.num_wasted_branch_tokens)
         if not metrics.num_generated_tokens:
             return  # cancelled before its first token: it has no times
         ttft_s, queue_s, e2e_s = metrics.ttft_ms / 1e3, metrics.queue_ms / 1e3, metrics.e2e_ms / 1e3

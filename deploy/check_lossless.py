@@ -26,7 +26,7 @@ from paceline.client import AsyncClient, Completion
 from paceline.prompts import SHAPES, question, read_prompts
 from paceline.types import Mode
 
-MODES = (Mode.SEQUENTIAL, Mode.PEARL)
+MODES = (Mode.SEQUENTIAL, Mode.PEARL, Mode.BRANCH)
 # Nats between two tokens' log-probabilities below which bfloat16 may swap them; its products keep 8 bits.
 NEAR_TIE_NATS = 0.06
 NUM_LOOKS = 8

@@ -197,6 +197,7 @@ def _job(values: argparse.Namespace) -> Job:
             Setting(Mode.OFF, LengthPolicy(), 1),
             Setting(Mode.SEQUENTIAL, values.sequential_length_policy, 1),
             Setting(Mode.PEARL, values.pearl_length_policy, values.window),
+            Setting(Mode.BRANCH, values.pearl_length_policy, values.window),
         ),
         max_tokens=values.max_tokens,
         dtype=values.dtype,
@@ -210,8 +211,8 @@ def parser() -> Parser:
         "demo",
         """See it work: a real pair of models in three processes on this machine, every mode side by side.
 
-Streams a few answers, compares the modes off, sequential and pearl on the same prompts, and checks that all of them
-write the same tokens. Takes about a minute on two cores. Everything needed is in the checkout.
+Streams a few answers, compares the modes off, sequential, pearl and branch on the same prompts, and checks that all
+of them write the same tokens. Takes about a minute on two cores. Everything needed is in the checkout.
 
   paceline demo
   paceline demo --json | tail -1 | python -m json.tool""",
@@ -284,12 +285,12 @@ def _add_drafting(parser: Parser) -> None:
         kind=options.policy,
         default=LengthPolicy.parse(PEARL_POLICY),
         metavar="NAME:KEY=VALUE,…",
-        help="when a draft ends in mode pearl",
+        help="when a draft ends in the modes pearl and branch",
     )
     drafting.add(
         "--window",
         kind=options.whole(1, 64),
         default=PEARL_WINDOW,
         metavar="N",
-        help="drafts unverified at a time in mode pearl",
+        help="drafts unverified at a time in the modes pearl and branch",
     )

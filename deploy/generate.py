@@ -240,7 +240,7 @@ Text goes to standard output, figures to standard error.
 def _add_decoding(parser: Parser) -> None:
     decoding = parser.group("decoding", "Left out, these are the server's choice.")
     decoding.add(
-        "--mode", kind=options.mode, shown="the server's", metavar="MODE", help="off, sequential, pearl or auto"
+        "--mode", kind=options.mode, shown="the server's", metavar="MODE", help="off, sequential, pearl, branch or auto"
     )
     decoding.add(
         "--rule", kind=options.rule, shown="the server's", metavar="RULE", help="match, coupled, token, block or auto"
@@ -257,7 +257,7 @@ def _add_decoding(parser: Parser) -> None:
         kind=options.whole(1, 64),
         shown="the server's",
         metavar="N",
-        help="drafts unverified at a time in mode pearl",
+        help="drafts unverified at a time in the modes pearl and branch",
     )
 
 

@@ -144,7 +144,8 @@ def add_pacing(parser: Parser) -> None:
         default="auto",
         metavar="MODE",
         help="how drafting and verification overlap: off (plain decoding), sequential (one after the other), pearl "
-        "(drafts stream ahead while earlier ones are verified), auto (what the measured speeds favour, anew)",
+        "(drafts stream ahead while earlier ones are verified), branch (pearl, and drafts for likely other outcomes), "
+        "auto (what the measured speeds favour, anew)",
     )
     group.add(
         "--rule",
@@ -177,7 +178,7 @@ def add_pacing(parser: Parser) -> None:
         kind=options.whole(1, 64),
         default=4,
         metavar="N",
-        help="drafts unverified at a time in mode pearl: one verified, the others drafted; auto chooses its own",
+        help="drafts unverified at a time in pearl and branch: one verified, the others drafted; auto chooses its own",
     )
     group.add(
         "--max-draft-wait-ms",

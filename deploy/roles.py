@@ -19,7 +19,6 @@ from typing import Any
 
 from deploy import model_free, options
 from deploy.admission_options import add_admission, add_exit_if_refused
-from deploy.checks import is_tested_family
 from deploy.one_key import keys_file
 from deploy.options import Parser
 from deploy.restart import restart
@@ -224,6 +223,8 @@ def _prepare(values: argparse.Namespace, role: Role) -> None:
 
 def _load(values: argparse.Namespace, role: Role) -> tuple[Any, WorkerInfo]:
     _prepare(values, role)
+    from deploy.checks import is_tested_family
+
     if not is_tested_family("--model", values.model):
         logging.getLogger(__name__).warning(
             "no test runs models like %s; docs/compatibility.md has those", values.model

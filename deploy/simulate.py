@@ -257,8 +257,8 @@ What it leaves out: processes that share cores, memory for the KV cache, prompts
     group.add(
         "--modes",
         kind=_modes,
-        default=(Mode.OFF, Mode.SEQUENTIAL, Mode.PEARL),
-        shown="off,sequential,pearl",
+        default=(Mode.OFF, Mode.SEQUENTIAL, Mode.PEARL, Mode.BRANCH),
+        shown="off,sequential,pearl,branch",
         metavar="MODE,…",
         help="modes to compare, auto among them; off is what the others are measured against",
     )
@@ -271,7 +271,7 @@ What it leaves out: processes that share cores, memory for the KV cache, prompts
         help="tokens of a draft",
     )
     shown = "4, or as usual in the trace"
-    group.add("--window", kind=options.whole(1, 64), shown=shown, metavar="N", help="drafts in flight in pearl")
+    group.add("--window", kind=options.whole(1, 64), shown=shown, metavar="N", help="drafts in flight")
     add_report(it)
     return it
 

@@ -10,7 +10,7 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from google.protobuf.descriptor_pb2 import (
+from google.protobuf.descriptor_pb2 import (  # type: ignore[import-untyped]
     DescriptorProto,
     EnumDescriptorProto,
     FieldDescriptorProto,

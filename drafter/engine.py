@@ -4,6 +4,8 @@ A step forwards one token for every request that has room in its window (and a c
 catching up), in one ragged pass, then chooses each request's next token from its row. What is chosen from is what is
 sent (`draws.py`): under rejection sampling the row is truncated and quantised first, and the token drawn from that.
 
+What of the device is left is for branches: drafts for other outcomes than the chains' (`branching.py`).
+
 A policy may end a draft before a token is drawn from its row. That row then gives the next draft's first token: at once
 if the window has room, else it is kept until there is, so that no token is ever forwarded for it a second time.
 """
@@ -15,17 +17,17 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-import torch
 from torch import Tensor
 
-from drafter.draws import Drawn, RowShape, draw
+from drafter.branching import Branching
+from drafter.draws import RowShape, draw, keep, pack
 from drafter.look import AcceptProbs, Look, look
 from drafter.policies import Need, Policy, make
 from drafter.requests import Entry, Replies, Requests
 from drafter.session import Session
-from paceline import rows
 from paceline.acceptance_head import TrainedHead
 from paceline.engine.cost import CostModel
+from paceline.engine.room import Sharing
 from paceline.engine.runner import Chunk, PoolFull, Runner
 from paceline.errors import EngineLost, Unavailable
 from paceline.holdings import Figures
@@ -85,6 +87,7 @@ class DrafterEngine(Requests[_Entry]):
         self._head: AcceptProbs | None = head.accept_probs if head else None
         self._thresholds = head.info.thresholds if head else {}
         self._row_shape = RowShape(row_width, row_bits, draft_temperature)
+        self._branching = Branching(runner, self._row_shape)
         self._max_num_batched_tokens = max_num_batched_tokens
         self._is_stalled = False  # all that is wanted waits for room which only an ask can make
         self.num_preemptions = 0
@@ -97,6 +100,7 @@ class DrafterEngine(Requests[_Entry]):
 
     def handle(self, peer: int, ask: DrafterAsk) -> Replies:
         self._is_stalled = False
+        self._branching.asked()
         return super().handle(peer, ask)
 
     def drop(self, peer: int) -> None:
@@ -111,6 +115,7 @@ class DrafterEngine(Requests[_Entry]):
     def _follow(self, entry: _Entry) -> None:
         before = entry.policy
         super()._follow(entry)
+        self._branching.settle(f"{entry.peer}/{entry.session.ask.request_id}", entry.session)
         if entry.policy is not before and entry.spare is not None:
             entry.session.computed -= entry.has_row  # what the new policy would see of it was not looked at
             entry.spare = None
@@ -120,6 +125,7 @@ class DrafterEngine(Requests[_Entry]):
 
     def _close(self, key: str) -> _Entry | None:
         if entry := super()._close(key):
+            self._branching.settle(key, None)
             self.runner.close(key)
         return entry
 
@@ -133,7 +139,13 @@ class DrafterEngine(Requests[_Entry]):
     # --- work
 
     def has_work(self) -> bool:
-        return self.runner.lost is not None or (not self._is_stalled and super().has_work())
+        if self.runner.lost is not None or (not self._is_stalled and super().has_work()):
+            return True
+        return self._branching.has_work(self._sessions)
+
+    @property
+    def _sessions(self) -> dict[str, Session[CountRows]]:
+        return {key: entry.session for key, entry in self._entries.items()}
 
     def step(self) -> Replies:
         """One forward pass, one token more for every request that has a row; the drafts this completed.
@@ -146,23 +158,33 @@ class DrafterEngine(Requests[_Entry]):
         going = self._with_room()
         waiting = [entry for key in going if (entry := self._entries[key]).has_row]
         chunks = self._chunks(going)
+        policies = {key: entry.policy for key, entry in self._entries.items()}
+        branches = self._branching.take(self._sessions, policies, chunks, self.info.cost)
+        every = [*chunks, *(growing.chunk for growing in branches)]
+        whole = [self._entries[chunk.sequence] for chunk in chunks if chunk.num_rows]
+        policies_here = [*(entry.policy for entry in whole), *(growing.policy for growing in branches)]
         try:
-            logits, hidden = self._forward(chunks)
+            logits, hidden = self._forward(every, policies_here)
         except PoolFull as error:
             return self._make_room(chunks, error)
-        self.info = self.cost.seen(self.info, chunks, 1e3 * (self._clock() - started_s))
+        ms = 1e3 * (self._clock() - started_s)
+        self.info = self.cost.seen(self.info, every, ms)
         for chunk in chunks:
             session = self._entries[chunk.sequence].session
             session.computed = chunk.start + len(chunk.token_ids)
             if not chunk.num_rows:
                 self._charge(session, started_s)
-        whole = [self._entries[chunk.sequence] for chunk in chunks if chunk.num_rows]
-        found = look([entry.policy for entry in whole], logits, hidden, self._head)
-        return self._extend([*waiting, *whole], [*(entry.take_row() for entry in waiting), *found], started_s)
+        found = look(policies_here, logits, hidden, self._head)
+        looks = [*(entry.take_row() for entry in waiting), *found[: len(whole)]]
+        replies = self._extend([*waiting, *whole], looks, started_s)
+        if branches:
+            complete = self._branching.extend(branches, found[len(whole) :], self._sessions, ms / len(every))
+            replies += [(self._entries[key].peer, branch) for key, branch in complete]
+        return replies
 
-    def _forward(self, chunks: Sequence[Chunk]) -> tuple[Tensor, Tensor | None]:
-        """Logits [n, vocab], and the hidden states [n, d] that they come from if a policy here needs them."""
-        if self._head and any(Need.ACCEPT_PROB in self._entries[chunk.sequence].policy.needs for chunk in chunks):
+    def _forward(self, chunks: Sequence[Chunk], policies: Sequence[Policy]) -> tuple[Tensor, Tensor | None]:
+        """Logits [n, vocab], and the hidden states [n, d] that they come from if one of `policies` needs them."""
+        if self._head and any(Need.ACCEPT_PROB in policy.needs for policy in policies):
             return self.runner.forward_with_hidden(chunks)
         return self.runner.forward(chunks), None
 
@@ -175,8 +197,10 @@ class DrafterEngine(Requests[_Entry]):
     def _with_room(self) -> dict[str, Session[CountRows]]:
         """The sessions that want a token and have room for it; the youngest may lose their cache for the others."""
         wanted = {key: entry.session for key, entry in self._entries.items() if entry.session.wants_token()}
-        ends = {key: len(session.tokens) for key, session in wanted.items()}
-        sharing = self.runner.share([self.runner.claim(key, ends.get(key, 0)) for key in self._entries])
+        sharing = self._share(wanted)
+        if len(self._branching) and (sharing.preempted or not wanted.keys() <= set(sharing.going)):
+            self._branching.give_way(self._sessions)
+            sharing = self._share(wanted)
         for key in sharing.preempted:
             self._preempt(key)
         going = {key: wanted[key] for key in sharing.going if key in wanted}
@@ -185,6 +209,10 @@ class DrafterEngine(Requests[_Entry]):
             if session.computed == 0:
                 session.computed = self.runner.adopt(key, session.tokens)
         return going
+
+    def _share(self, wanted: Mapping[str, Session[CountRows]]) -> Sharing:
+        ends = {key: len(session.tokens) for key, session in wanted.items()}
+        return self.runner.share([self.runner.claim(key, ends.get(key, 0)) for key in self._entries])
 
     def _preempt(self, key: str) -> None:
         """The cache goes, the chain stays and is forwarded anew."""
@@ -196,7 +224,11 @@ class DrafterEngine(Requests[_Entry]):
         self.num_preemptions += 1
 
     def _make_room(self, chunks: Sequence[Chunk], error: PoolFull) -> Replies:
-        """The estimate was short by a block. The youngest gives way; one that has all to itself can never fit."""
+        """The estimate was short by a block. Branches give way, then the youngest; one that has all to itself can never
+        fit."""
+        if len(self._branching):
+            self._branching.give_way(self._sessions)
+            return []
         wanting = {chunk.sequence for chunk in chunks}
         rivals = [key for key in self._entries if key in wanting or self.runner.length(key)]
         if len(rivals) > 1:
@@ -241,7 +273,7 @@ class DrafterEngine(Requests[_Entry]):
             try:
                 if isinstance(found, Exception):
                     raise found
-                is_complete = self._push(entry, row, found)
+                is_complete = keep(entry.session, entry.policy, row, found)
                 self._charge(entry.session, since_s)
             except Exception as error:
                 replies.append(self._refuse(entry, error))
@@ -250,22 +282,10 @@ class DrafterEngine(Requests[_Entry]):
                 replies.append((entry.peer, self._send(entry.session)))
         return replies
 
-    def _push(self, entry: _Entry, row: Look, drawn: Drawn) -> bool:
-        """Take the token; whether the draft is complete with it."""
-        session = entry.session
-        stop = entry.policy.stops_after(row.after(session.draft_length + 1, drawn.token_id))
-        if drawn.row is not None:
-            session.rows.append(drawn.row)
-        return session.push(drawn.token_id, stop=stop)
-
     def _refuse(self, entry: _Entry, error: Exception) -> tuple[int, Fault]:
         # Whatever spoilt this request must not reach another through the prefix cache.
         self.runner.forget(f"{entry.peer}/{entry.session.ask.request_id}")
         return super()._refuse(entry, error)
 
     def _send(self, session: Session[CountRows]) -> Draft:
-        if not session.rows:
-            return session.send(None)
-        ids = torch.cat([kept.ids for kept in session.rows])
-        counts = torch.cat([kept.counts for kept in session.rows])
-        return session.send(rows.pack(ids, counts, self._row_shape.bits))
+        return session.send(pack(session, self._row_shape))

@@ -4,6 +4,9 @@ The drafter streams: it goes on as if everything were accepted until `window` dr
 the truth. While its chain agrees it goes on under the epoch it began with; where it disagrees, or where the commit
 reaches beyond it, a new run begins after the committed tokens under the commit's epoch. Drafts are kept until they are
 covered, so that one which got lost can be sent again.
+
+Where a branch was drafted for what is committed instead of the chain, the new run begins with it: the coordinator has
+it too, or gets it before anything else of that run, and finds by the same comparison that it fits.
 """
 
 from __future__ import annotations
@@ -11,8 +14,10 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Generic, TypeVar
+from typing import TypeVar
 
+from drafter.branches import Branches, Offshoot
+from drafter.chain import Chain
 from paceline.types import Commit, Draft, OpenDraft, Pass, Rows
 
 Row = TypeVar("Row")
@@ -32,37 +37,22 @@ class Outcome:
     num_accepted: int = 0
 
 
-class Session(Generic[Row]):
-    """See the top of the file. `Row` is whatever the engine keeps of a draft row until the draft is sent."""
+class Session(Chain[Row]):
+    """See the top of the file."""
 
     def __init__(self, ask: OpenDraft) -> None:
-        self.ask = ask
-        self.tokens = list(ask.token_ids)  # committed tokens, then the chain
-        self.computed = 0  # invariant: <= len(tokens); the KV cache is valid for tokens[:computed]
-        self.epoch = ask.epoch  # of the run
-        self.rows: list[Row] = []  # of the draft being made
-        self.draft_ms = 0.0  # spent on it
+        super().__init__(ask, ask.token_ids, ask.epoch)  # `tokens`: committed ones, then the chain
+        self.branches = Branches[Row]()
         self._committed = len(self.tokens)
         self._sent: deque[Draft] = deque()  # unverified
-        self._start = len(self.tokens)  # where the draft being made starts
-        self._ended = False  # an end-of-sequence token was drafted
         self._is_exhausted = False  # there is nothing to propose until all of the chain is committed, or another one
         self._outcome = Outcome()
         self._has_new_policy = False
 
     @property
-    def draft_length(self) -> int:
-        """Tokens in the draft being made."""
-        return len(self.tokens) - self._start
-
-    @property
     def num_committed(self) -> int:
         """How many of `tokens` will not change any more."""
         return self._committed
-
-    @property
-    def num_prompt_tokens(self) -> int:
-        return self.ask.num_prompt_tokens or len(self.ask.token_ids)
 
     def wants_token(self) -> bool:
         """Whether there is anything to draft: room in the window and before the end."""
@@ -70,27 +60,18 @@ class Session(Generic[Row]):
 
     @property
     def _may_go_on(self) -> bool:
-        return not (self._ended or self._is_exhausted) and len(self.tokens) < self.ask.end
+        return not self._is_exhausted and super()._may_go_on
 
-    def push(self, token_id: int, *, stop: bool) -> bool:
-        """Append a drafted token; True if the draft is complete, because `stop` or nothing can follow."""
-        self.tokens.append(token_id)
-        self._ended = token_id in self.ask.stop_token_ids
-        return stop or self._ended or len(self.tokens) >= self.ask.end
+    def next_outcome(self) -> tuple[int, int] | None:
+        """The outcome to draft for next in a branch, if any is worth it: a position, and the token there."""
+        return self.branches.next(self, range(self._committed, self._start))
+
+    def begin_branch(self, outcome: tuple[int, int]) -> Offshoot[Row]:
+        return self.branches.begin(self, outcome)
 
     def send(self, rows: Rows | None) -> Draft:
         """Close the draft being made and count it as in flight."""
-        ask = self.ask
-        is_open = ask.window > 1 and self._may_go_on
-        draft = Draft(
-            ask.request_id,
-            self.epoch,
-            self._start,
-            tuple(self.tokens[self._start :]),
-            is_open,
-            rows,
-            self.draft_ms,
-        )
+        draft = self._draft(rows)
         self._sent.append(draft)
         self._begin()
         return draft
@@ -114,7 +95,7 @@ class Session(Generic[Row]):
     def commit(self, ask: Commit) -> None:
         """Take committed tokens. One that leaves a gap is ignored; the coordinator will resynchronise."""
         if ask.plan:
-            self._plan(replace(self.ask, policy=ask.plan.policy, window=ask.plan.window))
+            self._plan(replace(self.ask, policy=ask.plan.policy, window=ask.plan.window, branches=ask.plan.branches))
         if ask.start <= len(self.tokens):
             self._merge(ask.epoch, ask.start, ask.token_ids)
 
@@ -139,16 +120,22 @@ class Session(Generic[Row]):
         self._learn(start, committed)
         if len(self.tokens) > end and tuple(self.tokens[start:end]) == tuple(committed):
             self._committed = end  # agreed, and ahead of it: the run goes on
+            self._settle_branches(end)
             while self._sent and self._sent[0].end <= end:
                 self._sent.popleft()
             return
         if len(self.tokens) == end and tuple(self.tokens[start:]) == tuple(committed) and not self.rows_pending:
             # Everything drafted was kept and nothing beyond it is known: the run goes on from its own end.
             self._committed = end
+            self._settle_branches(end)
             self._sent.clear()
             self._is_exhausted = False  # more is known now than when it was said
             return
         self._restart(epoch, start, committed)
+
+    def _settle_branches(self, end: int) -> None:
+        self.choices = {at: choice for at, choice in self.choices.items() if at >= end}
+        self.branches.settle(end)
 
     @property
     def rows_pending(self) -> bool:
@@ -160,6 +147,8 @@ class Session(Generic[Row]):
         first = max(start, self._committed)
         num_tested, num_accepted = self._outcome.num_tested, self._outcome.num_accepted
         for drafted, token in zip(self.tokens[first : self._start], committed[first - start :], strict=False):
+            if choice := self.choices.get(first + num_tested - self._outcome.num_tested):
+                self.branches.tested(choice, is_rejected=drafted != token)
             num_tested += 1
             if drafted != token:
                 break
@@ -178,7 +167,23 @@ class Session(Generic[Row]):
         self._sent.clear()
         self._ended = self._is_exhausted = False
         self.epoch = epoch
+        branch = self.branches.matching(self.tokens, self._committed)
+        self.branches.clear()
+        self.choices.clear()
         self._begin()
+        if branch:
+            self._promote(branch)
+
+    def _promote(self, branch: Offshoot[Row]) -> None:
+        """Go on after what is committed with what was drafted for it, all of it or as far as it has come."""
+        self.tokens[branch.position + 1 :] = branch.tokens[branch.position + 1 :]
+        self.choices = branch.choices
+        self._ended = self.tokens[-1] in self.ask.stop_token_ids
+        if branch.draft:
+            self._sent.append(replace(branch.draft, epoch=self.epoch))
+            self._begin()
+        else:
+            self.rows, self.draft_ms = branch.rows, branch.draft_ms
 
     def _begin(self) -> None:
         self._start = len(self.tokens)

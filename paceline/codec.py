@@ -34,10 +34,12 @@ from paceline.fields import (
 from paceline.length_policy import LengthPolicy
 from paceline.sampling_checks import MAX_TOP_LOGPROBS
 from paceline.types import (
+    MAX_BRANCHES,
     MAX_ROW_BITS,
     MAX_SEED,
     MIN_ROW_BITS,
     Blame,
+    Branch,
     Close,
     Commit,
     Decode,
@@ -110,6 +112,13 @@ def _check_draft(name: str, draft: Draft) -> None:
         raise InvalidInput(f"{name}.rows", f"{draft.rows.num_rows} rows", fix)
 
 
+def _check_branch(name: str, branch: Branch) -> None:
+    if branch.draft.start < 1:
+        raise InvalidInput(
+            f"{name}.draft.start", branch.draft.start, "must be at least 1: its outcome stands before it"
+        )
+
+
 def _check_verdict(name: str, verdict: Verdict) -> None:
     if len(verdict.sources) != len(verdict.token_ids):
         fix = f"must be one a token, and there are {len(verdict.token_ids)} tokens"
@@ -152,6 +161,7 @@ _ID = string(1, MAX_REQUEST_ID)
 _IDS = Field(same, lambda _, values: tuple(values))  # of any repeated number
 _MS = Field(same, milliseconds)
 _SEED = integer(0, MAX_SEED)
+_BRANCHES = integer(0, MAX_BRANCHES)
 _POSITIVE = integer(1, 2**32 - 1)
 _NAME = string(1, MAX_NAME)
 _POLICY = Field(length_policy_to_wire, lambda _, wire: length_policy_from_wire(wire))
@@ -186,6 +196,7 @@ _DRAFT = Message(
     rows=_ROWS.field,
     draft_ms=_MS,
 )
+_BRANCH = Message("branch", Branch, drafter_pb2.Branch, _check_branch, draft=_DRAFT.field)
 _CLOSE = Message("close", Close, common_pb2.Close, request_id=_ID)
 _PASS = Message("passed", Pass, drafter_pb2.Pass, request_id=_ID)
 _FAULT = Message(
@@ -236,9 +247,12 @@ _OPEN_DRAFT = Message(
     seed=_SEED,
     policy=_POLICY,
     window=integer(0, MAX_WINDOW),
+    branches=_BRANCHES,
     stop_token_ids=_IDS,
 )
-_PLAN = Message("plan", DraftPlan, drafter_pb2.DraftPlan, policy=_POLICY, window=integer(0, MAX_WINDOW))
+_PLAN = Message(
+    "plan", DraftPlan, drafter_pb2.DraftPlan, policy=_POLICY, window=integer(0, MAX_WINDOW), branches=_BRANCHES
+)
 _COMMIT = Message("commit", Commit, drafter_pb2.Commit, request_id=_ID, token_ids=tokens(), plan=_PLAN.field)
 _COST = Message(
     "cost",
@@ -292,7 +306,7 @@ _DRAFTER_ASK: OneOf[DrafterAsk] = OneOf(
 _DRAFTER_REPLY: OneOf[DrafterReply] = OneOf(
     "reply",
     drafter_pb2.DrafterReply,
-    {"draft": (Draft, _DRAFT), "fault": (Fault, _FAULT), "passed": (Pass, _PASS)},
+    {"draft": (Draft, _DRAFT), "fault": (Fault, _FAULT), "passed": (Pass, _PASS), "branch": (Branch, _BRANCH)},
 )
 
 

@@ -5,7 +5,7 @@ in another batch, and falls the same way. Philox4x32-10 (Salmon et al. 2011, "Pa
 as 1, 2, 3") turns a 128-bit counter and a 64-bit key into four 32-bit words:
 
     key      seed, low word first
-    counter  (token // 2, position, domain, epoch)
+    counter  (token // 2, position, domain, epoch); where there is no token, the branch's number for it
     words    0 and 1 belong to the even token of the block, 2 and 3 to the odd one
 
 A word pair gives 52 bits n and the half-step uniform (n + 1/2) / 2^52: exact in float64, and never 0 or 1. A
@@ -45,10 +45,13 @@ class Domain(enum.IntEnum):
     BLOCK = 5  # the verifier scans a block; keyed by the epoch as well
 
 
-def uniform(seed: int, domain: Domain, position: int, *, epoch: int = 0) -> float:
-    """One number of 52 bits, strictly between 0 and 1: the uniform behind token 0's Gumbel noise."""
-    _check(seed, epoch, [position])
-    word_0, word_1, _, _ = philox((0, position, int(domain), epoch), _key(seed))
+def uniform(seed: int, domain: Domain, position: int, *, epoch: int = 0, branch: int = 0) -> float:
+    """One number of 52 bits, strictly between 0 and 1: for the chain the uniform behind token 0's Gumbel noise.
+
+    `branch`: the number of the branch that it is for; 0 = the chain.
+    """
+    _check(seed, epoch, [position, branch])
+    word_0, word_1, _, _ = philox((branch, position, int(domain), epoch), _key(seed))
     return (((word_0 << 20) | (word_1 >> 12)) + 0.5) * 2.0**-52
 
 

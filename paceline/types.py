@@ -16,12 +16,15 @@ from paceline import sampling_checks
 from paceline.cache_use import CacheUse
 from paceline.errors import InvalidInput
 from paceline.length_policy import LengthPolicy
+from paceline.packed import MAX_ROW_BITS as MAX_ROW_BITS
+from paceline.packed import MIN_ROW_BITS as MIN_ROW_BITS
+from paceline.packed import Rows as Rows
 
 Tokens = tuple[int, ...]
 
 WIRE_VERSION = 1  # of what coordinators and workers say to each other; raised when an older side would misread it
 MAX_SEED = sampling_checks.MAX_SEED
-MIN_ROW_BITS, MAX_ROW_BITS = 8, 16
+MAX_BRANCHES, MAX_BRANCH_TOKENS = 64, 512  # of a request, waiting for their outcome
 
 
 class Mode(enum.StrEnum):
@@ -30,6 +33,12 @@ class Mode(enum.StrEnum):
     OFF = "off"  # plain decoding by the verifier
     SEQUENTIAL = "sequential"  # draft, verify, draft, …: nothing overlaps
     PEARL = "pearl"  # drafts stream ahead while earlier ones are verified
+    BRANCH = "branch"  # likewise, and drafts for the likeliest other outcomes beside them
+
+    @property
+    def streams(self) -> bool:
+        """Whether drafting goes on while earlier drafts are verified."""
+        return self in (Mode.PEARL, Mode.BRANCH)
 
 
 class Rule(enum.StrEnum):
@@ -140,41 +149,6 @@ class TopLogprobs:
 
 
 @dataclass(frozen=True, slots=True)
-class Rows:
-    """Sparse draft rows: per position the `width` token ids kept and their integer counts of `bits` bits.
-
-    The counts of a row sum to 2^bits - 1 exactly and its probabilities are count / (2^bits - 1), so both sides read
-    the same law bit for bit. `ids` holds `num_rows * width` little-endian uint32; `counts` a row's counts one after
-    the other, lowest bit first, each row filled up to whole bytes. The coordinator passes them on unread;
-    `paceline.rows` packs and unpacks them.
-    """
-
-    width: int
-    ids: bytes
-    counts: bytes
-    bits: int = MAX_ROW_BITS
-
-    @property
-    def row_bytes(self) -> int:
-        """Bytes that the counts of one row take."""
-        return (self.width * self.bits + 7) // 8
-
-    @classmethod
-    def certain(cls, token_ids: Tokens) -> Rows:
-        """Rows of width 1 that give each of `token_ids` all the mass: the truth about a draft that was not sampled."""
-        return cls(1, b"".join(token_id.to_bytes(4, "little") for token_id in token_ids), b"\xff\xff" * len(token_ids))
-
-    @property
-    def num_rows(self) -> int:
-        return len(self.counts) // self.row_bytes
-
-    def drop(self, num_rows: int) -> Rows:
-        """The same rows without the first `num_rows`."""
-        ids, counts = self.ids[4 * num_rows * self.width :], self.counts[num_rows * self.row_bytes :]
-        return replace(self, ids=ids, counts=counts)
-
-
-@dataclass(frozen=True, slots=True)
 class Draft:
     """A run of proposed tokens for positions `start`, `start + 1`, …
 
@@ -201,6 +175,27 @@ class Draft:
             return self
         rows = self.rows.drop(num_tokens) if self.rows else None
         return replace(self, start=self.start + num_tokens, token_ids=self.token_ids[num_tokens:], rows=rows)
+
+
+@dataclass(frozen=True, slots=True)
+class Branch:
+    """A draft for an outcome that has not happened yet: that `token_id` is committed right before it starts.
+
+    Up to there it agrees with the chain of the run `draft.epoch`, which has another token in that place. If the
+    outcome comes, that run is over, and the draft is the first one of the next.
+    """
+
+    token_id: int
+    draft: Draft
+
+    @property
+    def request_id(self) -> str:
+        return self.draft.request_id
+
+    @property
+    def position(self) -> int:
+        """Where `token_id` stands."""
+        return self.draft.start - 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -300,6 +295,7 @@ class OpenDraft:
     end: int  # absolute position at which drafting stops (prompt + max_tokens)
     stop_token_ids: Tokens = ()  # nothing is drafted after one of these
     num_prompt_tokens: int = 0  # how many of token_ids are the prompt; 0 = all
+    branches: int = 0  # that may wait for their outcome at a time
 
 
 @dataclass(frozen=True, slots=True)
@@ -308,6 +304,7 @@ class DraftPlan:
 
     policy: LengthPolicy
     window: int
+    branches: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -376,4 +373,4 @@ class WorkerInfo:
 VerifierAsk = OpenVerify | Verify | Decode | Close
 VerifierReply = Verdict | Fault
 DrafterAsk = OpenDraft | Commit | Close
-DrafterReply = Draft | Pass | Fault
+DrafterReply = Draft | Branch | Pass | Fault

@@ -34,7 +34,7 @@ import paceline.noise
 import verifier.judging
 import verifier.rules
 from coordinator.core.commands import Ask, Emit, Fail, Finish
-from coordinator.core.events import Arrived, Drafted, Event, Faulted, RequestSpec, Tick, Verified, WorkerDown, WorkerUp
+from coordinator.core.events import Arrived, Event, RequestSpec, Tick, WorkerDown, WorkerUp, event_of
 from coordinator.core.limits import Limits
 from coordinator.core.pace import Pace
 from coordinator.core.pipeline import Pipeline
@@ -43,7 +43,7 @@ from paceline import rows
 from paceline.length_policy import LengthPolicy
 from paceline.noise import Domain
 from paceline.rows import DraftRows
-from paceline.types import Draft, Fault, Mode, Role, Rule, SamplingParams, Source, Tokens, Verdict, WorkerInfo
+from paceline.types import Fault, Mode, Role, Rule, SamplingParams, Source, Tokens, WorkerInfo
 from tests.verifier.test_block import block_cuts
 from tests.verifier.test_engine import ToyRunner
 from tests.verifier.test_enumeration import Cuts, Law, Row, World, as_logits, cuts_of, token_cuts
@@ -63,6 +63,7 @@ class Setting:
     window: int = 2
     max_tokens: int = 3
     preverify: bool = True
+    branches: bool = False
 
 
 @dataclass
@@ -117,6 +118,7 @@ class Run:
         self.output: list[int] = []
         self.sources: list[Source] = []
         self.faults: list[Fault] = []
+        self.num_hits = self.num_misses = 0  # of branches
         self.done = False
         self.now_s = 0.0
         self.num_changes = 0  # of anything; a round without any waits for the deadline
@@ -129,7 +131,7 @@ class Run:
         for worker in "vd":
             self._join(worker)
         policy = LengthPolicy.of("fixed", {"length": setting.length})
-        mode = Mode.PEARL if setting.window > 1 else Mode.SEQUENTIAL
+        mode = Mode.BRANCH if setting.branches else Mode.PEARL if setting.window > 1 else Mode.SEQUENTIAL
         spec = RequestSpec(
             *("r", PROMPT, setting.max_tokens, SamplingParams(), SEED, DRAFT_SEED),
             mode=mode,
@@ -169,24 +171,27 @@ class Run:
                     assert not self.done
                     self.output += token_ids
                     self.sources += sources
-                case Finish():
+                case Finish(_, _, metrics):
                     self.done = True
+                    self.num_hits, self.num_misses = metrics.num_branch_hits, metrics.num_branch_misses
                 case Fail(_, error):
                     raise error
 
     # --- coins
 
-    def uniform(self, seed: int, domain: Domain, position: int, *, epoch: int = 0) -> float:
+    def uniform(self, seed: int, domain: Domain, position: int, *, epoch: int = 0, branch: int = 0) -> float:
         """In place of `paceline.noise.uniform`."""
         if domain is Domain.DRAFT:
             (entry,) = self.engines["d"]._entries.values()
-            assert position == len(entry.session.tokens)
-            (counts,) = self.world.counts(tuple(entry.session.tokens[len(PROMPT) :])).counts.tolist()
+            chains = [entry.session, *entry.session.branches.growing]
+            (chain,) = (chain for chain in chains if chain.number == branch)
+            assert position == len(chain.tokens)
+            (counts,) = self.world.counts(tuple(chain.tokens[len(PROMPT) :])).counts.tolist()
             cuts = cuts_of(tuple(Fraction(count, sum(counts)) for count in counts))  # the likeliest token comes first
         else:
             assert self.judging is not None
             cuts = self.judging(domain, position - len(PROMPT))
-        return self.chance.uniform((seed, domain, position, epoch), cuts)
+        return self.chance.uniform((seed, domain, position, epoch, branch), cuts)
 
     @property
     def log(self) -> Tokens:
@@ -214,18 +219,10 @@ class Run:
     def hear(self, worker: str) -> None:
         if self.replies[worker]:
             self.num_changes += 1
-            self._feed(self._event(worker, self.replies[worker].popleft()))
-
-    def _event(self, worker: str, reply: Draft | Verdict | Fault) -> Event:
-        name = self.names[worker]
-        match reply:
-            case Draft():
-                return Drafted(name, reply)
-            case Verdict():
-                return Verified(name, reply)
-            case Fault():
+            reply = self.replies[worker].popleft()
+            if isinstance(reply, Fault):
                 self.faults.append(reply)
-                return Faulted(name, reply.request_id, reply.message, reply.blame)
+            self._feed(event_of(self.names[worker], reply))
 
     def wait(self) -> None:
         deadline_s = self.core.next_deadline_s()
@@ -291,18 +288,22 @@ class Outcome:
     law: Law = field(default_factory=lambda: defaultdict(Fraction))
     sources: set[Source] = field(default_factory=set)
     num_runs: int = 0
+    num_hits: int = 0  # of branches, in all runs
+    num_misses: int = 0
 
 
 def every_run(world: World, setting: Setting, schedule: str) -> Outcome:
     """Run the system with every combination of coins."""
     outcome, script = Outcome(), list[int]()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Pace, "preverify_pays", lambda _: setting.preverify)
+        patch.setattr(Pace, "preverify_pays", lambda _, **__: setting.preverify)
         while True:
             run = _run(world, setting, schedule, Chance(script), patch)
             outcome.law[tuple(run.output)] += run.chance.weight
             outcome.sources |= set(run.sources)
             outcome.num_runs += 1
+            outcome.num_hits += run.num_hits
+            outcome.num_misses += run.num_misses
             assert not run.faults, run.faults
             script, num_choices = run.chance.choices, run.chance.num_choices
             while script and script[-1] + 1 == num_choices[len(script) - 1]:

@@ -91,20 +91,20 @@ FIRST_FAILURE = """    for at in range(len(stop)):
 """
 DRAWN = "token_ids = rows.sample_rows(kept, uniforms)"
 FULL_ROW = "token_ids = [law.sample_inverse(row, coin) for row, coin in zip(probs, uniforms, strict=True)]"
-SENT = "        ids = torch.cat([kept.ids for kept in session.rows])\n"
-DROPPED = """        last = session.rows[-1]
-        if len(session.rows) > 1:
-            if int(last.counts[0][last.ids[0] == session.tokens[-1]]) < int(last.counts.sum()) // 3:
-                session.tokens.pop()
-                session.rows.pop()
-                session.computed = len(session.tokens) - 1
+SENT = "    ids = torch.cat([kept.ids for kept in chain.rows])\n"
+DROPPED = """    last = chain.rows[-1]
+    if len(chain.rows) > 1:
+        if int(last.counts[0][last.ids[0] == chain.tokens[-1]]) < int(last.counts.sum()) // 3:
+            chain.tokens.pop()
+            chain.rows.pop()
+            chain.computed = len(chain.tokens) - 1
 """
 TESTED = """            if drafted != token:
                 break
             num_accepted += 1
 """
-CONTRADICTED = """        if _contradicts(draft, committed):
-            self._distrust(draft.epoch)
+CONTRADICTED = """        if (place := _disagreement(draft, committed)) is not None:
+            self._distrust(draft.epoch, place)
             return None
 """
 
@@ -153,12 +153,12 @@ SAMPLING = (
         TOKEN,
     ),
     Mutant("drafter: sampled from the full row, the truncated one sent", "drafter/draws.py", DRAWN, FULL_ROW, DRAFTER),
-    Mutant("drafter: a token dropped by its own probability", "drafter/engine.py", SENT, DROPPED + SENT, DRAFTER),
+    Mutant("drafter: a token dropped by its own probability", "drafter/draws.py", SENT, DROPPED + SENT, DRAFTER),
     Mutant(
         "drafter: noise used again after a rollback",
         "drafter/draws.py",
-        "len(session.tokens), epoch=session.epoch)",
-        "len(session.tokens), epoch=0)",
+        "at, epoch=session.epoch,",
+        "at, epoch=0,",
         DRAFTER,
     ),
     Mutant(
@@ -170,7 +170,7 @@ SAMPLING = (
     ),
     Mutant(
         "copied drafts: the one-hot row lies about the token",
-        "paceline/types.py",
+        "paceline/packed.py",
         'b"".join(token_id.to_bytes(4, "little") for token_id in token_ids)',
         'b"".join(token_ids[0].to_bytes(4, "little") for _ in token_ids)',
         ("tests/verifier/test_one_hot.py",),
@@ -348,8 +348,8 @@ WHOLE = (
     Mutant(
         "whole: noise used again after a rollback",
         "drafter/draws.py",
-        "epoch=session.epoch)",
-        "epoch=0)",
+        "epoch=session.epoch,",
+        "epoch=0,",
         EXACT,
     ),
     Mutant(
@@ -437,8 +437,8 @@ PROTOCOL = (
     Mutant(
         "the drafter goes on after a commit that disagrees",
         "drafter/session.py",
-        "        self._restart(epoch, start, committed)\n\n    @property",
-        "        pass\n\n    @property",
+        "        self._restart(epoch, start, committed)\n\n    def",
+        "        pass\n\n    def",
         CORE,
     ),
     Mutant(
@@ -516,8 +516,8 @@ PROTOCOL = (
     Mutant(
         "a commit issues no new epoch",
         "coordinator/core/window.py",
-        "            self.epoch += 1\n        return agrees",
-        "            pass\n        return agrees",
+        "            self.epoch += 1\n            self._issued",
+        "            self._issued",
         CORE,
     ),
 )
@@ -613,6 +613,106 @@ PLACEMENT = (
         "self._turn_s = min(",
         "self._turn_s, _ = 0.0, min(",
         ("tests/coordinator/test_turnover.py",),
+    ),
+)
+
+WINDOW = ("tests/coordinator/test_window.py",)
+OFFSHOOTS = ("tests/drafter/test_branches.py", "tests/drafter/test_engine.py")
+BRANCHES = (
+    Mutant(
+        "a branch is drawn by the chain's noise", "drafter/draws.py", "branch=session.number", "branch=0", OFFSHOOTS
+    ),
+    Mutant("branches share their noise", "drafter/branches.py", "_num_begun += 1", "_num_begun = 1", OFFSHOOTS),
+    Mutant(
+        "the drafter does not go on with the branch that came",
+        "drafter/session.py",
+        "            self._promote(branch)\n",
+        "            pass\n",
+        OFFSHOOTS,
+    ),
+    Mutant(
+        "a branch goes on although something else came behind its outcome",
+        "drafter/branches.py",
+        " or mine[: len(known)] != known:",
+        ":",
+        OFFSHOOTS,
+    ),
+    Mutant(
+        "a branch that is ruled out keeps its place in the pool",
+        "drafter/engine.py",
+        '        self._branching.settle(f"{entry.peer}/{entry.session.ask.request_id}", entry.session)\n',
+        "",
+        OFFSHOOTS,
+    ),
+    Mutant(
+        "branches hold up the chains of others",
+        "drafter/room.py",
+        "if self._is_idle and not self._num_added:",
+        "if not self._num_added:",
+        OFFSHOOTS,
+    ),
+    Mutant(
+        "a branch is promoted whatever came",
+        "coordinator/core/window.py",
+        "if epoch is None or committed[branch.position] != branch.token_id:",
+        "if epoch is None:",
+        WINDOW,
+    ),
+    Mutant(
+        "a late branch is promoted wherever it leaves the chain",
+        "coordinator/core/window.py",
+        "if (run, position) == self._left else None",
+        "if self._left else None",
+        WINDOW,
+    ),
+    Mutant(
+        "a promoted branch keeps the name of the run that it left",
+        "coordinator/core/window.py",
+        "self.admit(replace(branch.draft, epoch=epoch), committed)",
+        "self.admit(branch.draft, committed)",
+        WINDOW,
+    ),
+    Mutant(
+        "a promoted branch is named by the last epoch, not by the drafter's",
+        "coordinator/core/window.py",
+        "epoch = next((epoch for num_told, epoch in self._issued if num_told > branch.position), None)",
+        "epoch = self.epoch",
+        WINDOW,
+    ),
+    Mutant(
+        "a run is distrusted for a branch that does not fit",
+        "coordinator/core/window.py",
+        "            return None  # the drafter sees that too; what it begins instead has the same name\n",
+        "            pass\n",
+        WINDOW,
+    ),
+    Mutant(
+        "branches are kept without bound",
+        "coordinator/core/window.py",
+        "return len(self._branches) < MAX_BRANCHES and ",
+        "return ",
+        WINDOW,
+    ),
+    Mutant(
+        "tokens of branches are kept without bound",
+        "coordinator/core/window.py",
+        " and num_tokens + len(branch.draft.token_ids) <= MAX_BRANCH_TOKENS",
+        "",
+        WINDOW,
+    ),
+    Mutant(
+        "branches outlive their drafter",
+        "coordinator/core/window.py",
+        "        self.drafts.clear()\n        self._forget_branches()\n        return",
+        "        self.drafts.clear()\n        return",
+        WINDOW,
+    ),
+    Mutant(
+        "branches of the chain that was admitted are not forgotten",
+        "coordinator/core/window.py",
+        "            self.drafts.clear()\n            self._forget_branches()\n",
+        "            self.drafts.clear()\n",
+        WINDOW,
     ),
 )
 
@@ -1231,8 +1331,20 @@ def main() -> int:
     parser.add_argument("--only", default="", help="mutants whose description contains this")
     given = parser.parse_args()
     mutants = (
-        *(SAMPLING + ROWS_AND_TRUST + WHOLE + PROTOCOL + PLACEMENT + LEAVING + AUTO),
-        *(BENCH + ENGINE + SURVIVAL + RAY + DOORS + FACES),
+        *SAMPLING,
+        *ROWS_AND_TRUST,
+        *WHOLE,
+        *PROTOCOL,
+        *PLACEMENT,
+        *BRANCHES,
+        *LEAVING,
+        *AUTO,
+        *BENCH,
+        *ENGINE,
+        *SURVIVAL,
+        *RAY,
+        *DOORS,
+        *FACES,
     )
     chosen = [mutant for mutant in mutants if given.only in mutant.what]
     if not chosen:

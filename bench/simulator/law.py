@@ -75,6 +75,27 @@ class Recorded:
         return self.rest.agrees(request_id, prefix) if said is None else said
 
 
+# After a rejection the target's token is the drafter's second, third, fourth likeliest this often (a trial pair whose
+# drafter agrees with its target in 81 % of the places: among the top 2, 3, 4 in 47, 63, 73 %).
+RANKS = (0.47, 0.16, 0.10)
+
+
+def others(agreement: Agreement, request_id: str, prefix: Sequence[int]) -> tuple[tuple[int, float], ...]:
+    """The drafter's next likeliest tokens after `prefix`, and how likely each is the target's if the first is not.
+
+    One of them is the target's that often; the others are tokens that it does not want.
+    """
+    right = target_token(prefix)
+    is_rejected = not agreement.agrees(request_id, prefix)
+    luck = hash((11, len(prefix), *prefix[-4:])) // 7919 % 1000 / 1000
+    found, reached = [], 0.0
+    for rank, share in enumerate(RANKS):
+        is_right = is_rejected and reached <= luck < reached + share
+        found.append((right if is_right else (right + 2 + rank) % VOCABULARY, share))
+        reached += share
+    return tuple(found)
+
+
 def draft_token(agreement: Agreement, request_id: str, prefix: Sequence[int]) -> int:
     """The drafter's token after `prefix`."""
     right = target_token(prefix)

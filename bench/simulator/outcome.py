@@ -23,6 +23,10 @@ class Outcome:
     num_passes: int = 0
     num_drafted: int = 0
     num_tested: int = 0
+    num_branch_tokens: int = 0
+    num_promoted_tokens: int = 0  # of them
+    num_hits: int = 0  # runs that began with a branch
+    num_misses: int = 0  # runs in mode branch that waited for a draft
     num_deaths: int = 0
     num_events: int = 0
     seconds: float = 0.0  # virtual, from the first request to the last answer
@@ -49,6 +53,10 @@ class Outcome:
         self.num_passes += metrics.num_target_passes
         self.num_drafted += metrics.num_draft_tokens
         self.num_tested += metrics.num_tested_tokens
+        self.num_branch_tokens += metrics.num_branch_tokens
+        self.num_promoted_tokens += metrics.num_promoted_tokens
+        self.num_hits += metrics.num_branch_hits
+        self.num_misses += metrics.num_branch_misses
         self.sources.update(metrics.sources)
         self.fallbacks.update(metrics.fallbacks)
         self.modes[metrics.mode] += 1
@@ -70,6 +78,7 @@ class Outcome:
     def figures(self) -> dict[str, Any]:
         """Everything as plain numbers. The same world gives the same figures, digit for digit."""
         accepted = self.sources[Source.ACCEPTED]
+        wasted = self.num_branch_tokens - self.num_promoted_tokens
         return {
             "num_requests": self.num_ended,
             "num_refused": self.num_refused,
@@ -83,6 +92,9 @@ class Outcome:
             "e2e_ms": _spread_ms(self.e2e_s),
             "accepted_per_tested": accepted / self.num_tested if self.num_tested else None,
             "wasted_per_drafted": 1 - accepted / self.num_drafted if self.num_drafted else None,
+            "branch_hit_rate": self.num_hits / num_runs if (num_runs := self.num_hits + self.num_misses) else None,
+            "branch_tokens_per_token": self.num_branch_tokens / self.num_tokens if self.num_tokens else None,
+            "wasted_per_branch_token": wasted / self.num_branch_tokens if self.num_branch_tokens else None,
             "passes_per_token": self.num_passes / self.num_tokens if self.num_tokens else None,
             "verifier_busy_s": self.busy_s["v"],
             "drafter_busy_s": self.busy_s["d"],

@@ -14,8 +14,12 @@ from typing import Any, Generic, Protocol, TypeVar
 
 import drafter.session
 import verifier.session
-from bench.simulator.law import REACH, Agreement, draft_token, has_guess, successor
+from bench.simulator.law import REACH, Agreement, draft_token, has_guess, others, successor
+from drafter.branches import Offshoot
+from drafter.chain import Choice
+from drafter.room import CATCH_UP, Room
 from paceline.types import (
+    Branch,
     Close,
     Commit,
     Decode,
@@ -34,6 +38,8 @@ from paceline.types import (
 from verifier.batcher import Budget, Ready, plan
 from verifier.session import Need, Work
 
+_DOUBT = 0.2  # of every row: the toy drafters do not know where they are wrong
+
 Ask = TypeVar("Ask")
 Session = verifier.session.Session[bool]
 DraftSession = drafter.session.Session[None]
@@ -47,7 +53,7 @@ class Shell(Protocol):
 
     def at(self, delay_s: float, action: Callable[..., object], *arguments: Any) -> None: ...
 
-    def send(self, worker: str, reply: Draft | Pass | Verdict) -> None: ...
+    def send(self, worker: str, reply: Draft | Branch | Pass | Verdict) -> None: ...
 
 
 @dataclass(slots=True)
@@ -117,7 +123,7 @@ class Worker(Generic[Ask]):
         run.done(run)
         self._go()
 
-    def _handle(self, ask: Ask) -> Sequence[Draft | Pass | Verdict]:
+    def _handle(self, ask: Ask) -> Sequence[Draft | Branch | Pass | Verdict]:
         raise NotImplementedError
 
     def _begin(self) -> None:
@@ -266,9 +272,34 @@ class Drafter(Worker[DrafterAsk]):
             shapes.append((num_tokens, session.computed))
             going.append(session)
             room -= num_tokens
-        if going:
+        branches = self._branches(shapes)
+        if going or branches:
             shares = [tokens for tokens, _ in shapes]
-            self._forward(shapes, partial(self._forwarded, going, shares), self._num_alike(going, shares))
+            shapes += [(_num_pending(branch), branch.computed) for _, branch in branches]
+            num_passes = 1 if branches else self._num_alike(going, shares)
+            self._forward(shapes, partial(self._forwarded, going, shares, branches), num_passes)
+
+    def _branches(self, others: Sequence[tuple[int, int]]) -> list[tuple[DraftSession, Offshoot[None]]]:
+        """The branches that take part in a pass, with whose they are: those under way, then new ones."""
+        room = Room(self.cost, others)
+        wanting = [session for session in self.sessions.values() if session.ask.branches]
+        taken: list[tuple[DraftSession, Offshoot[None]]] = []
+        for session in wanting:
+            for branch in session.branches.growing:
+                if room.takes(_num_pending(branch), branch.computed):
+                    room.add(_num_pending(branch), branch.computed)
+                    taken.append((session, branch))
+        while wanting:
+            for session in list(wanting):
+                outcome = session.next_outcome() if room.takes(CATCH_UP, session.computed) else None
+                if outcome is None:
+                    wanting.remove(session)
+                    continue
+                branch = session.begin_branch(outcome)
+                branch.computed = max(0, len(branch.tokens) - CATCH_UP)
+                room.add(_num_pending(branch), branch.computed)
+                taken.append((session, branch))
+        return taken
 
     def _num_alike(self, going: Sequence[DraftSession], shares: Sequence[int]) -> int:
         """How many passes, this one included, differ in nothing, and end no draft before the last of them.
@@ -282,10 +313,16 @@ class Drafter(Worker[DrafterAsk]):
         # At least one: a plan that shortens drafts may find one that is longer already.
         return max(1, min(min(_length(s) - s.draft_length, s.ask.end - len(s.tokens)) for s in going))
 
-    def _forwarded(self, going: Sequence[DraftSession], shares: Sequence[int], run: Run) -> None:
+    def _forwarded(
+        self,
+        going: Sequence[DraftSession],
+        shares: Sequence[int],
+        branches: Sequence[tuple[DraftSession, Offshoot[None]]],
+        run: Run,
+    ) -> None:
         pass_ms = 1e3 * run.pass_s
         for session, num_tokens in zip(going, shares, strict=True):
-            ask, length = session.ask, _length(session)
+            length = _length(session)
             for _ in range(run.num_passes):
                 session.draft_ms += pass_ms
                 session.computed += num_tokens
@@ -293,10 +330,21 @@ class Drafter(Worker[DrafterAsk]):
                     continue  # a part of a prompt
                 stop = True
                 if has_guess(session.tokens, self.known):
-                    token = draft_token(self.agreement, ask.request_id, session.tokens)
-                    stop = session.push(token, stop=session.draft_length + 1 >= length)
+                    stop = self._push(session, length)
                 if stop:
                     self._send(session)
+        for session, branch in branches:
+            branch.computed = len(branch.tokens)
+            branch.draft_ms += pass_ms / (len(going) + len(branches))
+            if self._push(branch, _length(session)):
+                self.shell.send(self.name, branch.send(None))
+
+    def _push(self, chain: DraftSession | Offshoot[None], length: int) -> bool:
+        """The next token; whether the draft is complete with it."""
+        name, tokens = chain.ask.request_id, chain.tokens
+        choice = Choice(_DOUBT, others(self.agreement, name, tokens)) if chain.ask.branches else None
+        stop = chain.draft_length + 1 >= length
+        return chain.push(draft_token(self.agreement, name, tokens), stop=stop, choice=choice)
 
     def _send(self, session: DraftSession) -> None:
         """The draft that is complete, or that there is none."""
@@ -311,5 +359,5 @@ def _length(session: DraftSession) -> int:
     return int(session.ask.policy["length"])
 
 
-def _num_pending(session: DraftSession) -> int:
-    return len(session.tokens) - session.computed
+def _num_pending(chain: DraftSession | Offshoot[None]) -> int:
+    return len(chain.tokens) - chain.computed

@@ -18,12 +18,12 @@ from bench.simulator.law import VOCABULARY, Agreement, greedy
 from bench.simulator.network import Network, Path
 from bench.simulator.workers import Drafter, Verifier
 from coordinator.core.commands import Ask, Command, Emit, Fail, Finish
-from coordinator.core.events import Arrived, Drafted, Event, Passed, RequestSpec, Tick, Verified, WorkerDown, WorkerUp
+from coordinator.core.events import Arrived, Event, RequestSpec, Tick, WorkerDown, WorkerUp, event_of
 from coordinator.core.limits import Limits
 from coordinator.core.metrics import RequestMetrics
 from coordinator.core.pipeline import Pipeline
 from paceline.errors import Overloaded, PacelineError
-from paceline.types import Draft, DrafterAsk, Pass, Role, Source, StepCost, Verdict, VerifierAsk, WorkerInfo
+from paceline.types import Branch, Draft, DrafterAsk, Pass, Role, Source, StepCost, Verdict, VerifierAsk, WorkerInfo
 
 MAX_MODEL_LEN = 1 << 20  # the toy models have no context; a bound, so that it is seen if one were needed
 
@@ -97,9 +97,9 @@ class World:
     def at(self, delay_s: float, action: Callable[..., object], *arguments: Any) -> None:
         self._clock.at(delay_s, action, *arguments)
 
-    def send(self, worker: str, reply: Draft | Pass | Verdict) -> None:
+    def send(self, worker: str, reply: Draft | Branch | Pass | Verdict) -> None:
         """Send a reply to the coordinator; it arrives even if the worker dies meanwhile."""
-        event = _event(worker, reply)
+        event = event_of(worker, reply)
         link = self._links.get(worker)
         if link:
             for arrival_s in link.back.arrivals_s(self.now_s):
@@ -274,16 +274,6 @@ class World:
         """Workers that hold a request although they have been told to forget it."""
         links = (link for link in self._links.values() if link.there.is_faithful and not link.worker.hung)
         return [link.worker.name for link in links if link.worker.sessions]
-
-
-def _event(worker: str, reply: Draft | Pass | Verdict) -> Event:
-    match reply:
-        case Draft():
-            return Drafted(worker, reply)
-        case Pass():
-            return Passed(worker, reply)
-        case Verdict():
-            return Verified(worker, reply)
 
 
 def is_refusal(client: Client) -> bool:

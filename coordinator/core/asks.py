@@ -25,6 +25,7 @@ def open_draft(spec: RequestSpec, rule: Rule, plan: DraftPlan, epoch: int, commi
         seed=spec.seed if is_shared else spec.draft_seed,
         policy=plan.policy,
         window=plan.window,
+        branches=plan.branches,
         end=spec.end,
         stop_token_ids=spec.stop_token_ids,
         num_prompt_tokens=len(spec.token_ids),

@@ -8,6 +8,7 @@ from paceline.errors import PacelineError
 from paceline.length_policy import LengthPolicy
 from paceline.types import (
     Blame,
+    Branch,
     Draft,
     DrafterReply,
     Fault,
@@ -65,6 +66,14 @@ class Ended:
 class Drafted:
     worker: str
     draft: Draft
+
+
+@dataclass(frozen=True, slots=True)
+class Branched:
+    """A draft for an outcome that has not happened yet."""
+
+    worker: str
+    branch: Branch
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,7 +144,7 @@ class Tick:
 
 
 WorkerEvent = WorkerUp | WorkerRenewed | WorkerSuspected | WorkerDraining | WorkerDown
-Event = Arrived | Ended | Drafted | Passed | Verified | Faulted | WorkerEvent | Tick
+Event = Arrived | Ended | Drafted | Branched | Passed | Verified | Faulted | WorkerEvent | Tick
 
 
 def request_id_of(event: Event) -> str | None:
@@ -145,6 +154,8 @@ def request_id_of(event: Event) -> str | None:
             return spec.request_id
         case Drafted(_, draft):
             return draft.request_id
+        case Branched(_, branch):
+            return branch.request_id
         case Passed(_, passed):
             return passed.request_id
         case Verified(_, verdict):
@@ -159,6 +170,8 @@ def event_of(worker: str, reply: DrafterReply | VerifierReply) -> Event:
     match reply:
         case Draft():
             return Drafted(worker, reply)
+        case Branch():
+            return Branched(worker, reply)
         case Pass():
             return Passed(worker, reply)
         case Verdict():

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from paceline.types import Draft, Source, Verdict
+from paceline.types import Branch, Draft, Source, Verdict
 
 
 @dataclass(slots=True)
@@ -28,8 +28,13 @@ class RequestMetrics:
     num_draft_tokens: int = 0  # in them
     num_tested_tokens: int = 0
     num_stale_drafts: int = 0
+    num_branches: int = 0  # from drafters
+    num_branch_tokens: int = 0  # drafted in them
+    num_branch_hits: int = 0  # runs that began with a branch
+    num_branch_misses: int = 0  # runs in mode branch that waited for a draft of their own
     num_target_passes: int = 0
     tokens_by_mode: Counter[str] = field(default_factory=Counter)  # `off` where no drafter was to be had
+    num_promoted_tokens: int = 0  # of branches, and counted as draft tokens since
     sources: Counter[Source] = field(default_factory=Counter)
     accepted_at: Counter[int] = field(default_factory=Counter)  # accepted tokens by their place in their draft, from 0
     fallbacks: Counter[str] = field(default_factory=Counter)  # self-decodes by reason
@@ -52,6 +57,19 @@ class RequestMetrics:
         self.num_draft_tokens += len(draft.token_ids)
         self.draft_ms += draft.draft_ms
         self._drafting.append((now_s - draft.draft_ms / 1e3, now_s))
+
+    def branched(self, branch: Branch) -> None:
+        self.num_branches += 1
+        self.num_branch_tokens += len(branch.draft.token_ids)
+
+    def promoted(self, draft: Draft, now_s: float) -> None:
+        """A branch is a draft from now on."""
+        self.num_promoted_tokens += len(draft.token_ids)
+        self.drafted(draft, now_s)
+
+    def began(self, *, by_branch: bool) -> None:
+        self.num_branch_hits += by_branch
+        self.num_branch_misses += not by_branch
 
     def verified(self, verdict: Verdict, now_s: float) -> None:
         """Count a verdict that brought something new; repeated ones are not to be counted again."""
@@ -83,6 +101,15 @@ class RequestMetrics:
         return self.num_draft_tokens - self.num_accepted_tokens
 
     @property
+    def num_wasted_branch_tokens(self) -> int:
+        return self.num_branch_tokens - self.num_promoted_tokens
+
+    @property
+    def branch_runs(self) -> dict[str, int]:
+        """Runs in mode branch, by whether a branch was there for them."""
+        return {"hit": self.num_branch_hits, "miss": self.num_branch_misses}
+
+    @property
     def mean_accepted_length(self) -> float:
         """Tokens a judged draft yields with the target's own token after it (vLLM's mean acceptance length)."""
         return 1 + self.num_accepted_tokens / self.num_drafts if self.num_drafts else 0.0
@@ -101,6 +128,7 @@ class RequestMetrics:
             *("num_draft_tokens", "num_tested_tokens", "num_accepted_tokens", "num_wasted_tokens", "num_stale_drafts"),
             *("num_target_passes", "mean_accepted_length", "draft_ms", "verify_ms", "overlap_share", "queue_ms"),
             *("ttft_ms", "e2e_ms", "coordinator_ms", "wire_ms"),
+            *("num_branches", "num_branch_tokens", "num_branch_hits", "num_branch_misses", "num_wasted_branch_tokens"),
         )
         return {name: getattr(self, name) for name in fields} | {
             "num_recovered_tokens": self.sources[Source.RECOVERED],

@@ -47,6 +47,7 @@ class Pace:
     choice: Choice = FIRST  # of the request that chose last; the next one begins with it
     is_silent: bool = False  # it was late, and has not been heard of since
     num_tests: int = 0  # drafted tokens that were held against the target's, as far as they are not forgotten
+    hit_rate: float = 0.5  # of runs in mode branch: how many began with a branch
     _kept: dict[Mode, tuple[float, float]] = field(default_factory=dict)  # tokens: what came, what was promised
     _num_plain_tokens: int = 0  # decoded without it since it was last tried, while it was not worth having
 
@@ -123,16 +124,22 @@ class Pace:
         self._num_plain_tokens = 0
         return True
 
-    def preverify_pays(self) -> bool:
+    def began(self, *, by_branch: bool) -> None:
+        """A run in mode branch has its first draft: a branch that waited for it, or one that was drafted anew."""
+        self.hit_rate = _mean(self.hit_rate, float(by_branch))
+
+    def preverify_pays(self, *, by_branch: bool = False) -> bool:
         """Whether to forward a recovered token while its redraft is awaited (Liu et al. 2024, PEARL, pre-verify).
 
         It saves a turnaround whenever the next draft fails at once, and costs the rest of the pass whenever the
-        draft arrives, and would have been right, before the pass ends.
+        draft arrives, and would have been right, before the pass ends: `by_branch`, where a branch may be there at
+        once, all of it.
         """
         if self.verify_s is None or self.turnaround_s is None:
             return True
-        late_s = max(0.0, self.verify_s - self.turnaround_s)
-        return (1 - self.acceptance) * self.turnaround_s >= self.acceptance * late_s
+        hit_rate = self.hit_rate if by_branch else 0.0
+        late_s = hit_rate * self.verify_s + (1 - hit_rate) * max(0.0, self.verify_s - self.turnaround_s)
+        return (1 - hit_rate) * (1 - self.acceptance) * self.turnaround_s >= self.acceptance * late_s
 
     @property
     def answers_fast(self) -> bool:

@@ -16,6 +16,7 @@ from collections.abc import Iterable, Iterator
 from coordinator.core.commands import Command, Fail
 from coordinator.core.events import (
     Arrived,
+    Branched,
     Drafted,
     Ended,
     Event,
@@ -119,6 +120,10 @@ class Pipeline:
                 request = self._requests.get(draft.request_id)
                 if request and request.drafter == worker:
                     return self._run(request, request.drafted(draft, now_s))
+            case Branched(worker, branch):
+                request = self._requests.get(branch.request_id)
+                if request and request.drafter == worker:
+                    return self._run(request, request.branched(branch, now_s))
             case Passed(worker, passed):
                 request = self._requests.get(passed.request_id)
                 if request and request.drafter == worker:

@@ -16,27 +16,26 @@ from collections.abc import Collection, Iterator
 
 from coordinator.core.affinity import head_of
 from coordinator.core.asks import open_draft, open_verify
-from coordinator.core.choice import FIRST, Choice
 from coordinator.core.commands import Ask, Command, Emit, Fail, Finish
-from coordinator.core.controller import Controller
 from coordinator.core.ends import cut, finish_reason
 from coordinator.core.events import RequestSpec
+from coordinator.core.flight import Begun, Verifications
 from coordinator.core.limits import Limits
 from coordinator.core.metrics import RequestMetrics
 from coordinator.core.pace import Pace
 from coordinator.core.passes import PassTimes
 from coordinator.core.placement import Wish
+from coordinator.core.planner import Planner
 from coordinator.core.rules import believes_rows
 from coordinator.core.window import Window
 from coordinator.core.worker import Worker
 from paceline.errors import PacelineError, Unavailable
-from paceline.length_policy import LengthPolicy
 from paceline.types import (
+    Branch,
     Close,
     Commit,
     Decode,
     Draft,
-    DraftPlan,
     FinishReason,
     Mode,
     Pass,
@@ -51,7 +50,6 @@ from paceline.types import (
 # Tokens that the verifier decodes unasked while no drafts are expected; asked for anew when half of them are there, so
 # that it does not wait for the word to go on across a link sixteen passes long.
 _RUN = 32
-_MAX_BEGUN = 64  # runs whose first draft is awaited; far more than fit into a round trip
 
 
 class Request:
@@ -67,27 +65,22 @@ class Request:
         self.rule = rule  # fixed from here on: the verifier opens with it
         self.wish = Wish(Role.DRAFTER, spec.policy.name if spec.policy else None, believes_rows(rule, spec.sampling))
         self.head = head_of(spec.token_ids)
-        self.mode = spec.mode or FIRST.mode
-        self.policy = spec.policy or LengthPolicy()
-        self.window = spec.window if self.mode is Mode.PEARL else 1
-        self._controller = None if spec.mode else Controller(spec.policy)
-        self.num_moves = self.num_refusals = 0
+        self.num_moves = self.num_refusals = self._num_retries = 0
         self.arrived_s = now_s
         self.deadline_s = self._waits_until_s = now_s + limits.queue_timeout_s
+        self._planner = how = Planner(spec)
         self.metrics = RequestMetrics(
-            self.mode, self.rule, str(self.policy), self.window, num_prompt_tokens=len(spec.token_ids)
+            how.mode, self.rule, str(how.policy), how.window, num_prompt_tokens=len(spec.token_ids)
         )
         self._window = Window()
         self._pace = Pace()  # of the drafter, once there is one
         self._passes = PassTimes()  # of the verifier, likewise
         self._rivals: Collection[str] = ()  # the requests on it, this one included
         self._told = 0  # the drafter knows the committed tokens up to here
-        self._preverify: dict[int, bool] = {}  # by the start of a draft in flight
-        self._asked_s: dict[int, float] = {}  # likewise
+        self._sent = Verifications()
         self._decode_until = 0  # the verifier owes tokens up to here
         self._answered = False  # whether this verifier has said anything yet
-        self._num_retries = 0
-        self._begun: dict[int, float] = {}  # runs to begin, by epoch: when the drafter was told
+        self._begun = Begun()
 
     @property
     def wants_drafter(self) -> bool:
@@ -117,8 +110,8 @@ class Request:
     def attach_drafter(self, worker: Worker) -> Iterator[Command]:
         """Prefill there and draft after what is committed; the verifier goes on meanwhile."""
         self.drafter, self._pace = worker.name, worker.pace
-        if self._controller:
-            self._adopt(self._controller.resume(self._pace))
+        self._planner.resume(self._pace)
+        self._note_plan()
         yield self._open_draft(self._window.restart())
 
     def bounce(self) -> None:
@@ -164,18 +157,38 @@ class Request:
         self.metrics.drafted(draft, now_s)
         self._pace.is_silent = False
         admitted = self._window.admit(draft, self.committed)
-        begun = self._begun.pop(draft.epoch, None)
-        if begun is not None and self.metrics.num_received_drafts > 1:  # the first one took the prompt, too
-            self._pace.turned_around(now_s - begun, draft)
-            self._begun = {epoch: told_s for epoch, told_s in self._begun.items() if epoch > draft.epoch}
+        if (begun_s := self._begun.drafted(draft.epoch)) is not None:
+            if self.metrics.num_received_drafts > 1:  # the first one took the prompt, too
+                self._pace.turned_around(now_s - begun_s, draft)
+            self._began(by_branch=False)
         if not self.rule.needs_rows:
             self._pace.tested(self._window.num_late_right, self._window.num_late)
-        if admitted is None:
-            self.metrics.num_stale_drafts += 1
-            return
-        if self.verifier:
+        self.metrics.num_stale_drafts += admitted is None
+        if admitted and self.verifier:
             yield self._verify(admitted, now_s)
             yield from self._await(now_s)
+
+    def branched(self, branch: Branch, now_s: float) -> Iterator[Command]:
+        """A draft for another outcome than the chain's; one whose outcome has come meanwhile is judged at once."""
+        self.metrics.branched(branch)
+        self._pace.is_silent = False
+        if draft := self._window.admit_branch(branch, self.committed):
+            self._begun.drafted(draft.epoch)  # that run is told to begin, and has begun: no turnaround to measure
+            yield from self._promoted(draft, now_s)
+
+    def _promoted(self, draft: Draft, now_s: float) -> Iterator[Command]:
+        """A branch has become the first draft of a run."""
+        self._began(by_branch=True)
+        self.metrics.promoted(draft, now_s)
+        if self.verifier:
+            yield self._verify(draft, now_s)
+            yield from self._await(now_s)
+
+    def _began(self, *, by_branch: bool) -> None:
+        """A new run has its first draft."""
+        if self._planner.mode is Mode.BRANCH:
+            self._pace.began(by_branch=by_branch)
+            self.metrics.began(by_branch=by_branch)
 
     def passed(self, passed: Pass, now_s: float) -> Iterator[Command]:
         """The drafter has nothing to propose after what is committed: waiting for it would be in vain.
@@ -185,8 +198,8 @@ class Request:
         """
         self._pace.is_silent = False
         self._pace.breaker.heard()
-        if (begun := self._begun.pop(passed.epoch, None)) is not None:
-            self._pace.turned_around(now_s - begun, None)
+        if (begun_s := self._begun.answered(passed.epoch)) is not None:
+            self._pace.turned_around(now_s - begun_s, None)
         if self.verifier and not self._owes and passed.start == len(self.committed):
             yield from self._self_decode("nothing to draft", now_s, 1 if self._pace.answers_fast else _RUN)
 
@@ -211,13 +224,14 @@ class Request:
     def _settle(self, start: int, new: Tokens, now_s: float) -> Iterator[Command]:
         """Hold the new tokens against the drafts in flight, and tell the drafter."""
         epoch = self._window.epoch
-        preverify = any(self._preverify.get(draft.start) for draft in self._window.drafts)
+        preverify = any(self._sent.preverifies(draft) for draft in self._window.drafts)
         if not self._window.settle(self.committed):
             self._decode_until = 0
             if preverify and not self.rule.needs_rows:
                 self._decode_until = len(self.committed) + 1  # the verifier does so of its own accord
-        self._preverify = {d.start: self._preverify.get(d.start, False) for d in self._window.drafts}
-        self._asked_s = {d.start: at_s for d in self._window.drafts if (at_s := self._asked_s.get(d.start))}
+        self._sent.keep(self._window.drafts)
+        if promoted := self._window.promote(self.committed):
+            yield from self._promoted(promoted, now_s)
         if self.drafter:
             if self.is_unheard:
                 self._pace.breaker.late(now_s)  # not waiting for it spares the wait, and changes nothing of its silence
@@ -229,49 +243,37 @@ class Request:
     def _tell_drafter(self, now_s: float, *, ends_run: bool) -> Iterator[Command]:
         """What is committed, and how to draft from here on. A drafter that is to rest is spared the news."""
         assert self.drafter is not None
-        plan = self._replan(now_s)
+        plan = self._planner.replan(self._pace, self._passes, len(self._rivals), now_s, len(self.committed))
+        self._note_plan()
         if self._is_resting and plan is None:
             return
-        if ends_run and len(self._begun) < _MAX_BEGUN:
-            self._begun[self._window.epoch] = now_s
+        if ends_run:
+            self._begun.tell(self._window.epoch, now_s)
         tokens = tuple(self.committed[self._told :])
         yield Ask(self.drafter, Commit(self.spec.request_id, self._window.epoch, self._told, tokens, plan))
         self._told = len(self.committed)
 
-    def _replan(self, now_s: float) -> DraftPlan | None:
-        """In mode auto, what the controller wants from now on; None if that is what is being done."""
-        if self._controller is None:
-            return None
-        before = (self.policy, self.window)
-        choice = self._controller.decide(self._pace, self._passes, len(self._rivals), now_s, len(self.committed))
-        self._adopt(choice)
-        return None if before == (self.policy, self.window) else DraftPlan(self.policy, self.window)
-
-    def _adopt(self, choice: Choice) -> None:
-        self.mode, self.window = choice.mode, choice.window
-        if choice.length and self.spec.policy is None:
-            self.policy = LengthPolicy.of("fixed", {"length": choice.length})
-        self.metrics.planned(self.mode, str(self.policy), self.window)
+    def _note_plan(self) -> None:
+        self.metrics.planned(self._planner.mode, str(self._planner.policy), self._planner.window)
 
     @property
     def _is_resting(self) -> bool:
         """Whether the drafter is there but not worth asking."""
-        return self.drafter is not None and self.window == 0
+        return self.drafter is not None and self._planner.rests
 
     @property
     def _expects_drafts(self) -> bool:
         """Whether to wait for a draft rather than decode on."""
-        is_tried_out = self._controller is not None and self._controller.is_trying
-        return self.drafter is not None and self.window > 0 and not self._pace.is_silent and not is_tried_out
+        return self.drafter is not None and self._planner.waits and not self._pace.is_silent
 
     def _count(self, verdict: Verdict, sources: tuple[Source, ...], now_s: float) -> None:
         if not self.metrics.sources:
             self.metrics.ttft_ms = 1e3 * (now_s - self.arrived_s)
         self.metrics.verified(verdict, now_s)
         self.metrics.sources.update(sources)
-        self.metrics.tokens_by_mode[self.mode if self.drafter else Mode.OFF] += len(sources)
+        self.metrics.tokens_by_mode[self._planner.mode if self.drafter else Mode.OFF] += len(sources)
         self.metrics.settled(len(self.committed), sources, self._window.drafts)
-        asked_s = self._asked_s.get(verdict.start)
+        asked_s = self._sent.asked_s(verdict.start)
         if asked_s is not None and verdict.num_drafts:
             wire_ms = max(0.0, 1e3 * (now_s - asked_s) - verdict.verify_ms - verdict.queue_ms)
             self.metrics.wire_ms += wire_ms
@@ -302,7 +304,7 @@ class Request:
             ):
                 yield self._decode_on()
         elif self._expects_drafts:
-            self.deadline_s = now_s + self._pace.wait_s(self.policy.max_length, self.limits.max_draft_wait_s)
+            self.deadline_s = now_s + self._pace.wait_s(self._planner.policy.max_length, self.limits.max_draft_wait_s)
         else:
             reason = "no drafter" if self.drafter is None else "resting" if self._is_resting else "silent drafter"
             yield from self._self_decode(reason, now_s)
@@ -337,7 +339,7 @@ class Request:
         if not self._answered:
             yield self._open_verify()
         for draft in self._window.drafts:
-            yield Ask(self.verifier, Verify(draft, self._preverify.get(draft.start, False)))
+            yield Ask(self.verifier, Verify(draft, self._sent.preverifies(draft)))
         if self._answered and not self._window.drafts:
             yield self._decode(self._decode_until - len(self.committed))
 
@@ -361,8 +363,7 @@ class Request:
     def _open_draft(self, epoch: int) -> Ask:
         assert self.drafter is not None
         self._told = len(self.committed)
-        plan = DraftPlan(self.policy, self.window)
-        return Ask(self.drafter, open_draft(self.spec, self.rule, plan, epoch, self.committed))
+        return Ask(self.drafter, open_draft(self.spec, self.rule, self._planner.plan, epoch, self.committed))
 
     def _open_verify(self) -> Ask:
         assert self.verifier is not None
@@ -371,10 +372,9 @@ class Request:
 
     def _verify(self, draft: Draft, now_s: float) -> Ask:
         assert self.verifier is not None
-        preverify = self.mode is Mode.PEARL and self._pace.preverify_pays()
-        self._preverify[draft.start] = preverify
-        if len(self._window.drafts) == 1:  # else it waits for the pass of those before it, which is no network
-            self._asked_s[draft.start] = now_s
+        mode = self._planner.mode
+        preverify = mode.streams and self._pace.preverify_pays(by_branch=mode is Mode.BRANCH)
+        self._sent.asked(draft, now_s, preverify=preverify, is_alone=len(self._window.drafts) == 1)
         self._decode_until = min(self._decode_until, len(self.committed))  # a draft ends a decoding run
         return Ask(self.verifier, Verify(draft, preverify))
 

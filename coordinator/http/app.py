@@ -19,7 +19,8 @@ def create_app(face: Face) -> FastAPI:
     app = FastAPI(
         title="Paceline",
         version=__version__,
-        docs_url=None,  # these pages load scripts from elsewhere; the schema is at /openapi.json
+        openapi_url=None,  # FastAPI's own route would ask for no key; `probes` has one that does
+        docs_url=None,  # these pages load scripts from elsewhere
         redoc_url=None,
         strict_content_type=True,  # a form on a foreign page cannot send JSON without the browser's asking first
     )

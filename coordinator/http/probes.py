@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends
+from fastapi import APIRouter, Depends, Request
 from fastapi.responses import JSONResponse, Response
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 
@@ -37,6 +37,13 @@ async def ready(it: Annotated[Face, Depends(face)]) -> Response:
 @router.get("/version")
 async def version() -> dict[str, str]:
     return {"version": __version__}
+
+
+@router.get("/openapi.json", include_in_schema=False)
+async def schema(request: Request) -> dict[str, Any]:
+    """What may be asked for here, for tools."""
+    described: dict[str, Any] = request.app.openapi()
+    return described
 
 
 @router.get("/load")

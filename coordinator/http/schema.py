@@ -65,7 +65,7 @@ class StreamOptions(Body):
 class Speculative(Body):
     """How to draft for this request; nothing here changes the output's distribution."""
 
-    mode: str | None = None  # off, sequential, pearl, …; auto = the server's choice
+    mode: str | None = None  # off, sequential, pearl, branch; auto = the server's choice
     rule: str | None = None
     length_policy: str | None = None  # as on the command line, for example "svip:threshold_nats=0.6"
     max_length: int | None = None  # tokens in a draft at most

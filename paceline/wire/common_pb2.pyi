@@ -21,6 +21,7 @@ class Mode(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     MODE_OFF: _ClassVar[Mode]
     MODE_SEQUENTIAL: _ClassVar[Mode]
     MODE_PEARL: _ClassVar[Mode]
+    MODE_BRANCH: _ClassVar[Mode]
 
 class Source(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
@@ -52,6 +53,7 @@ MODE_UNSPECIFIED: Mode
 MODE_OFF: Mode
 MODE_SEQUENTIAL: Mode
 MODE_PEARL: Mode
+MODE_BRANCH: Mode
 SOURCE_UNSPECIFIED: Source
 SOURCE_ACCEPTED: Source
 SOURCE_RECOVERED: Source

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from paceline.wire import common_pb2 as paceline_dot_wire_dot_common__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1bpaceline/wire/drafter.proto\x12\rpaceline.wire\x1a\x1apaceline/wire/common.proto\"\x8d\x01\n\nDrafterAsk\x12(\n\x04open\x18\x01 \x01(\x0b\x32\x18.paceline.wire.OpenDraftH\x00\x12\'\n\x06\x63ommit\x18\x02 \x01(\x0b\x32\x15.paceline.wire.CommitH\x00\x12%\n\x05\x63lose\x18\x03 \x01(\x0b\x32\x14.paceline.wire.CloseH\x00\x42\x05\n\x03\x61sk\"\x8c\x01\n\x0c\x44rafterReply\x12%\n\x05\x64raft\x18\x01 \x01(\x0b\x32\x14.paceline.wire.DraftH\x00\x12%\n\x05\x66\x61ult\x18\x02 \x01(\x0b\x32\x14.paceline.wire.FaultH\x00\x12%\n\x06passed\x18\x03 \x01(\x0b\x32\x13.paceline.wire.PassH\x00\x42\x07\n\x05reply\"\xa0\x02\n\tOpenDraft\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\r\x12\x11\n\ttoken_ids\x18\x03 \x01(\x0c\x12/\n\x08sampling\x18\x04 \x01(\x0b\x32\x1d.paceline.wire.SamplingParams\x12!\n\x04rule\x18\x05 \x01(\x0e\x32\x13.paceline.wire.Rule\x12\x0c\n\x04seed\x18\x06 \x01(\x04\x12+\n\x06policy\x18\x07 \x01(\x0b\x32\x1b.paceline.wire.LengthPolicy\x12\x0e\n\x06window\x18\x08 \x01(\r\x12\x0b\n\x03\x65nd\x18\t \x01(\r\x12\x16\n\x0estop_token_ids\x18\n \x03(\r\x12\x19\n\x11num_prompt_tokens\x18\x0b \x01(\r\"u\n\x06\x43ommit\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\r\x12\r\n\x05start\x18\x03 \x01(\r\x12\x11\n\ttoken_ids\x18\x04 \x01(\x0c\x12&\n\x04plan\x18\x05 \x01(\x0b\x32\x18.paceline.wire.DraftPlan\"H\n\tDraftPlan\x12+\n\x06policy\x18\x01 \x01(\x0b\x32\x1b.paceline.wire.LengthPolicy\x12\x0e\n\x06window\x18\x02 \x01(\r\"\x92\x01\n\x05\x44raft\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\r\x12\r\n\x05start\x18\x03 \x01(\r\x12\x11\n\ttoken_ids\x18\x04 \x01(\x0c\x12\x0f\n\x07is_open\x18\x05 \x01(\x08\x12!\n\x04rows\x18\x06 \x01(\x0b\x32\x13.paceline.wire.Rows\x12\x10\n\x08\x64raft_ms\x18\x07 \x01(\x02\"8\n\x04Pass\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\r\x12\r\n\x05start\x18\x03 \x01(\r2P\n\x07\x44rafter\x12\x45\n\x07\x43onnect\x12\x19.paceline.wire.DrafterAsk\x1a\x1b.paceline.wire.DrafterReply(\x01\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1bpaceline/wire/drafter.proto\x12\rpaceline.wire\x1a\x1apaceline/wire/common.proto\"\x8d\x01\n\nDrafterAsk\x12(\n\x04open\x18\x01 \x01(\x0b\x32\x18.paceline.wire.OpenDraftH\x00\x12\'\n\x06\x63ommit\x18\x02 \x01(\x0b\x32\x15.paceline.wire.CommitH\x00\x12%\n\x05\x63lose\x18\x03 \x01(\x0b\x32\x14.paceline.wire.CloseH\x00\x42\x05\n\x03\x61sk\"\xb5\x01\n\x0c\x44rafterReply\x12%\n\x05\x64raft\x18\x01 \x01(\x0b\x32\x14.paceline.wire.DraftH\x00\x12%\n\x05\x66\x61ult\x18\x02 \x01(\x0b\x32\x14.paceline.wire.FaultH\x00\x12%\n\x06passed\x18\x03 \x01(\x0b\x32\x13.paceline.wire.PassH\x00\x12\'\n\x06\x62ranch\x18\x04 \x01(\x0b\x32\x15.paceline.wire.BranchH\x00\x42\x07\n\x05reply\"\xb2\x02\n\tOpenDraft\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\r\x12\x11\n\ttoken_ids\x18\x03 \x01(\x0c\x12/\n\x08sampling\x18\x04 \x01(\x0b\x32\x1d.paceline.wire.SamplingParams\x12!\n\x04rule\x18\x05 \x01(\x0e\x32\x13.paceline.wire.Rule\x12\x0c\n\x04seed\x18\x06 \x01(\x04\x12+\n\x06policy\x18\x07 \x01(\x0b\x32\x1b.paceline.wire.LengthPolicy\x12\x0e\n\x06window\x18\x08 \x01(\r\x12\x0b\n\x03\x65nd\x18\t \x01(\r\x12\x16\n\x0estop_token_ids\x18\n \x03(\r\x12\x19\n\x11num_prompt_tokens\x18\x0b \x01(\r\x12\x10\n\x08\x62ranches\x18\x0c \x01(\r\"u\n\x06\x43ommit\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\r\x12\r\n\x05start\x18\x03 \x01(\r\x12\x11\n\ttoken_ids\x18\x04 \x01(\x0c\x12&\n\x04plan\x18\x05 \x01(\x0b\x32\x18.paceline.wire.DraftPlan\"Z\n\tDraftPlan\x12+\n\x06policy\x18\x01 \x01(\x0b\x32\x1b.paceline.wire.LengthPolicy\x12\x0e\n\x06window\x18\x02 \x01(\r\x12\x10\n\x08\x62ranches\x18\x03 \x01(\r\"\x92\x01\n\x05\x44raft\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\r\x12\r\n\x05start\x18\x03 \x01(\r\x12\x11\n\ttoken_ids\x18\x04 \x01(\x0c\x12\x0f\n\x07is_open\x18\x05 \x01(\x08\x12!\n\x04rows\x18\x06 \x01(\x0b\x32\x13.paceline.wire.Rows\x12\x10\n\x08\x64raft_ms\x18\x07 \x01(\x02\"?\n\x06\x42ranch\x12\x10\n\x08token_id\x18\x01 \x01(\r\x12#\n\x05\x64raft\x18\x02 \x01(\x0b\x32\x14.paceline.wire.Draft\"8\n\x04Pass\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\r\x12\r\n\x05start\x18\x03 \x01(\r2P\n\x07\x44rafter\x12\x45\n\x07\x43onnect\x12\x19.paceline.wire.DrafterAsk\x1a\x1b.paceline.wire.DrafterReply(\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -35,17 +35,19 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_DRAFTERASK']._serialized_start=75
   _globals['_DRAFTERASK']._serialized_end=216
   _globals['_DRAFTERREPLY']._serialized_start=219
-  _globals['_DRAFTERREPLY']._serialized_end=359
-  _globals['_OPENDRAFT']._serialized_start=362
-  _globals['_OPENDRAFT']._serialized_end=650
-  _globals['_COMMIT']._serialized_start=652
-  _globals['_COMMIT']._serialized_end=769
-  _globals['_DRAFTPLAN']._serialized_start=771
-  _globals['_DRAFTPLAN']._serialized_end=843
-  _globals['_DRAFT']._serialized_start=846
-  _globals['_DRAFT']._serialized_end=992
-  _globals['_PASS']._serialized_start=994
-  _globals['_PASS']._serialized_end=1050
-  _globals['_DRAFTER']._serialized_start=1052
-  _globals['_DRAFTER']._serialized_end=1132
+  _globals['_DRAFTERREPLY']._serialized_end=400
+  _globals['_OPENDRAFT']._serialized_start=403
+  _globals['_OPENDRAFT']._serialized_end=709
+  _globals['_COMMIT']._serialized_start=711
+  _globals['_COMMIT']._serialized_end=828
+  _globals['_DRAFTPLAN']._serialized_start=830
+  _globals['_DRAFTPLAN']._serialized_end=920
+  _globals['_DRAFT']._serialized_start=923
+  _globals['_DRAFT']._serialized_end=1069
+  _globals['_BRANCH']._serialized_start=1071
+  _globals['_BRANCH']._serialized_end=1134
+  _globals['_PASS']._serialized_start=1136
+  _globals['_PASS']._serialized_end=1192
+  _globals['_DRAFTER']._serialized_start=1194
+  _globals['_DRAFTER']._serialized_end=1274
 # @@protoc_insertion_point(module_scope)

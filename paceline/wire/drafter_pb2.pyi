@@ -18,17 +18,19 @@ class DrafterAsk(_message.Message):
     def __init__(self, open: _Optional[_Union[OpenDraft, _Mapping]] = ..., commit: _Optional[_Union[Commit, _Mapping]] = ..., close: _Optional[_Union[_common_pb2.Close, _Mapping]] = ...) -> None: ...
 
 class DrafterReply(_message.Message):
-    __slots__ = ("draft", "fault", "passed")
+    __slots__ = ("draft", "fault", "passed", "branch")
     DRAFT_FIELD_NUMBER: _ClassVar[int]
     FAULT_FIELD_NUMBER: _ClassVar[int]
     PASSED_FIELD_NUMBER: _ClassVar[int]
+    BRANCH_FIELD_NUMBER: _ClassVar[int]
     draft: Draft
     fault: _common_pb2.Fault
     passed: Pass
-    def __init__(self, draft: _Optional[_Union[Draft, _Mapping]] = ..., fault: _Optional[_Union[_common_pb2.Fault, _Mapping]] = ..., passed: _Optional[_Union[Pass, _Mapping]] = ...) -> None: ...
+    branch: Branch
+    def __init__(self, draft: _Optional[_Union[Draft, _Mapping]] = ..., fault: _Optional[_Union[_common_pb2.Fault, _Mapping]] = ..., passed: _Optional[_Union[Pass, _Mapping]] = ..., branch: _Optional[_Union[Branch, _Mapping]] = ...) -> None: ...
 
 class OpenDraft(_message.Message):
-    __slots__ = ("request_id", "epoch", "token_ids", "sampling", "rule", "seed", "policy", "window", "end", "stop_token_ids", "num_prompt_tokens")
+    __slots__ = ("request_id", "epoch", "token_ids", "sampling", "rule", "seed", "policy", "window", "end", "stop_token_ids", "num_prompt_tokens", "branches")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
@@ -40,6 +42,7 @@ class OpenDraft(_message.Message):
     END_FIELD_NUMBER: _ClassVar[int]
     STOP_TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
     NUM_PROMPT_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    BRANCHES_FIELD_NUMBER: _ClassVar[int]
     request_id: str
     epoch: int
     token_ids: bytes
@@ -51,7 +54,8 @@ class OpenDraft(_message.Message):
     end: int
     stop_token_ids: _containers.RepeatedScalarFieldContainer[int]
     num_prompt_tokens: int
-    def __init__(self, request_id: _Optional[str] = ..., epoch: _Optional[int] = ..., token_ids: _Optional[bytes] = ..., sampling: _Optional[_Union[_common_pb2.SamplingParams, _Mapping]] = ..., rule: _Optional[_Union[_common_pb2.Rule, str]] = ..., seed: _Optional[int] = ..., policy: _Optional[_Union[_common_pb2.LengthPolicy, _Mapping]] = ..., window: _Optional[int] = ..., end: _Optional[int] = ..., stop_token_ids: _Optional[_Iterable[int]] = ..., num_prompt_tokens: _Optional[int] = ...) -> None: ...
+    branches: int
+    def __init__(self, request_id: _Optional[str] = ..., epoch: _Optional[int] = ..., token_ids: _Optional[bytes] = ..., sampling: _Optional[_Union[_common_pb2.SamplingParams, _Mapping]] = ..., rule: _Optional[_Union[_common_pb2.Rule, str]] = ..., seed: _Optional[int] = ..., policy: _Optional[_Union[_common_pb2.LengthPolicy, _Mapping]] = ..., window: _Optional[int] = ..., end: _Optional[int] = ..., stop_token_ids: _Optional[_Iterable[int]] = ..., num_prompt_tokens: _Optional[int] = ..., branches: _Optional[int] = ...) -> None: ...
 
 class Commit(_message.Message):
     __slots__ = ("request_id", "epoch", "start", "token_ids", "plan")
@@ -68,12 +72,14 @@ class Commit(_message.Message):
     def __init__(self, request_id: _Optional[str] = ..., epoch: _Optional[int] = ..., start: _Optional[int] = ..., token_ids: _Optional[bytes] = ..., plan: _Optional[_Union[DraftPlan, _Mapping]] = ...) -> None: ...
 
 class DraftPlan(_message.Message):
-    __slots__ = ("policy", "window")
+    __slots__ = ("policy", "window", "branches")
     POLICY_FIELD_NUMBER: _ClassVar[int]
     WINDOW_FIELD_NUMBER: _ClassVar[int]
+    BRANCHES_FIELD_NUMBER: _ClassVar[int]
     policy: _common_pb2.LengthPolicy
     window: int
-    def __init__(self, policy: _Optional[_Union[_common_pb2.LengthPolicy, _Mapping]] = ..., window: _Optional[int] = ...) -> None: ...
+    branches: int
+    def __init__(self, policy: _Optional[_Union[_common_pb2.LengthPolicy, _Mapping]] = ..., window: _Optional[int] = ..., branches: _Optional[int] = ...) -> None: ...
 
 class Draft(_message.Message):
     __slots__ = ("request_id", "epoch", "start", "token_ids", "is_open", "rows", "draft_ms")
@@ -92,6 +98,14 @@ class Draft(_message.Message):
     rows: _common_pb2.Rows
     draft_ms: float
     def __init__(self, request_id: _Optional[str] = ..., epoch: _Optional[int] = ..., start: _Optional[int] = ..., token_ids: _Optional[bytes] = ..., is_open: _Optional[bool] = ..., rows: _Optional[_Union[_common_pb2.Rows, _Mapping]] = ..., draft_ms: _Optional[float] = ...) -> None: ...
+
+class Branch(_message.Message):
+    __slots__ = ("token_id", "draft")
+    TOKEN_ID_FIELD_NUMBER: _ClassVar[int]
+    DRAFT_FIELD_NUMBER: _ClassVar[int]
+    token_id: int
+    draft: Draft
+    def __init__(self, token_id: _Optional[int] = ..., draft: _Optional[_Union[Draft, _Mapping]] = ...) -> None: ...
 
 class Pass(_message.Message):
     __slots__ = ("request_id", "epoch", "start")

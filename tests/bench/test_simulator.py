@@ -19,7 +19,7 @@ from paceline.length_policy import LengthPolicy
 from paceline.types import Commit, Mode, OpenDraft, Rule, SamplingParams, Source, StepCost
 from tests.world import World
 
-MODES = (None, Mode.OFF, Mode.SEQUENTIAL, Mode.PEARL)
+MODES = (None, Mode.OFF, Mode.SEQUENTIAL, Mode.PEARL, Mode.BRANCH)
 STREAM = Network(delay_s=0.005, is_ordered=True)
 
 
@@ -228,3 +228,18 @@ def test_the_toy_target_is_the_same_in_every_process() -> None:
 
 
 GREEDY = (38, 20, 18, 24, 5, 6, 8, 21)
+
+
+def test_branches_spare_the_round_trip_where_they_hit() -> None:
+    """The same luck in both modes; without branches every rejection costs a round trip to the drafter."""
+    far = Network(0.015, is_ordered=True)
+    pearl, branch = (
+        run(
+            replace(scenario(mode, load=Load(6, max_tokens=120)), drafters=Pool(1, StepCost(1.3, 0, 0, 0), network=far))
+        )
+        for mode in (Mode.PEARL, Mode.BRANCH)
+    )
+    assert pearl.num_hits == pearl.num_branch_tokens == 0
+    assert branch.num_hits > branch.num_misses
+    assert branch.seconds < 0.95 * pearl.seconds
+    assert branch.figures()["wasted_per_branch_token"] < 1

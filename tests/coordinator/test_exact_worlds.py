@@ -92,8 +92,8 @@ def test_draft_noise_used_again_after_a_rejection_shows_under_block_and_not_unde
 ) -> None:
     throw = Run.uniform
 
-    def forgetful(run: Run, seed: int, domain: Domain, position: int, *, epoch: int = 0) -> float:
-        return throw(run, seed, domain, position, epoch=0 if domain is Domain.DRAFT else epoch)
+    def forgetful(run: Run, seed: int, domain: Domain, position: int, *, epoch: int = 0, branch: int = 0) -> float:
+        return throw(run, seed, domain, position, epoch=0 if domain is Domain.DRAFT else epoch, branch=branch)
 
     monkeypatch.setattr(Run, "uniform", forgetful)
     for rule, is_exact in ((Rule.TOKEN, True), (Rule.BLOCK, False)):

@@ -108,6 +108,11 @@ def test_an_end_counts_what_the_request_did(exported: MetricsExport) -> None:
         num_draft_tokens=30,
         num_tested_tokens=12,
         num_stale_drafts=1,
+        num_branches=5,
+        num_branch_tokens=20,
+        num_promoted_tokens=8,
+        num_branch_hits=2,
+        num_branch_misses=3,
         sources=Counter({A: 9, R: 2, S: 1}),
         accepted_at=Counter({0: 4, 1: 3, 2: 2}),
         fallbacks=Counter({"late draft": 2}),
@@ -125,6 +130,11 @@ def test_an_end_counts_what_the_request_did(exported: MetricsExport) -> None:
     places = [value(exported, "vllm:spec_decode_num_accepted_tokens_per_pos_total", position=str(i)) for i in range(4)]
     assert places == [4, 3, 2, None]
     assert value(exported, "paceline_wasted_tokens_total") == 21
+    assert value(exported, "paceline_branches_total") == 5
+    assert value(exported, "paceline_branch_tokens_total") == 20
+    assert value(exported, "paceline_wasted_branch_tokens_total") == 12
+    assert value(exported, "paceline_branch_runs_total", outcome="hit") == 2
+    assert value(exported, "paceline_branch_runs_total", outcome="miss") == 3
     assert value(exported, "paceline_committed_tokens_total", source="recovered") == 2
     assert value(exported, "paceline_fallbacks_total", reason="late draft") == 2
     chosen = {"mode": "pearl", "rule": "match", "length_policy": "svip"}  # without what the client chose freely

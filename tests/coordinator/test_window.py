@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from coordinator.core.window import Window
-from paceline.types import Draft
+from paceline.types import MAX_BRANCH_TOKENS, MAX_BRANCHES, Branch, Draft
 
 PROMPT = [1, 2, 3]
 
@@ -78,3 +78,78 @@ def test_a_gap_within_the_committed_tokens_is_none() -> None:
     committed = [*PROMPT, 10, 11, 12, 13]
     window.settle(committed)
     assert window.admit(draft(6, 13, 14), committed) is not None
+
+
+def branch(outcome: int, start: int, *tokens: int, epoch: int = 0) -> Branch:
+    return Branch(outcome, draft(start, *tokens, epoch=epoch))
+
+
+def rejected_at_4(*branches: Branch) -> tuple[Window, list[int]]:
+    """A run of four tokens with its branches, of which the second was rejected, for 77."""
+    window = Window()
+    window.admit(draft(3, 10, 11, 12, 13), PROMPT)
+    assert not any(window.admit_branch(it, PROMPT) for it in branches)
+    committed = [*PROMPT, 10, 77]
+    assert not window.settle(committed)
+    return window, committed
+
+
+def test_the_branch_of_what_came_is_the_first_draft_of_the_next_run() -> None:
+    window, committed = rejected_at_4(branch(78, 5, 1), branch(77, 5, 20, 21), branch(77, 4, 2), branch(77, 6, 3))
+    promoted = window.promote(committed)
+    assert promoted is not None
+    assert (promoted.epoch, promoted.start, promoted.token_ids) == (1, 5, (20, 21))
+    assert list(window.drafts) == [promoted]
+    assert window.admit(draft(7, 22, epoch=1), committed) is not None, "the drafter goes on behind it"
+    assert window.admit(draft(5, 20, 21, epoch=1), committed) is None, "what it sends again is known"
+    assert window.promote(committed) is None, "once"
+
+
+def test_a_branch_that_was_on_its_way_is_promoted_under_the_name_that_the_drafter_gives_it() -> None:
+    window, committed = rejected_at_4()
+    committed.append(20)  # the verifier has gone on by itself, and another epoch was issued
+    assert window.settle(committed)
+    assert window.epoch == 2
+    promoted = window.admit_branch(branch(77, 5, 20, 21), committed)
+    assert promoted is not None
+    assert (promoted.epoch, promoted.start, promoted.token_ids) == (1, 6, (21,))
+
+
+def test_a_late_branch_is_dropped_if_it_does_not_fit_or_the_next_run_has_begun() -> None:
+    for late in (branch(78, 5, 20), branch(77, 4, 20), branch(10, 4, 20), branch(77, 5, 20, epoch=1)):
+        window, committed = rejected_at_4()
+        assert window.admit_branch(late, committed) is None
+    window, committed = rejected_at_4()
+    assert window.admit(draft(5, 30, epoch=1), committed) is not None
+    assert window.admit_branch(branch(77, 5, 20), committed) is None
+
+
+def test_a_branch_that_contradicts_what_came_after_its_outcome_is_not_believed() -> None:
+    window = Window()
+    window.admit(draft(3, 10, 11), PROMPT)
+    window.admit_branch(branch(77, 4, 20, 21), PROMPT)
+    committed = [*PROMPT, 77, 20, 99]
+    window.settle(committed)
+    assert window.promote(committed) is None
+    assert window.admit(draft(6, 30, epoch=window.epoch), committed) is not None, "the drafter begins anew"
+
+
+def test_branches_of_another_run_or_beyond_what_was_seen_of_it_are_not_kept() -> None:
+    for stray in (branch(77, 5, 20, epoch=1), branch(77, 9, 20)):
+        window, committed = rejected_at_4(stray)
+        assert window.promote(committed) is None
+    window = Window()
+    window.admit(draft(3, 10, 11), PROMPT)
+    window.admit_branch(branch(77, 5, 20), PROMPT)
+    window.restart()
+    committed = [*PROMPT, 10, 77]
+    window.settle(committed)
+    assert window.promote(committed) is None, "the drafter has changed"
+
+
+def test_branches_are_bounded() -> None:
+    window, committed = rejected_at_4(*(branch(100 + i, 5, 1) for i in range(MAX_BRANCHES)), branch(77, 5, 20))
+    assert window.promote(committed) is None
+    many = MAX_BRANCH_TOKENS // 64
+    window, committed = rejected_at_4(*(branch(100 + i, 5, *range(64)) for i in range(many)), branch(77, 5, 20))
+    assert window.promote(committed) is None

@@ -42,7 +42,7 @@ def random_world(seed: int) -> World:
             f"r{i}",
             prompt=tuple(rng.randrange(50) for _ in range(rng.randint(1, 6))),
             max_tokens=rng.choice([1, 5, 40]),
-            mode=rng.choice([None, Mode.OFF, Mode.SEQUENTIAL, Mode.PEARL, Mode.PEARL, Mode.PEARL]),
+            mode=rng.choice([None, Mode.OFF, Mode.SEQUENTIAL, Mode.PEARL, Mode.PEARL, Mode.BRANCH, Mode.BRANCH]),
             rule=rng.choice([None, Rule.TOKEN, Rule.BLOCK]),
             length=rng.randint(1, 8),
             window=rng.randint(1, 4),

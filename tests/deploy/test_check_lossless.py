@@ -47,6 +47,7 @@ def test_an_honest_server_passes(served: Served) -> None:
     assert {mode: found["rules"] for mode, found in report["sampled"].items()} == {
         "sequential": ["block"],
         "pearl": ["block"],
+        "branch": ["block"],
     }
 
 

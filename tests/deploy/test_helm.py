@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml  # type: ignore[import-untyped]
+import yaml
 
 from paceline.security import PeerRole
 from tests.deploy.manifests import DEPLOY, flags_of, twins_of

@@ -6,13 +6,13 @@ import json
 from typing import Any
 
 import pytest
-import yaml  # type: ignore[import-untyped]
+import yaml
 
 from tests.deploy.manifests import DEPLOY, flags_of
 
 pytest.importorskip("ray.serve")
 
-from deploy.ray.arguments import Arguments
+from deploy.ray.arguments import Arguments, Replicas
 
 FILE = DEPLOY / "kuberay" / "rayservice.yaml"
 KUBERNETES = "1.34"
@@ -73,10 +73,9 @@ def test_the_application_is_valid(config: dict[str, Any]) -> None:
 
 
 def test_options_exist(arguments: Arguments, capsys: pytest.CaptureFixture[str]) -> None:
-    pools = {"coordinator": [arguments.coordinator], "verifier": [arguments.verifiers]}
-    for role, asked in {**pools, "drafter": list(arguments.drafters.values())}.items():
-        for pool in asked:
-            assert {f"--{name}" for name in pool.options} <= flags_of(role, capsys)
+    pools: list[tuple[str, Replicas]] = [("coordinator", arguments.coordinator), ("verifier", arguments.verifiers)]
+    for role, pool in [*pools, *(("drafter", pool) for pool in arguments.drafters.values())]:
+        assert {f"--{name}" for name in pool.options} <= flags_of(role, capsys)
 
 
 def test_there_are_nodes_for_every_pool(cluster: dict[str, Any], arguments: Arguments) -> None:

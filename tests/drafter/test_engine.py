@@ -7,11 +7,24 @@ from typing import Any
 
 import pytest
 
+import drafter.engine
 from drafter.engine import DrafterEngine
 from paceline import noise, rows, sampling
 from paceline.length_policy import LengthPolicy
 from paceline.noise import Domain
-from paceline.types import Commit, Draft, OpenDraft, Role, Rule, SamplingParams, Tokens, WorkerInfo
+from paceline.types import (
+    Branch,
+    Commit,
+    Draft,
+    Fault,
+    OpenDraft,
+    Role,
+    Rule,
+    SamplingParams,
+    StepCost,
+    Tokens,
+    WorkerInfo,
+)
 from tests.verifier.test_engine import VOCAB, ToyRunner
 from tests.verifier.test_rules import chain
 
@@ -89,3 +102,56 @@ def test_a_greedy_draft_is_the_likeliest_token_of_the_adjusted_row(given: Sampli
         for x in draft.token_ids:
             assert x == int(law_after(prefix, given).argmax())
             prefix += (x,)
+
+
+@pytest.mark.parametrize("rule", [Rule.TOKEN, Rule.BLOCK])
+def test_a_branch_is_drawn_from_the_rows_that_are_sent_by_noise_of_its_own(rule: Rule) -> None:
+    it = engine()
+    it.handle(0, replace(opened(rule, 5, SamplingParams()), branches=4))
+    replies = [reply for _ in range(40) if it.has_work() for _, reply in it.step()]
+    first = next(reply for reply in replies if isinstance(reply, Draft))
+    branches = [reply for reply in replies if isinstance(reply, Branch)]
+    assert len(branches) == 4
+    tokens = PROMPT + sum((reply.token_ids for reply in replies if isinstance(reply, Draft)), ())
+    for number, branch in enumerate(sorted(branches, key=replies.index), start=1):
+        assert branch.token_id != tokens[branch.position]
+        assert branch.draft.rows is not None
+        prefix = (*tokens[: branch.position], branch.token_id)
+        sent = rows.unpack(branch.draft.rows, VOCAB, token_ids=branch.draft.token_ids)
+        for at, x in enumerate(branch.draft.token_ids):
+            before = prefix + branch.draft.token_ids[:at]
+            kept = rows.truncate(law_after(before, SamplingParams()), 3, 12)
+            assert sent.ids[at].tolist() == kept.ids[0].tolist()
+            coin = noise.uniform(5, Domain.DRAFT, len(before), epoch=first.epoch, branch=number)
+            assert x == rows.sample_row(kept.ids[0], kept.counts[0], coin), "not by its own coin"
+    runner: Any = it.runner
+    assert list(runner.held) == ["0/r"], "complete branches hold nothing"
+
+
+def test_a_commit_frees_what_it_rules_out() -> None:
+    it = engine()
+    it.handle(0, replace(opened(Rule.MATCH, 5, SamplingParams(0)), branches=4))
+    runner: Any = it.runner
+    while len(runner.held) == 1:
+        it.step()
+    it.handle(0, Commit("r", 1, len(PROMPT), (5, 5, 5)))
+    assert list(runner.held) == ["0/r"]
+
+
+def test_a_request_that_is_refused_while_branches_grow_leaves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    it = engine()
+    it.cost.observe(1, 1, 0, 1.0)
+    it.info = replace(it.info, cost=StepCost(1.0, 0.0, 0.0, 0.0))  # a batch is free: branches ride along
+    it.handle(0, replace(opened(Rule.MATCH, 5, SamplingParams(0)), branches=4, window=9))
+    runner: Any = it.runner
+    while len(runner.held) == 1:
+        it.step()
+
+    def fail(*_: object) -> bool:
+        raise ValueError("spoilt")
+
+    monkeypatch.setattr(drafter.engine, "keep", fail)
+    ((_, reply),) = it.step()
+    assert isinstance(reply, Fault)
+    assert not runner.held
+    assert not it.has_work()

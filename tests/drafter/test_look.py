@@ -16,7 +16,7 @@ from paceline.acceptance_head import AcceptanceHead, HeadInfo, TrainedHead
 from paceline.engine.runner import Runner
 from paceline.errors import Unsupported
 from paceline.length_policy import LengthPolicy
-from paceline.types import Draft, OpenDraft, Role, Rule, SamplingParams, WorkerInfo
+from paceline.types import Branch, Draft, OpenDraft, Role, Rule, SamplingParams, WorkerInfo
 from tests.tiny import write_model
 
 PROMPT = (5, 9, 77, 31)
@@ -117,3 +117,15 @@ def test_a_drafter_offers_what_its_head_allows_and_refuses_the_rest_before_it_ho
     assert not it._entries
     it.handle(1, opened("r", "svip"))
     assert drafted(it, "r")
+
+
+@pytest.mark.parametrize("policy", ["specdecpp:threshold=0.5", "adaedl:threshold=0.5", "confidence:threshold=0.4"])
+def test_branches_are_drafted_under_every_policy(folder: Path, policy: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A policy that reads hidden states reads the branches', too. (To a random model no outcome is likely.)"""
+    monkeypatch.setattr("drafter.branches._LEAST_PROB", 0.0)
+    it = engine(folder, head_of(folder))
+    ask = OpenDraft("r", 0, PROMPT, SamplingParams(0), Rule.MATCH, 1, LengthPolicy.parse(policy), 2, 60, branches=4)
+    it.handle(0, ask)
+    replies = [reply for _ in range(80) if it.has_work() for _, reply in it.step()]
+    assert any(isinstance(reply, Branch) for reply in replies)
+    it.runner.check_integrity()

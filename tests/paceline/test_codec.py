@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import random
 import struct
@@ -17,6 +18,7 @@ from paceline.length_policy import LengthPolicy
 from paceline.types import (
     MAX_SEED,
     Blame,
+    Branch,
     Close,
     Commit,
     Decode,
@@ -120,6 +122,7 @@ class World:
             self.num(0, 2**32 - 1),
             self.ids(0, 3),
             self.num(0, 300),
+            self.num(0, 64),
         )
 
     def message(self, envelope: str) -> Any:
@@ -134,7 +137,12 @@ class World:
             ),
             "verifier_reply": (self.verdict(), fault),
             "drafter_ask": (self.open_draft(), Commit(self.request_id(), 1, 2, self.ids(0, 65)), close),
-            "drafter_reply": (self.draft(), fault, Pass(self.request_id(), self.num(0, 9), self.num(0, 2**32 - 1))),
+            "drafter_reply": (
+                self.draft(),
+                Branch(self.num(0, 2**32 - 1), dataclasses.replace(self.draft(), start=self.num(1, 2**32 - 1))),
+                fault,
+                Pass(self.request_id(), self.num(0, 9), self.num(0, 2**32 - 1)),
+            ),
         }
         return self.rng.choice(choices[envelope])
 
@@ -370,3 +378,9 @@ def test_a_generate_request_may_leave_mode_and_rule_open() -> None:
     wire = coordinator_pb2.GenerateRequest()
     assert codec.mode_from_wire(wire.mode) is None
     assert codec.rule_from_wire(wire.rule) is None
+
+
+def test_a_branch_whose_outcome_would_stand_before_everything_is_refused() -> None:
+    branch = Branch(1, Draft("r", 0, 0, (2,)))
+    with pytest.raises(PeerFault, match=r"branch\.draft\.start=0"):
+        codec.drafter_reply_from_wire(codec.drafter_reply_to_wire(branch))

@@ -14,7 +14,7 @@ from typing import Any
 
 from drafter.engine import DrafterEngine
 from drafter.requests import Replies
-from paceline.types import Draft, DrafterAsk, Rows
+from paceline.types import Branch, Draft, DrafterAsk, Rows
 
 _random = random.Random(1)
 VOCABULARY = 4096
@@ -58,6 +58,32 @@ TRICKS: dict[str, Trick] = {
 }
 
 
+# Of an honest branch, and those said before it; played in mode branch.
+BRANCH_TRICKS: dict[str, Callable[[Branch, list[Branch]], list[Branch]]] = {
+    "branch-wrong": lambda it, _: [
+        _branch(it, _with_tokens(it.draft, *((x + 1) % VOCABULARY for x in it.draft.token_ids)))
+    ],
+    "branch-longest": lambda it, _: [
+        _branch(it, _with_tokens(it.draft, *_random.choices(range(VOCABULARY), k=MAX_DRAFT)))
+    ],
+    "branch-for-everything": lambda it, _: [replace(it, token_id=x) for x in range(0, VOCABULARY, 16)],
+    "branch-shifted": lambda it, _: [_branch(it, replace(it.draft, start=it.draft.start + 1))],
+    "branch-of-what-is-past": lambda it, _: [_branch(it, replace(it.draft, start=1)), it],
+    "branch-beyond-the-end": lambda it, _: [_branch(it, replace(it.draft, start=2**31)), it],
+    "branch-epoch-to-come": lambda it, _: [_branch(it, replace(it.draft, epoch=it.draft.epoch + 1))],
+    "branch-epoch-gone": lambda it, _: [_branch(it, replace(it.draft, epoch=0))],
+    "branch-stale-repeats": lambda it, said: [*said[-5:], it, it, *said[:2]],
+    "branch-open-is-closed": lambda it, _: [_branch(it, replace(it.draft, is_open=not it.draft.is_open))],
+    "branch-garbage-rows": lambda it, _: [_branch(it, _garbage(it.draft))],
+    "branch-no-rows": lambda it, _: [_branch(it, replace(it.draft, rows=None))],
+    "branch-withheld": lambda it, _: [],
+}
+
+
+def _branch(it: Branch, draft: Draft) -> Branch:
+    return replace(it, draft=draft)
+
+
 class HostileEngine(DrafterEngine):
     """See the top of the file."""
 
@@ -65,6 +91,7 @@ class HostileEngine(DrafterEngine):
         super().__init__(*worker, **options)
         self.played: set[str] = set()
         self._history: dict[str, list[Draft]] = {}
+        self._branches: dict[str, list[Branch]] = {}
 
     def handle(self, peer: int, ask: DrafterAsk) -> Replies:
         return self._twisted(super().handle(peer, ask))
@@ -75,13 +102,20 @@ class HostileEngine(DrafterEngine):
     def _twisted(self, replies: Iterable[tuple[int, object]]) -> Replies:
         said: list[tuple[int, Draft]] = []
         for peer, reply in replies:
+            name = reply.request_id.partition(":")[0] if isinstance(reply, Branch) else ""
+            if isinstance(reply, Branch) and name in BRANCH_TRICKS:
+                self.played.add(name)
+                history = self._branches.setdefault(reply.request_id, [])
+                said += [(peer, branch) for branch in BRANCH_TRICKS[name](reply, history)]  # type: ignore[misc]
+                history.append(reply)
+                continue
             trick = TRICKS.get(reply.request_id.partition(":")[0]) if isinstance(reply, Draft) else None
             if trick is None:
                 said.append((peer, reply))  # type: ignore[arg-type]
                 continue
             assert isinstance(reply, Draft)
             self.played.add(reply.request_id.partition(":")[0])
-            history = self._history.setdefault(reply.request_id, [])
-            said += [(peer, draft) for draft in trick(reply, history)]
-            history.append(reply)
+            drafts = self._history.setdefault(reply.request_id, [])
+            said += [(peer, draft) for draft in trick(reply, drafts)]
+            drafts.append(reply)
         return said  # type: ignore[return-value]

@@ -71,7 +71,7 @@ def client(target: Path) -> Iterator[Client]:
 
 
 @pytest.mark.parametrize("rule", list(Rule))
-@pytest.mark.parametrize("mode", ["sequential", "pearl"])
+@pytest.mark.parametrize("mode", ["sequential", "pearl", "branch"])
 def test_the_joint_law_of_three_tokens_is_the_targets(
     mode: str, rule: str, client: Client, law: dict[tuple[int, ...], float]
 ) -> None:

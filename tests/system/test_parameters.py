@@ -17,7 +17,7 @@ from tests.tiny import write_pair
 
 PROMPT = tuple(range(40, 52))
 NUM_TOKENS = 40
-MODES = ("off", "sequential", "pearl")
+MODES = ("off", "sequential", "pearl", "branch")
 
 
 @pytest.fixture(scope="module")

@@ -41,10 +41,11 @@ def test_what_was_kept_is_noticed() -> None:
 
 
 async def test_ten_times_as_many_clients_are_queued_up_to_the_bound_and_served_as_fast(pair: tuple[Path, Path]) -> None:
-    given = overload.parser().parse_args(of(pair, "--seconds", "4", "--places", "4", "--max-tokens", "48"))
+    # The longest prompt leaves room for 29 tokens.
+    given = overload.parser().parse_args(of(pair, "--seconds", "4", "--places", "4", "--max-tokens", "24"))
     stretches = await overload.measure(given)
     crowd = stretches[1]
-    assert [it.num_failed for it in stretches] == [0, 0, 0]
+    assert [set(it.refused) - {"Overloaded"} for it in stretches] == [set(), set(), set()]
     assert crowd.refused["Overloaded"] > 0
     assert crowd.most["requests"] <= given.places * (1 + overload.WAITING)
     assert crowd.num_whole > 0

@@ -1,0 +1,57 @@
+"""How one request is drafted for: the mode, length policy and window in force, and what changes them."""
+
+from __future__ import annotations
+
+from coordinator.core.choice import FIRST, Choice
+from coordinator.core.controller import Controller
+from coordinator.core.events import RequestSpec
+from coordinator.core.pace import Pace
+from coordinator.core.passes import PassTimes
+from paceline.length_policy import LengthPolicy
+from paceline.types import DraftPlan, Mode
+
+NUM_BRANCHES = 32  # of a request that wait for their outcome, in mode branch
+
+
+class Planner:
+    """As the client has asked; where it left the mode open, as the controller chooses."""
+
+    def __init__(self, spec: RequestSpec) -> None:
+        self.mode = spec.mode or FIRST.mode
+        self.policy = spec.policy or LengthPolicy()
+        self.window = spec.window if self.mode.streams else 1
+        self._fixes_policy = spec.policy is not None
+        self._controller = None if spec.mode else Controller(spec.policy)
+
+    @property
+    def plan(self) -> DraftPlan:
+        """What the drafter is told."""
+        return DraftPlan(self.policy, self.window, NUM_BRANCHES if self.mode is Mode.BRANCH else 0)
+
+    @property
+    def rests(self) -> bool:
+        """Whether a drafter is not worth asking."""
+        return self.window == 0
+
+    @property
+    def waits(self) -> bool:
+        """Whether a draft is worth waiting for: not while the drafter rests, or is only tried out."""
+        return not self.rests and not (self._controller is not None and self._controller.is_trying)
+
+    def resume(self, pace: Pace) -> None:
+        """Begin at a drafter, with what its last request chose."""
+        if self._controller:
+            self._adopt(self._controller.resume(pace))
+
+    def replan(self, pace: Pace, passes: PassTimes, num_seqs: int, now_s: float, position: int) -> DraftPlan | None:
+        """What is wanted from now on; None if that is what is being done."""
+        if self._controller is None:
+            return None
+        before = self.plan
+        self._adopt(self._controller.decide(pace, passes, num_seqs, now_s, position))
+        return None if before == self.plan else self.plan
+
+    def _adopt(self, choice: Choice) -> None:
+        self.mode, self.window = choice.mode, choice.window
+        if choice.length and not self._fixes_policy:
+            self.policy = LengthPolicy.of("fixed", {"length": choice.length})
