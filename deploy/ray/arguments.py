@@ -190,8 +190,8 @@ def flags(options: Mapping[str, Value]) -> tuple[str, ...]:
     words: list[str] = []
     for name, value in options.items():
         flag = name.replace("_", "-")
-        if isinstance(value, bool):
-            words.append(f"--{'' if value else 'no-'}{flag}")
+        if str(value).lower() in ("true", "false"):  # on a command line, `--set coordinator.options.admit-any=true`
+            words.append(f"--{'' if str(value).lower() == 'true' else 'no-'}{flag}")
         else:
             words += [f"--{flag}", str(value)]
     return tuple(words)
