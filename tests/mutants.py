@@ -1150,8 +1150,8 @@ DOORS = (
     Mutant(
         "a route without the key",
         "coordinator/http/app.py",
-        "for part in (completions, chat, tokens, abort, probes, playground):",
-        "app.include_router(playground.router)\n    for part in (completions, chat, tokens, abort, probes):",
+        "for part in (completions, chat, tokens, abort, probes, playground, traces):",
+        "app.include_router(playground.router)\n    for part in (completions, chat, tokens, abort, probes, traces):",
         HTTP,
     ),
     Mutant(
