@@ -42,7 +42,7 @@ def test_an_honest_server_passes(served: Served) -> None:
     assert done.code == 0, done.err
     report = json.loads(done.out)
     assert report["lossless"] is True
-    assert report["greedy"] == {"num_compared": 4, "num_near_ties": 0, "num_violations": 0}
+    assert report["greedy"] == {"num_compared": 6, "num_near_ties": 0, "num_violations": 0}
     assert report["coupled"]["num_violations"] == 0
     assert {mode: found["rules"] for mode, found in report["sampled"].items()} == {
         "sequential": ["block"],

@@ -26,7 +26,15 @@ PAGE_TIMEOUT_S = 400
 WORDS = ("paceline", "make", "curl", "python", "export", "echo", "for", "helm", "docker", "kubectl", "grpcurl", "serve")
 _ASSIGNMENT = re.compile(r"[A-Z_]+=\S")
 # They measure for minutes, or train; `paceline demo` is `make demo`.
-LONG = ("paceline bench", "paceline demo", "paceline doctor", "paceline ray", "python -m models", "python -m bench.")
+LONG = (
+    "paceline bench",
+    "paceline demo",
+    "paceline doctor",
+    "paceline ray",
+    "python -m models",
+    "python -m bench.",
+    "serve ",
+)
 SHORT = ("python -m bench.proxy", "python -m bench.simulator.replay")  # of the latter, those that do not
 
 
