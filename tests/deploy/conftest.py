@@ -175,7 +175,7 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     return make_model(root / "target", seed=0, hidden_size=64), make_model(root / "drafter", seed=1, hidden_size=32)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")  # the last test of some module ends it
 def served(pair: tuple[Path, Path]) -> Iterator[Served]:
     target, drafter = map(str, pair)
     server = Served("--target", target, "--drafter", drafter, "--grpc-port", "0", "--kv-cache-memory", "16MiB")
