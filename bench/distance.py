@@ -37,9 +37,10 @@ from bench.target import expanded
 from paceline.client import Client
 from paceline.prompts import read_prompts
 from paceline.trace import Record, read
-from paceline.types import Mode, StepCost
+from paceline.types import Mode, Rule, StepCost
 
 MODES = ("off", "sequential", "pearl", "branch", "auto")
+DRAFTING = ("sequential", "pearl", "branch")  # in which a draft's length is given
 CLOSE = 0.15  # of what was measured: so near the simulator is to be
 
 
@@ -93,7 +94,7 @@ def lay_out(given: argparse.Namespace) -> list[Row]:
         Row(rtt_ms, mode, length)
         for rtt_ms in given.rtts
         for mode in given.modes
-        for length in (given.lengths if mode in (Mode.SEQUENTIAL, Mode.PEARL) else (0,))
+        for length in (given.lengths if mode in DRAFTING else (0,))
     ]
 
 
@@ -126,6 +127,7 @@ def _measure(client: Client, prompt: str, row: Row, given: argparse.Namespace, n
     answer = client.complete(
         prompt,
         max_tokens=given.max_tokens,
+        temperature=given.temperature,
         mode=None if row.mode == "auto" else row.mode,
         length_policy=f"fixed:length={row.length}" if row.length else None,
         window=given.window,
@@ -146,7 +148,10 @@ def _prefix(row: Row) -> str:
 
 
 def simulate(rows: Sequence[Row], given: argparse.Namespace, records: Sequence[Record]) -> None:
-    """Let the simulator say what every row yields, from its own passes and drafts and the first distance's hops."""
+    """Let the simulator say what every row yields, from its own passes and drafts and the first distance's hops.
+
+    What a drafted token takes beside branches is the simulator's to find: it is told what one takes in `pearl` there.
+    """
 
     def profile(row: Row) -> Profile:
         wanted = {f"{_prefix(row)}{number + 1}" for number in range(given.num_prompts)}
@@ -156,6 +161,9 @@ def simulate(rows: Sequence[Row], given: argparse.Namespace, records: Sequence[R
     for row in rows:
         near = nearest[row.name]
         own = replace(profile(row), verifier_hop_s=near.verifier_hop_s, drafter_hop_s=near.drafter_hop_s)
+        plain = [other for other in rows if other.name == f"pearl {row.length}" and other.rtt_ms == row.rtt_ms]
+        if row.mode == Mode.BRANCH and plain:
+            own = replace(own, draft=profile(plain[0]).draft)
         outcome = run(_scenario(own, row, given))
         row.simulated = outcome.tokens_per_s
         row.oracle = outcome.num_tokens / outcome.oracle_s if outcome.oracle_s else None
@@ -168,6 +176,7 @@ def _scenario(profile: Profile, row: Row, given: argparse.Namespace) -> Scenario
     scenario = profile.apply(
         Scenario(
             mode=None if row.mode == "auto" else Mode(row.mode),
+            rule=Rule.BLOCK if given.temperature else None,  # as `auto` takes it with a trusted drafter
             length=row.length or 1,
             window=given.window,
             verifiers=Pool(1, nothing, network=Network(0.0, is_ordered=True)),
@@ -188,12 +197,14 @@ def summary(rows: Sequence[Row], pass_ms: float) -> dict[str, Any]:
     places = []
     for rtt_ms in dict.fromkeys(row.rtt_ms for row in rows):
         found = {mode: row for mode in MODES if (row := best(rows, rtt_ms, mode)) is not None}
-        sequential, pearl = found.get("sequential"), found.get("pearl")
+        sequential, pearl, branch = (found.get(mode) for mode in DRAFTING)
         place: dict[str, Any] = {"rtt_ms": rtt_ms, "best": {mode: row.name for mode, row in found.items()}}
         place["speed_up"] = {mode: row.speed_up for mode, row in found.items()}
         place["oracle_share"] = {mode: row.figures()["oracle_share"] for mode, row in found.items()}
         if sequential and pearl:
-            place["pearl_over_sequential"] = pearl.speed_up / sequential.speed_up
+            place["pearl_over_sequential"] = _over(pearl, sequential)
+        if pearl and branch:
+            place["branch_over_pearl"] = _over(branch, pearl)
         places.append(place)
     near = max(places[0]["speed_up"].values())
     like_pass = min(places, key=lambda place: abs(place["rtt_ms"] - pass_ms))
@@ -208,13 +219,18 @@ def summary(rows: Sequence[Row], pass_ms: float) -> dict[str, Any]:
     }
 
 
+def _over(row: Row, other: Row) -> float:
+    """The median of the ratios of their rates, prompt by prompt."""
+    return statistics.median(a / b for a, b in zip(row.ratios, other.ratios, strict=True))
+
+
 def say(found: dict[str, Any], console: Console) -> None:
     """The summary in sentences."""
     for place in found["places"]:
         shares, speed_ups = place["oracle_share"], place["speed_up"]
         modes = [f"{name} {speed_ups[mode]:.2f} ({shares[mode] or 0:.2f})" for mode, name in place["best"].items()]
-        ratio = f"; pearl over sequential {value:.2f}" if (value := place.get("pearl_over_sequential")) else ""
-        console.print(f"{place['rtt_ms']:g} ms: speed-up (share of the oracle): {', '.join(modes)}{ratio}")
+        pairs = [f"; {name.replace('_', ' ')} {place[name]:.2f}" for name in place if "_over_" in name]
+        console.print(f"{place['rtt_ms']:g} ms: speed-up (share of the oracle): {', '.join(modes)}{''.join(pairs)}")
     console.print(
         f"a pass takes {found['pass_ms']:.1f} ms; at {found['rtt_ms_nearest_a_pass']:g} ms the best mode keeps "
         f"{found['keeps_of_nearest']:.2f} of its speed-up at the first distance"
@@ -296,6 +312,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--prompts", default="tests/data/gsm8k_dev_12.jsonl")
     parser.add_argument("--num-prompts", type=int, default=8)
     parser.add_argument("--max-tokens", type=int, default=96)
+    parser.add_argument("--temperature", type=float, default=0.0)
     help = "ms, nearest first (0,10,30,100)"
     parser.add_argument("--rtts", type=values(0, 60_000), default=(0.0, 10.0, 30.0, 100.0), help=help)
     parser.add_argument("--jitter-ms", type=float, default=0.0, help="each direction adds up to so much")

@@ -62,10 +62,12 @@ def settings(given: argparse.Namespace) -> list[Setting]:
     rows = [Setting("off", "off")]
     rows += [Setting(f"sequential {policy}", "sequential", policy) for policy in policies]
     rows += [
-        Setting(f"pearl {policy} window={window}", "pearl", policy, window)
+        Setting(f"{mode} {policy} window={window}", mode, policy, window)
+        for mode in ("pearl", "branch")
         for policy in policies
         for window in given.windows
     ]
+    rows.append(Setting("auto", "auto"))
     if not given.no_assisted:
         rows.append(Setting("transformers plain", knobs=None))
         rows += [Setting(f"transformers assisted {knobs}", knobs=knobs) for knobs in SETTINGS]

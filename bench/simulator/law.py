@@ -7,9 +7,10 @@ does, and it lets all modes be compared on the same luck.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from paceline.types import Tokens
 
@@ -39,11 +40,20 @@ def has_guess(prefix: Sequence[int], share: float) -> bool:
     return hash((*prefix[-2:], len(prefix), 5)) % 1000 < 1000 * share
 
 
+# After a rejection the target's token is the drafter's second, third, fourth likeliest this often (a trial pair whose
+# drafter agrees with its target in 81 % of the places: among the top 2, 3, 4 in 47, 63, 73 %).
+RANKS = (0.47, 0.16, 0.10)
+NO_RANK = -1  # none of those
+
+
 class Agreement(Protocol):
     """Where a drafter agrees with the target."""
 
     def agrees(self, request_id: str, prefix: Sequence[int]) -> bool:
         """Whether the drafter's token after `prefix` is the target's."""
+
+    def rank(self, request_id: str, prefix: Sequence[int]) -> int:
+        """Which of the drafter's next likeliest tokens is the target's where its first is not; 0 = its second."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,45 +65,61 @@ class Iid:
     def agrees(self, request_id: str, prefix: Sequence[int]) -> bool:
         return hash((*prefix[-4:], len(prefix), 7)) % 1000 < 1000 * self.rate
 
+    def rank(self, request_id: str, prefix: Sequence[int]) -> int:
+        luck = hash((11, len(prefix), *prefix[-4:])) // 7919 % 1000 / 1000
+        for rank, reached in enumerate(itertools.accumulate(RANKS)):
+            if luck < reached:
+                return rank
+        return NO_RANK
+
+
+@dataclass(frozen=True, slots=True)
+class RecordedRequest:
+    """One request of a recorded run. What is None was not tried there."""
+
+    num_prompt_tokens: int
+    kept: tuple[bool | None, ...]  # by output position: whether a drafted token was kept there
+    # Likewise, of rejected tokens: the place of what came instead among the branches made for that position.
+    ranks: tuple[int | None, ...] = ()
+
+    @property
+    def num_generated_tokens(self) -> int:
+        return len(self.kept)
+
 
 @dataclass(frozen=True, slots=True)
 class Recorded:
-    """As it was in a recorded run: for each output position whether a drafted token was kept there.
-
-    A position where nothing was tested in that run, or that lies beyond its end, falls to `rest`.
-    """
+    """As it was in a recorded run. A position where nothing was tried there, or beyond its end, falls to `rest`."""
 
     rest: Agreement
-    patterns: Mapping[str, tuple[int, Sequence[bool | None]]] = field(
-        default_factory=dict
-    )  # by request: (prompt, kept)
+    requests: Mapping[str, RecordedRequest] = field(default_factory=dict)
 
     def agrees(self, request_id: str, prefix: Sequence[int]) -> bool:
-        num_prompt_tokens, kept = self.patterns.get(request_id, (0, ()))
-        at = len(prefix) - num_prompt_tokens
-        said = kept[at] if at < len(kept) else None
+        request = self.requests.get(request_id)
+        said = _at(request.kept, len(prefix) - request.num_prompt_tokens) if request else None
         return self.rest.agrees(request_id, prefix) if said is None else said
 
+    def rank(self, request_id: str, prefix: Sequence[int]) -> int:
+        request = self.requests.get(request_id)
+        said = _at(request.ranks, len(prefix) - request.num_prompt_tokens) if request else None
+        return self.rest.rank(request_id, prefix) if said is None else said
 
-# After a rejection the target's token is the drafter's second, third, fourth likeliest this often (a trial pair whose
-# drafter agrees with its target in 81 % of the places: among the top 2, 3, 4 in 47, 63, 73 %).
-RANKS = (0.47, 0.16, 0.10)
+
+Said = TypeVar("Said")
+
+
+def _at(values: Sequence[Said | None], place: int) -> Said | None:
+    return values[place] if place < len(values) else None
 
 
 def others(agreement: Agreement, request_id: str, prefix: Sequence[int]) -> tuple[tuple[int, float], ...]:
-    """The drafter's next likeliest tokens after `prefix`, and how likely each is the target's if the first is not.
-
-    One of them is the target's that often; the others are tokens that it does not want.
-    """
+    """The drafter's next likeliest tokens after `prefix`, and how likely each is the target's if the first is not."""
     right = target_token(prefix)
     is_rejected = not agreement.agrees(request_id, prefix)
-    luck = hash((11, len(prefix), *prefix[-4:])) // 7919 % 1000 / 1000
-    found, reached = [], 0.0
-    for rank, share in enumerate(RANKS):
-        is_right = is_rejected and reached <= luck < reached + share
-        found.append((right if is_right else (right + 2 + rank) % VOCABULARY, share))
-        reached += share
-    return tuple(found)
+    rank = agreement.rank(request_id, prefix) if is_rejected else NO_RANK
+    return tuple(
+        (right if place == rank else (right + 2 + place) % VOCABULARY, share) for place, share in enumerate(RANKS)
+    )
 
 
 def draft_token(agreement: Agreement, request_id: str, prefix: Sequence[int]) -> int:

@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import statistics
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
-from bench.simulator.scenario import Pool, RecordedRequest, Scenario
+from bench.simulator.law import NO_RANK, RANKS, RecordedRequest
+from bench.simulator.scenario import Pool, Scenario
 from paceline.errors import InvalidInput
 from paceline.plain import from_plain
 from paceline.trace import Opened, Record, Step
@@ -66,6 +67,9 @@ class _Request:
     num_prompt_tokens: int
     is_wanted: bool
     kept: list[bool | None] = field(default_factory=list)
+    recovered: dict[int, int] = field(default_factory=dict)  # by output position: what came for a rejected token
+    # By position: the run that the branches for it leave, and their tokens, the likeliest first.
+    branched: dict[int, tuple[int, list[int]]] = field(default_factory=dict)
     is_done: bool = False
     # When a draft was sent to the verifier that did not have to wait there for a pass of its own request, by its start.
     # Such a wait is in nobody's figures, so it would pass for the network's. The network is the same for all modes.
@@ -74,6 +78,17 @@ class _Request:
     told_s: dict[int, float] = field(default_factory=dict)  # by the epoch of a commit sent to the drafter
     num_drafts: int = 0
     end: int = 0  # of the last verdict's tokens
+
+    def rank(self, place: int) -> int | None:
+        """Which of the branches for an output position had what came there. Some arrive only after it.
+
+        None if there was no branch: then nobody knows whether one would have been right.
+        """
+        token_id = self.recovered.get(place)
+        _, made = self.branched.get(self.num_prompt_tokens + place, (-1, []))
+        if token_id is None or not made:
+            return None
+        return made.index(token_id) if token_id in made[: len(RANKS)] else NO_RANK
 
 
 @dataclass(slots=True)
@@ -108,7 +123,9 @@ def measure(records: Iterable[Record], is_wanted: IsWanted = lambda spec: True) 
     if not whole or not seen.passes:
         raise InvalidInput("trace", f"{len(whole)} requests", "shows no request that ended well; record a longer run")
     return Profile(
-        requests=tuple(RecordedRequest(r.num_prompt_tokens, len(r.kept), tuple(r.kept)) for r in whole),
+        requests=tuple(
+            RecordedRequest(r.num_prompt_tokens, tuple(r.kept), tuple(map(r.rank, range(len(r.kept))))) for r in whole
+        ),
         acceptance=sum(tested) / len(tested) if tested else 0.0,
         verify=_line(seen.passes),
         draft=_draft_cost(seen),
@@ -132,7 +149,8 @@ def _event(
     match event["is"]:
         case "Arrived":
             spec = event["spec"]
-            request = requests[spec["request_id"]] = _Request(len(spec["token_ids"]), is_wanted(spec))
+            num_known = len(spec["token_ids"]) + len(spec["resumed"])
+            request = requests[spec["request_id"]] = _Request(num_known, is_wanted(spec))
             if request.is_wanted:
                 everything.append(request)
                 seen.windows.append(spec["window"])
@@ -144,6 +162,8 @@ def _event(
             _verdict(step.at_s, event["verdict"], requests[event["verdict"]["request_id"]], seen)
         case "Drafted" if event["draft"]["request_id"] in requests:
             _draft(step.at_s, event["draft"], requests[event["draft"]["request_id"]], seen)
+        case "Branched" if event["branch"]["draft"]["request_id"] in requests:
+            _branch(event["branch"], requests[event["branch"]["draft"]["request_id"]])
 
 
 def _worker_up(name: str, info: dict[str, Any], seen: _Samples) -> None:
@@ -179,14 +199,30 @@ def _draft(at_s: float, draft: dict[str, Any], request: _Request, seen: _Samples
         seen.drafter_wire.append(1e3 * (at_s - told_s) - draft["draft_ms"])
 
 
+def _branch(branch: dict[str, Any], request: _Request) -> None:
+    run, position = branch["draft"]["epoch"], branch["draft"]["start"] - 1
+    last, token_ids = request.branched.get(position, (-1, []))
+    if run > last:  # what was made for an earlier run there is ruled out
+        request.branched[position] = run, [branch["token_id"]]
+    elif run == last:
+        token_ids.append(branch["token_id"])
+
+
 def _command(at_s: float, command: Any, requests: dict[str, _Request]) -> None:
     if command["is"] == "Ask":
         _ask(at_s, command["ask"], requests)
     elif request := requests.get(command["request_id"]):
         if command["is"] == "Emit":
-            request.kept += [_KEPT.get(source) for source in command["sources"]]
+            _emitted(command["token_ids"], command["sources"], request)
         elif command["is"] == "Finish":
             request.is_done = True
+
+
+def _emitted(token_ids: Sequence[int], sources: Sequence[str], request: _Request) -> None:
+    for token_id, source in zip(token_ids, sources, strict=True):
+        if source == Source.RECOVERED.value:
+            request.recovered[len(request.kept)] = token_id
+        request.kept.append(_KEPT.get(source))
 
 
 def _ask(at_s: float, ask: Any, requests: dict[str, _Request]) -> None:

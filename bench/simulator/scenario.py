@@ -6,7 +6,7 @@ import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 
-from bench.simulator.law import VOCABULARY, Agreement, Iid, Recorded
+from bench.simulator.law import VOCABULARY, Agreement, Iid, Recorded, RecordedRequest
 from bench.simulator.network import Network
 from bench.simulator.outcome import Outcome
 from bench.simulator.world import Client, World
@@ -62,15 +62,6 @@ class Load:
 
 
 @dataclass(frozen=True, slots=True)
-class RecordedRequest:
-    """One request of a recorded run."""
-
-    num_prompt_tokens: int
-    num_generated_tokens: int
-    kept: tuple[bool | None, ...]  # by output position: whether a drafted token was kept there; None = none tested
-
-
-@dataclass(frozen=True, slots=True)
 class Scenario:
     """A world to be run. The same value gives the same outcome, byte for byte."""
 
@@ -120,7 +111,7 @@ class Simulation:
         self.scenario = scenario
         self.outcome = Outcome()
         self._advance = advance
-        self._patterns: dict[str, tuple[int, tuple[bool | None, ...]]] = {}
+        self._recorded: dict[str, RecordedRequest] = {}
         self._chance = random.Random(f"{scenario.seed} load")  # apart from the world's: the same load in every mode
         self._deaths = random.Random(f"{scenario.seed} deaths")  # likewise the same deaths
         self._num_asked = 0
@@ -171,7 +162,7 @@ class Simulation:
 
     def _agreement(self, acceptance: float | None = None) -> Agreement:
         chance = Iid(self.scenario.acceptance if acceptance is None else acceptance)
-        return Recorded(chance, self._patterns) if self.scenario.load.recorded else chance
+        return Recorded(chance, self._recorded) if self.scenario.load.recorded else chance
 
     # --- clients
 
@@ -202,7 +193,7 @@ class Simulation:
             window=scenario.window,
         )
         if recorded := scenario.load.recorded:
-            self._patterns[spec.request_id] = (num_prompt_tokens, recorded[index % len(recorded)].kept)
+            self._recorded[spec.request_id] = recorded[index % len(recorded)]
         self.world.submit(spec)
 
     def _prompt(self, num_tokens: int) -> Tokens:
@@ -216,7 +207,7 @@ class Simulation:
         if self.scenario.load.is_one_by_one:
             self.outcome.oracle_s += oracle_s(client, self.scenario.verifiers.cost, self._agreement())
         del self.world.clients[client.spec.request_id]
-        self._patterns.pop(client.spec.request_id, None)
+        self._recorded.pop(client.spec.request_id, None)
         if self._advance:
             self._advance(client)
         if not self.scenario.load.rate_per_s:

@@ -92,6 +92,22 @@ def test_a_simulated_trace_takes_as_long_as_the_run_it_was_taken_from(trace: Pat
     assert truth.num_tokens == 720
 
 
+def test_branches_hit_in_the_simulation_as_they_did_in_the_run(tmp_path: Path) -> None:
+    """With chance alone, 47 % of the rejections are answered by the first branch; the run had another luck."""
+    truth = replace(TRUTH, mode=Mode.BRANCH, acceptance=0.75)
+    path = tmp_path / "branches.trace"
+    found = traced(truth, path).outcome
+    profile = measure(read(str(path)))
+    nothing, still = StepCost(0, 0, 0, 0), Network(0.0, is_ordered=True)
+    bare = replace(truth, seed=truth.seed + 1, verifiers=Pool(1, nothing, network=still))
+    again = Simulation(profile.apply(replace(bare, drafters=Pool(1, nothing, network=still)))).run()
+    ranks = [rank for request in profile.requests for rank in request.ranks if rank is not None]
+    assert len(ranks) > 20
+    assert again.num_hits / (again.num_hits + again.num_misses) == pytest.approx(
+        found.num_hits / (found.num_hits + found.num_misses), abs=0.05
+    )
+
+
 def test_only_wanted_requests_make_the_profile(trace: Path) -> None:
     profile = measure(read(str(trace)), lambda spec: spec["request_id"] == "r3")
     assert len(profile.requests) == 1

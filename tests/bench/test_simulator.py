@@ -8,9 +8,9 @@ from dataclasses import replace
 import pytest
 
 from bench.simulator.clock import Clock
-from bench.simulator.law import VOCABULARY, Iid, Recorded, greedy
+from bench.simulator.law import NO_RANK, VOCABULARY, Iid, Recorded, RecordedRequest, greedy
 from bench.simulator.network import Network, Path
-from bench.simulator.scenario import Load, Pool, RecordedRequest, Scenario, Simulation, oracle_s, run
+from bench.simulator.scenario import Load, Pool, Scenario, Simulation, oracle_s, run
 from bench.simulator.sweep import Grid, sweep
 from bench.simulator.world import Broken
 from coordinator.core.limits import Limits
@@ -167,7 +167,7 @@ def test_a_coordinator_that_computes_holds_up_whoever_waits_for_it() -> None:
 
 def test_recorded_acceptance_is_taken_place_by_place() -> None:
     """Two requests: one in which all was kept, one in which nothing was."""
-    always, never = (RecordedRequest(5, 24, (None, *[kept] * 23)) for kept in (True, False))
+    always, never = (RecordedRequest(5, (None, *[kept] * 23)) for kept in (True, False))
     outcomes = [run(scenario(load=Load(2, recorded=(one,)))) for one in (always, never)]
     assert outcomes[0].sources[Source.RECOVERED] == 0
     assert outcomes[1].sources[Source.ACCEPTED] == 0
@@ -175,8 +175,20 @@ def test_recorded_acceptance_is_taken_place_by_place() -> None:
 
 
 def test_what_was_not_recorded_falls_to_chance() -> None:
-    law = Recorded(Iid(1.0), {"r": (2, (False, None))})
+    law = Recorded(Iid(1.0), {"r": RecordedRequest(2, (False, None), (1, None))})
     assert [law.agrees("r", (1,) * n) for n in (2, 3, 9)] == [False, True, True]
+    assert law.rank("r", (1, 1)) == 1
+    assert [law.rank("r", (1,) * n) for n in (3, 9)] == [Iid(1.0).rank("r", (1,) * n) for n in (3, 9)]
+
+
+def test_recorded_branches_hit_where_they_did() -> None:
+    """Two requests, each rejected in every third place: what came was the likeliest other token, or none of them."""
+    kept = (None, *(i % 3 != 0 for i in range(47)))
+    always, never = (RecordedRequest(5, kept, (rank,) * 48) for rank in (0, NO_RANK))
+    outcomes = [run(scenario(Mode.BRANCH, load=Load(2, recorded=(one,)))) for one in (always, never)]
+    assert outcomes[0].num_hits > outcomes[0].num_misses
+    assert outcomes[1].num_hits == 0
+    assert outcomes[1].num_misses > 0
 
 
 def test_no_mode_beats_the_oracle_and_a_free_drafter_next_door_comes_near() -> None:
@@ -197,7 +209,7 @@ def test_the_oracle_takes_one_pass_for_each_run_of_agreement() -> None:
     world.run()
     # Output positions 1, 2 agree, 3 not, 4 to 6 agree: passes for the prompt, for 1 to 3, and for 4 to 6 (the last
     # token of the output needs no draft: it is what the pass gives anyway).
-    law = Recorded(Iid(0.0), {"r0": (3, (None, True, True, False, True, True, True))})
+    law = Recorded(Iid(0.0), {"r0": RecordedRequest(3, (None, True, True, False, True, True, True))})
     assert oracle_s(client, StepCost(100, 1, 0, 0), law) == pytest.approx(0.103 + 0.103 + 0.103)
 
 

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from bench.simulator.law import RecordedRequest
 from bench.simulator.recorded import Profile
-from bench.simulator.scenario import RecordedRequest
 from deploy import certs, doctor_setup
 from deploy.cli import main
 from deploy.doctor_forecast import Forecast, Ran, advice, best_of, forecasts
@@ -93,7 +93,7 @@ def test_a_server_without_a_verifier_is_broken_and_one_without_a_drafter_is_not(
 def profile(draft_ms: float) -> Profile:
     kept = tuple(i % 5 != 0 for i in range(40))
     cost, draft = StepCost(20.0, 0.5, 0.0, 0.0), StepCost(draft_ms, 0.0, 0.0, 0.0)
-    return Profile((RecordedRequest(16, 40, kept),) * 3, 0.8, cost, draft, 1e-4, 1e-4, 1, 1, 6, 4)
+    return Profile((RecordedRequest(16, kept),) * 3, 0.8, cost, draft, 1e-4, 1e-4, 1, 1, 6, 4)
 
 
 def predicted(draft_ms: float, rtts_ms: tuple[float, ...] = (0.0, 400.0)) -> list[Forecast]:
