@@ -207,17 +207,26 @@ class Coordinator:
 
     # --- clients
 
+    def check_room(self, client: str) -> None:
+        """Whether to take in a request of the key `client`. Raises Unavailable and Overloaded."""
+        if self.is_draining:
+            raise Unavailable("this coordinator is shutting down; ask another one")
+        now_s, limit = self._clock(), self.config.max_requests_per_key
+        try:
+            if client and self._held[client] >= limit:
+                raise Overloaded(f"requests of the key {client}", limit, self.pipeline.retry_after_s(now_s))
+            self.pipeline.check_room(client, now_s)
+        except Overloaded as error:
+            for observer in self.observers:  # the core hears nothing of it, and it counts all the same
+                observer.observe(Tick(), [Fail("", error)], now_s)
+            raise
+
     @contextlib.contextmanager
     def generation(self, spec: RequestSpec, *, watch: bool = False) -> Iterator[ClientQueue]:
         """Run a request: a queue of what the core says of it. Leaving the context early cancels it."""
-        if self.is_draining:
-            raise Unavailable("this coordinator is shutting down; ask another one")
+        self.check_room(spec.client)
         if spec.request_id in self._clients:
             raise InvalidInput("request_id", spec.request_id, "is running already; choose another, or none")
-        limit = self.config.max_requests_per_key
-        if spec.client and self._held[spec.client] >= limit:
-            after_s = self.pipeline.retry_after_s(self._clock())
-            raise Overloaded(f"requests of the key {spec.client}", limit, after_s)
         queue = self._clients[spec.request_id] = ClientQueue()  # bounded by `_tell`, which adds one last word
         self._busy_ms[spec.request_id] = 0.0
         self._held[spec.client] += 1

@@ -89,6 +89,11 @@ class Pipeline:
         """When one who is turned away had better come back; each such call takes a turn."""
         return self._turnover.retry_after_s(now_s)
 
+    def check_room(self, client: str, now_s: float) -> None:
+        """Raises Overloaded if a request of `client` would find the queue full, and nobody to give way to it."""
+        if len(self._waiting) >= self.limits.max_waiting and self._waiting.crowding_out(client) is None:
+            raise self._overloaded(now_s)
+
     @property
     def num_undrafted(self) -> int:
         """Running requests that want a drafter and have none."""
@@ -205,8 +210,7 @@ class Pipeline:
             yield Fail(spec.request_id, error)
             return
         if len(self._waiting) >= self.limits.max_waiting:
-            overloaded = Overloaded("waiting requests", self.limits.max_waiting, self.retry_after_s(now_s))
-            last = self._waiting.crowding_out(spec.client)
+            last, overloaded = self._waiting.crowding_out(spec.client), self._overloaded(now_s)
             if last is None:
                 yield Fail(spec.request_id, overloaded)
                 return
@@ -214,6 +218,9 @@ class Pipeline:
         request = self._requests[spec.request_id] = Request(spec, rule, self.limits, now_s)
         self._waiting.add(spec.request_id, spec.client, spec.end - len(spec.resumed))
         self._arm(request)
+
+    def _overloaded(self, now_s: float) -> Overloaded:
+        return Overloaded("waiting requests", self.limits.max_waiting, self.retry_after_s(now_s))
 
     def _verified(self, request: Request, verdict: Verdict, now_s: float) -> Iterator[Command]:
         num_known = len(request.committed)
