@@ -61,6 +61,7 @@ class WorkerServer(Generic[Ask, Reply]):
         self._tls: Tls | None = None
         self._exits_if_refused = False
         self._registrations = Registrations(self._register)
+        self._refusals: dict[str, str] = {}  # by coordinator that will not have this worker, why
         self._engine: EngineThread[Ask, Reply] = EngineThread(engine, self._deliver, partial(self._end, 1))
 
     async def start(
@@ -192,6 +193,7 @@ class WorkerServer(Generic[Ask, Reply]):
         return {**self._engine.held, "streams": len(self._streams)}
 
     async def _register(self, coordinator: str) -> None:
+        self._refusals.pop(coordinator, None)  # it may be listed again, having been away
         try:
             reason = await keep_registered(
                 coordinator,
@@ -203,7 +205,12 @@ class WorkerServer(Generic[Ask, Reply]):
             log.exception("the registration with %s failed", coordinator)
             self._end(1, f"the registration with {coordinator} failed: {type(error).__name__}")
         else:
-            self._end(2, f"coordinator {coordinator} refuses this worker: {reason}")
+            log.error("coordinator %s refuses this worker: %s", coordinator, reason)
+            self._refusals[coordinator] = str(reason)
+            # One that is set up otherwise than the others must not take this worker away from them.
+            if all(each in self._refusals for each in self._registrations.coordinators):
+                told = (f"coordinator {each} refuses this worker: {why}" for each, why in self._refusals.items())
+                self._end(2, "; ".join(told))
 
 
 def longest_turn_s(info: WorkerInfo) -> float:

@@ -442,6 +442,27 @@ async def test_a_refused_worker_exits_with_code_2_and_the_reason(capsys: pytest.
     await coordinator.stop()
 
 
+async def test_a_worker_that_one_of_two_coordinators_refuses_goes_on_for_the_other(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    refusing, good = Registry(Unsupported("tokenizer_hash", "b", "differs")), Registry()
+    started = [await registry.start() for registry in (refusing, good)]
+    server = WorkerServer(Toy(), VERIFIER)
+    await server.start(coordinators=[f"127.0.0.1:{port}" for _, port in started])
+    await refusing.wait_for(1)
+    await good.wait_for(5)
+    assert len(refusing.seen) == 1, "it is not asked again"
+    assert not server.ended.done()
+    good.error = Unsupported("model_hash", "c", "differs")
+    assert await asyncio.wait_for(asyncio.shield(server.ended), 5) == 2
+    told = capsys.readouterr().err
+    assert "tokenizer_hash" in told
+    assert "model_hash" in told
+    await server.stop()
+    for coordinator, _ in started:
+        await coordinator.stop()
+
+
 async def test_a_worker_that_is_of_no_use_asks_again_and_ends_only_if_it_is_told_to(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
