@@ -41,7 +41,7 @@ A_STREAM = 8  # asks
 # What a peer may be told. INTERNAL and a 500 stand for a bug of ours, DEADLINE_EXCEEDED for a hang.
 HONEST = {
     *("OK", "CANCELLED", "INVALID_ARGUMENT", "FAILED_PRECONDITION", "NOT_FOUND", "RESOURCE_EXHAUSTED"),
-    *("200", "400", "404", "405", "413", "415", "422", "429"),
+    *("200", "307", "400", "404", "405", "413", "415", "422", "429"),
 }
 
 
