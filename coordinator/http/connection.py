@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 
-import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from paceline.rpc import MAX_CONNECTIONS
@@ -15,7 +14,6 @@ log = logging.getLogger(__name__)
 # From a connection's beginning, or a later request's first byte, to the end of that request's body: a body of the
 # largest size comes in time at 140 kB/s.
 READ_S = 30.0
-_UNREAD = (h11.IDLE, h11.SEND_BODY)  # what the client's side is in until it has sent all of a request
 
 
 class Connection(H11Protocol):
@@ -36,7 +34,8 @@ class Connection(H11Protocol):
 
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
-        if self.conn.their_state in _UNREAD:
+        cycle = self.cycle  # of the last request whose head is here; None before the first
+        if cycle is None or cycle.response_complete or cycle.more_body:
             self._await_request()
         else:
             self._stop_waiting()
