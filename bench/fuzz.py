@@ -22,7 +22,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 from rich.console import Console
 from rich.table import Table
@@ -30,7 +30,7 @@ from rich.table import Table
 from bench import options, report
 from bench.garble import garbled
 from bench.pools import Pools, Setup
-from bench.specimens import HTTP, REFUSALS, STREAMS, UNARY, Decoder, decoders
+from bench.specimens import HTTP, HTTP_PATHS, REFUSALS, STREAMS, UNARY, Decoder, decoders
 from paceline import rpc
 from paceline.client import Client
 from paceline.types import Role
@@ -41,7 +41,7 @@ A_STREAM = 8  # asks
 # What a peer may be told. INTERNAL and a 500 stand for a bug of ours, DEADLINE_EXCEEDED for a hang.
 HONEST = {
     *("OK", "CANCELLED", "INVALID_ARGUMENT", "FAILED_PRECONDITION", "NOT_FOUND", "RESOURCE_EXHAUSTED"),
-    *("200", "400", "404", "405", "413", "415", "422", "429"),
+    *("200", "307", "400", "404", "405", "413", "415", "422", "429"),
 }
 
 
@@ -105,7 +105,7 @@ async def call_methods(address: str, num: int, rng: random.Random) -> list[Tally
         for method, good in UNARY.items():
             tally = Tally(f"gRPC {method}")
             path = f"/paceline.wire.Coordinator/{method}"
-            is_stream = method == "Generate"
+            is_stream = method in ("Generate", "GetTrace")
             make = channel.unary_stream(path) if is_stream else channel.unary_unary(path)
             for _ in range(num):
                 message = garbled(rng.choice(good), b"".join(good), rng)
@@ -148,32 +148,39 @@ async def call_streams(role: Role, address: str, num: int, rng: random.Random) -
 
 
 def call_http(url: str, num: int, rng: random.Random) -> list[Tally]:
-    """Every path that takes a body, `num` times each."""
-    tallies = []
-    for path, good in HTTP.items():
-        tally = Tally(f"HTTP {path}")
-        connection = http.client.HTTPConnection(urlsplit(url).netloc, timeout=CALL_TIMEOUT_S)
-        for _ in range(num):
-            message = garbled(good, b"".join(HTTP.values()), rng)
-            started_s = time.perf_counter()
-            try:
+    """Every path that takes a body, and every one that takes a name, `num` times each."""
+    return [
+        *(_call_path(url, path, good, num, rng, has_body=True) for path, good in HTTP.items()),
+        *(_call_path(url, path, good, num, rng, has_body=False) for path, good in HTTP_PATHS.items()),
+    ]
+
+
+def _call_path(url: str, path: str, good: bytes, num: int, rng: random.Random, *, has_body: bool) -> Tally:
+    tally = Tally(f"HTTP {path}")
+    connection = http.client.HTTPConnection(urlsplit(url).netloc, timeout=CALL_TIMEOUT_S)
+    for _ in range(num):
+        message = garbled(good, b"".join(HTTP.values()), rng)
+        started_s = time.perf_counter()
+        try:
+            if has_body:
                 connection.request("POST", path, message, {"Content-Type": "application/json"})
-                response = connection.getresponse()
-                response.read()
-                answer = str(response.status)
-            except (OSError, http.client.HTTPException) as error:
-                answer = type(error).__name__
-                connection.close()
-            tally.count(answer, time.perf_counter() - started_s, message, is_honest=answer in HONEST)
-        connection.close()
-        tallies.append(tally)
-    return tallies
+            else:
+                connection.request("GET", path + quote(message))
+            response = connection.getresponse()
+            response.read()
+            answer = str(response.status)
+        except (OSError, http.client.HTTPException) as error:
+            answer = type(error).__name__
+            connection.close()
+        tally.count(answer, time.perf_counter() - started_s, message, is_honest=answer in HONEST)
+    connection.close()
+    return tally
 
 
 def serving(given: argparse.Namespace) -> list[Tally]:
     """All methods of real processes; what is wrong with them afterwards is a bug too."""
     rng = random.Random(given.seed)
-    num_kinds = len(UNARY) + len(STREAMS) + len(HTTP)
+    num_kinds = len(UNARY) + len(STREAMS) + len(HTTP) + len(HTTP_PATHS)
     num = -(-given.calls // num_kinds)
     setup = Setup(
         given.target,

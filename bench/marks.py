@@ -97,9 +97,9 @@ class _Engine:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._engine, name)
 
-    def handle(self, peer: int, ask: Any) -> Any:
+    def handle(self, peer: int, ask: Any, waited_s: float = 0.0) -> Any:
         self._watch.mark(TAKEN, ask)
-        return self._marked(self._engine.handle(peer, ask))
+        return self._marked(self._engine.handle(peer, ask, waited_s))
 
     def step(self) -> Any:
         return self._marked(self._engine.step())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,12 @@ def console(given: argparse.Namespace) -> Console:
     it = Console(width=130, stderr=given.json == "-")
     it.print(f"commit {system.commit()}; {system.machine()}")
     return it
+
+
+def tell_missed(missed: Sequence[str], console: Console) -> None:
+    """Which aims were missed, one a line."""
+    for miss in missed:
+        console.print(f"missed: {miss}", markup=False, soft_wrap=True)
 
 
 def write(given: argparse.Namespace, figures: Mapping[str, Any]) -> None:

@@ -41,6 +41,8 @@ KEPT = ("requests", "kv_blocks", "clients", "timed", "asks", "streams", "links",
 SHOWN = ("requests", "kv_blocks", "clients", "streams", "links", "tasks", "threads", "files")
 SLACK = {"threads": 2, "files": 4}  # gRPC's and asyncio's own pools grow to what was once needed at a time
 GROWTH = 1.15  # of memory since it was warm
+# Its pages count when they are first written, so that a large cache would look like growth until it has been full once.
+CACHE = ("--kv-cache-memory", "128MiB")
 
 
 @dataclass
@@ -124,7 +126,8 @@ class Chaos:
 async def soak(given: argparse.Namespace) -> Soak:
     """The whole of it."""
     it, rng = Soak(), random.Random(given.seed)
-    setup = Setup(given.target, given.drafter, logs=given.logs)
+    engine = ("--dtype", "float32", *CACHE)
+    setup = Setup(given.target, given.drafter, verifier=engine, drafting=engine, logs=given.logs)
     with await asyncio.to_thread(Pools, setup) as pools:
         await asyncio.to_thread(pools.start, "verifier-1", "verifier-2", "drafter-1", "drafter-2")
         wanted = asks(read_prompts(given.prompts), given.requests, max_tokens=given.max_tokens, ignore_eos=True)

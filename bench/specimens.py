@@ -20,9 +20,11 @@ from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from paceline import codec, rows, trace
 from paceline.engine.plan import Chunk, StepPlan, build
 from paceline.errors import PacelineError
+from paceline.fields import MAX_MS
 from paceline.length_policy import LengthPolicy
 from paceline.types import (
     Blame,
+    Branch,
     Close,
     Commit,
     Decode,
@@ -53,7 +55,7 @@ _ROWS = rows.pack(_KEPT.ids, _KEPT.counts, bits=12)
 _DRAFT = Draft("r", 2, 9, tuple(_KEPT.ids[:, 0].tolist()), True, _ROWS, 1.5)
 _WORKER = WorkerInfo(
     *(Role.DRAFTER, "127.0.0.1:1", 7, "toy", "a" * 64, "b" * 64, VOCAB_SIZE, 512, 4, (0,), "float32", "cpu"),
-    cost=StepCost(1, 2, 3, 4),
+    cost=StepCost(1, 2, 3, MAX_MS),
     policies=("fixed", "svip"),
 )
 _VERDICT = Verdict("r", 2, 9, (4, 5), (Source.ACCEPTED, Source.BONUS), 2, 1, 3.0, 1.0, 9, (-0.5, -0.25))
@@ -106,7 +108,7 @@ def decoders() -> Iterator[Mapping[str, Decoder]]:
                 drafter_pb2.DrafterReply,
                 codec.drafter_reply_from_wire,
                 *(draft_reply(_DRAFT), draft_reply(replace(_DRAFT, rows=None))),
-                *(draft_reply(Pass("r", 1, 9)), draft_reply(Fault("r", "no"))),
+                *(draft_reply(Pass("r", 1, 9)), draft_reply(Branch(7, _DRAFT)), draft_reply(Fault("r", "no"))),
             ),
             "draft rows": _protobuf(drafter_pb2.Draft, _drafted_rows, codec.draft_to_wire(_DRAFT)),
             "worker": _protobuf(common_pb2.WorkerInfo, codec.worker_info_from_wire, codec.worker_info_to_wire(_WORKER)),
@@ -154,6 +156,8 @@ UNARY: Mapping[str, Sequence[bytes]] = {
     "Abort": (coordinator_pb2.AbortRequest(request_id="r").SerializeToString(),),
     "GetModelInfo": (b"",),
     "GetServerInfo": (b"",),
+    "ListTraces": (b"",),
+    "GetTrace": (coordinator_pb2.GetTraceRequest(request_id="r").SerializeToString(),),
     "Register": (codec.worker_info_to_wire(_WORKER).SerializeToString(),),
 }
 STREAMS: Mapping[Role, str] = {Role.VERIFIER: "verifier ask", Role.DRAFTER: "drafter ask"}
@@ -163,4 +167,7 @@ HTTP: Mapping[str, bytes] = {
     "/tokenize": b'{"prompt":"hi","add_special_tokens":true}',
     "/detokenize": b'{"tokens":[1,2,3]}',
     "/paceline/generate": b'{"prompt":"hi","max_tokens":3}',
+    "/abort_request": b'{"request_id":"r"}',
 }
+# Paths without a body, whose last part is the caller's.
+HTTP_PATHS: Mapping[str, bytes] = {"/paceline/traces/": b"cmpl-r", "/v1/models?": b"limit=3"}

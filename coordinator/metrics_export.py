@@ -163,8 +163,10 @@ class MetricsExport:
                 case Finish(request_id, reason, metrics):
                     self._finished(self._running.pop(request_id, None), reason, metrics)
                 case Fail(request_id, error):
-                    if running := self._running.pop(request_id, None):
+                    running = self._running.pop(request_id, None)
+                    if running:
                         self._count(running.metrics, running.counted)
+                    if running or not request_id:  # one that was turned away has none
                         self._failures.labels(self._model, type(error).__name__).inc()
 
     def _emitted(self, request_id: str, num_tokens: int, now_s: float) -> None:

@@ -98,7 +98,7 @@ class Registry:
         """
         lease_until_s = self._clock() + self._config.lease_s
         for link in self.links.values():
-            if (link.info.address, link.info.incarnation) == (info.address, info.incarnation):
+            if _identity(link.info) == _identity(info):
                 link.lease_until_s, link.is_suspected = lease_until_s, False
                 link.info = info  # its load, and its costs as measured since
                 if link.is_up:
@@ -110,9 +110,10 @@ class Registry:
             return None
         check_wire(info.wire_version, info.model)
         self._check(info)
-        if len(self.links) >= self._config.max_workers:
+        # Each role by itself: drafters that nobody reaches, however many, must not keep a verifier out.
+        if sum(link.info.role is info.role for link in self.links.values()) >= self._config.max_workers:
             self.admission.refusals[info.role, "full"] += 1
-            raise Overloaded("registered workers", self._config.max_workers, self._config.lease_s)
+            raise Overloaded(f"registered {info.role}s", self._config.max_workers, self._config.lease_s)
         name = f"{info.role}-{next(self._numbers)}"
         link = Link(name, info, asyncio.Queue(MAX_ASK_QUEUE), lease_until_s=lease_until_s, is_trusted=is_trusted)
         self.links[name] = link
@@ -179,3 +180,8 @@ class Registry:
     def _note_change(self, link: Link) -> None:
         if link.info.role is Role.VERIFIER:
             self.admission.verifiers_changed()
+
+
+def _identity(info: WorkerInfo) -> tuple[Role, str, int]:
+    """What makes two registrations one worker's."""
+    return info.role, info.address, info.incarnation

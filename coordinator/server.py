@@ -36,7 +36,7 @@ from coordinator.core.events import (
     event_of,
     request_id_of,
 )
-from coordinator.core.pipeline import Pipeline
+from coordinator.core.pipeline import CoreFailed, Pipeline
 from coordinator.demand import Demand
 from coordinator.recent import RecentRequests
 from coordinator.registry import Link, Registry
@@ -60,6 +60,7 @@ MAX_CLIENT_QUEUE = 4096  # replies a client has not read; it stopped reading lon
 # end in a fault. What was not used is kept up to so much; a worker that says more than all of it floods us.
 MAX_REPLIES_AN_ASK, MAX_OWED = 65, 2**16
 CONNECT_TIMEOUT_S = 5.0
+AFTER_BUG_S = 0.1  # a deadline that the core fails on is tried again, and must leave time for everything else
 PING_S = 2.0  # between two measurements of a worker's round trip
 
 
@@ -125,17 +126,22 @@ class Coordinator:
 
     def feed(self, event: Event) -> None:
         """Let the core handle an event, and do what it says. Never waits."""
-        started_s = self._clock()
+        started_s, least_s = self._clock(), 0.0
         request_id = request_id_of(event)
         if request_id in self._watched and (span := _span(event, started_s)):
             self._tell(request_id, span)
-        commands = self.pipeline.handle(event, started_s)
+        try:
+            commands = self.pipeline.handle(event, started_s)
+        except CoreFailed as failed:
+            # The link that brought the event, and all other requests, go on.
+            log.exception("%s, at %s", failed, type(event).__name__)
+            commands, least_s = failed.commands, AFTER_BUG_S
         self._carry_out(commands)
         if self._trace:
             self._trace.observe(event, commands, started_s)
         for observer in self.observers:
             observer.observe(event, commands, started_s)
-        self._set_timer()
+        self._set_timer(least_s)
         if request_id in self._busy_ms:
             self._busy_ms[request_id] += 1e3 * (self._clock() - started_s)
 
@@ -178,8 +184,8 @@ class Coordinator:
         queue.put_nowait(Fail(request_id, Overloaded("replies that the client has not read", MAX_CLIENT_QUEUE, 1.0)))
         asyncio.get_running_loop().call_soon(self.feed, Ended(request_id, FinishReason.CANCELLED))
 
-    def _set_timer(self) -> None:
-        """Have the timer ring by the core's next deadline.
+    def _set_timer(self, least_s: float = 0.0) -> None:
+        """Have the timer ring by the core's next deadline, not before `least_s`.
 
         Deadlines are put off far more often than they pass, so a timer that would ring too early is left as it is.
         """
@@ -189,7 +195,7 @@ class Coordinator:
         if self._timer:
             self._timer.cancel()
         self._rings_s = deadline_s
-        delay_s = max(0.0, deadline_s - self._clock())
+        delay_s = max(least_s, deadline_s - self._clock())
         self._timer = asyncio.get_running_loop().call_later(delay_s, self._ring)
 
     def _ring(self) -> None:
@@ -201,17 +207,26 @@ class Coordinator:
 
     # --- clients
 
+    def check_room(self, client: str) -> None:
+        """Whether to take in a request of the key `client`. Raises Unavailable and Overloaded."""
+        if self.is_draining:
+            raise Unavailable("this coordinator is shutting down; ask another one")
+        now_s, limit = self._clock(), self.config.max_requests_per_key
+        try:
+            if client and self._held[client] >= limit:
+                raise Overloaded(f"requests of the key {client}", limit, self.pipeline.retry_after_s(now_s))
+            self.pipeline.check_room(client, now_s)
+        except Overloaded as error:
+            for observer in self.observers:  # the core hears nothing of it, and it counts all the same
+                observer.observe(Tick(), [Fail("", error)], now_s)
+            raise
+
     @contextlib.contextmanager
     def generation(self, spec: RequestSpec, *, watch: bool = False) -> Iterator[ClientQueue]:
         """Run a request: a queue of what the core says of it. Leaving the context early cancels it."""
-        if self.is_draining:
-            raise Unavailable("this coordinator is shutting down; ask another one")
+        self.check_room(spec.client)
         if spec.request_id in self._clients:
             raise InvalidInput("request_id", spec.request_id, "is running already; choose another, or none")
-        limit = self.config.max_requests_per_key
-        if spec.client and self._held[spec.client] >= limit:
-            after_s = self.pipeline.retry_after_s(self._clock())
-            raise Overloaded(f"requests of the key {spec.client}", limit, after_s)
         queue = self._clients[spec.request_id] = ClientQueue()  # bounded by `_tell`, which adds one last word
         self._busy_ms[spec.request_id] = 0.0
         self._held[spec.client] += 1

@@ -164,8 +164,13 @@ class Service:
             yield Generation(spec, text, queue, feed)
 
     async def admit(self, request: GenerationRequest) -> RequestSpec:
-        """The request with every field checked and every default filled in. Raises InvalidInput."""
+        """The request with every field checked and every default filled in. Raises InvalidInput.
+
+        What would be turned away is turned away first, since tokenizing it takes time from all others. Raises
+        Overloaded and Unavailable then.
+        """
         config = self.coordinator.config
+        self.coordinator.check_room(request.client)
         if len(request.request_id) > MAX_REQUEST_ID:
             raise InvalidInput("request_id", request.request_id, f"has more than {MAX_REQUEST_ID} characters")
         _check_stop(request.stop)

@@ -9,7 +9,11 @@ from deploy.options import Group
 def add_admission(group: Group) -> None:
     """Which workers a coordinator takes in."""
     group.add(
-        "--max-workers", kind=options.whole(1, 65536), default=1024, metavar="N", help="workers registered at a time"
+        "--max-workers",
+        kind=options.whole(1, 65536),
+        default=1024,
+        metavar="N",
+        help="workers of each role registered at a time",
     )
     group.add(
         "--admit-any",

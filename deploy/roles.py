@@ -10,6 +10,7 @@ import argparse
 import asyncio
 import logging
 import os
+import signal
 import sys
 import threading
 import time
@@ -149,6 +150,7 @@ def parser_verifier() -> Parser:
 
 def run_verifier(argv: Sequence[str]) -> int:
     values = parser_verifier().parse(argv, os.environ)
+    _end_on_sigterm()
     runner, info = _load(values, Role.VERIFIER)
     from paceline.engine.cost import measure
     from verifier.batcher import Budget
@@ -157,6 +159,14 @@ def run_verifier(argv: Sequence[str]) -> int:
 
     budget = Budget(max_num_batched_tokens=values.max_num_batched_tokens, max_num_seqs=values.max_num_seqs)
     return _serve(VerifierEngine(runner, info, budget, cost=measure(runner)), VERIFIER, runner, values)
+
+
+def _end_on_sigterm() -> None:
+    """Until it serves: a worker that loads its model has nothing to hand over, and was not killed but told to go.
+
+    A container's first process would not even notice, since without a handler the signal is nothing to it.
+    """
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
 
 
 def parser_drafter() -> Parser:
@@ -184,6 +194,7 @@ went like this, which pays where an answer repeats its prompt or itself: summari
 
 def run_drafter(argv: Sequence[str]) -> int:
     values = parser_drafter().parse(argv, os.environ)
+    _end_on_sigterm()
     model_free.check_model_free("--model", values.model, values)
     from drafter.server import DRAFTER
 

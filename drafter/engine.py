@@ -98,10 +98,10 @@ class DrafterEngine(Requests[_Entry]):
 
     # --- asks
 
-    def handle(self, peer: int, ask: DrafterAsk) -> Replies:
+    def handle(self, peer: int, ask: DrafterAsk, waited_s: float = 0.0) -> Replies:
         self._is_stalled = False
         self._branching.asked()
-        return super().handle(peer, ask)
+        return super().handle(peer, ask, waited_s)
 
     def drop(self, peer: int) -> None:
         self._is_stalled = False

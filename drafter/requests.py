@@ -59,7 +59,7 @@ class Requests(ABC, Generic[E]):
     def _check(self, token_ids: Sequence[int]) -> None:
         """Raises Unavailable for tokens that cannot be drafted after."""
 
-    def handle(self, peer: int, ask: DrafterAsk) -> Replies:
+    def handle(self, peer: int, ask: DrafterAsk, waited_s: float = 0.0) -> Replies:
         """Take one ask; what comes back is what an open that was sent again asks for once more."""
         key = f"{peer}/{ask.request_id}"
         entry = self._entries.get(key)

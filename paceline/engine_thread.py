@@ -11,6 +11,7 @@ import contextlib
 import logging
 import queue
 import threading
+import time
 from collections.abc import Callable, Sequence
 from typing import Generic, Protocol, TypeVar, cast
 
@@ -34,6 +35,8 @@ class Named(Protocol):
 
 Ask = TypeVar("Ask", bound=Named)
 Reply = TypeVar("Reply")
+# A peer, its ask or None for the end of its stream, and when that came; None ends the thread.
+_Item = tuple[int, Ask | None, float] | None
 AskIn = TypeVar("AskIn", bound=Named, contravariant=True)
 
 
@@ -52,8 +55,11 @@ class Engine(Protocol[AskIn, Reply]):
     def held(self) -> Figures:
         """What it has that must be given back, counted by name; likewise."""
 
-    def handle(self, peer: int, ask: AskIn) -> list[tuple[int, Reply]]:
-        """Take one ask of stream `peer`. What it raises becomes a `Fault`, and a `Close` follows."""
+    def handle(self, peer: int, ask: AskIn, waited_s: float = 0.0) -> list[tuple[int, Reply]]:
+        """Take one ask of stream `peer`, which came `waited_s` ago and lay in the inbox since.
+
+        What it raises becomes a `Fault`, and a `Close` follows.
+        """
 
     def step(self) -> list[tuple[int, Reply]]:
         """One forward pass."""
@@ -82,10 +88,11 @@ class EngineThread(Generic[Ask, Reply]):
         """`deliver` gets the replies of a batch and `died` the reason, both called in the event loop."""
         self._engine, self._deliver, self._died = engine, deliver, died
         self._max_inbox = max_inbox
-        self._inbox: queue.SimpleQueue[tuple[int, Ask | None] | None] = queue.SimpleQueue()
+        self._inbox: queue.SimpleQueue[_Item[Ask]] = queue.SimpleQueue()
         self._room = asyncio.Event()
         self._wants_room = False
         self._failures = 0
+        self._turned_s = time.monotonic()
         self._loop = asyncio.get_running_loop()
         # A daemon: a pass that hangs must not keep the process from ending.
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
@@ -93,13 +100,14 @@ class EngineThread(Generic[Ask, Reply]):
 
     async def submit(self, peer: int, ask: Ask) -> None:
         """Hand over an ask; waits while the inbox is full."""
+        came_s = time.monotonic()
         while self._inbox.qsize() >= self._max_inbox:
             self._room.clear()
             self._wants_room = True
             # Looked at again after the flag is up, else the thread may have emptied the inbox just before.
             if self._inbox.qsize() >= self._max_inbox:
                 await self._room.wait()
-        self._inbox.put((peer, ask))
+        self._inbox.put((peer, ask, came_s))
 
     @property
     def num_requests(self) -> int:
@@ -111,9 +119,14 @@ class EngineThread(Generic[Ask, Reply]):
         """What the engine has that must be given back, and asks that wait for it."""
         return {**self._engine.held, "asks": self._inbox.qsize()}
 
+    @property
+    def busy_s(self) -> float:
+        """For how long it has not come round to its inbox, which it looks at once a second even if it has no work."""
+        return time.monotonic() - self._turned_s
+
     def drop(self, peer: int) -> None:
         """Free all that `peer` had. Never waits."""
-        self._inbox.put((peer, None))
+        self._inbox.put((peer, None, 0.0))
 
     async def stop(self, within_s: float) -> bool:
         """End the thread after its current step; False if it did not end in time."""
@@ -132,6 +145,7 @@ class EngineThread(Generic[Ask, Reply]):
     def _turn(self) -> bool:
         """Take what has come, then one step; False when told to stop."""
         items = [] if self._engine.has_work() else self._wait()
+        self._turned_s = time.monotonic()
         items += [self._inbox.get_nowait() for _ in range(self._inbox.qsize())]
         if self._wants_room:
             self._wants_room = False
@@ -146,18 +160,18 @@ class EngineThread(Generic[Ask, Reply]):
             self._send(self._step())
         return True
 
-    def _wait(self) -> list[tuple[int, Ask | None] | None]:
+    def _wait(self) -> list[_Item[Ask]]:
         try:
             return [self._inbox.get(timeout=IDLE_CHECK_S)]
         except queue.Empty:
             return []
 
-    def _take(self, peer: int, ask: Ask | None) -> Sequence[tuple[int, Reply | Fault]]:
+    def _take(self, peer: int, ask: Ask | None, came_s: float) -> Sequence[tuple[int, Reply | Fault]]:
         if ask is None:
             self._quietly(self._engine.drop, peer)
             return ()
         try:
-            return self._engine.handle(peer, ask)
+            return self._engine.handle(peer, ask, time.monotonic() - came_s)
         except PacelineError as error:
             fault = Fault(ask.request_id, str(error), _blame(error))
         except Exception:

@@ -71,6 +71,10 @@ class EngineLost(Unavailable):
     """What computes is gone for good, as a tensor parallel group that lost a rank: its process must start anew."""
 
 
+class Internal(PacelineError):
+    """A bug of ours has cost the caller this request (INTERNAL); the log says more."""
+
+
 class PeerFault(PacelineError):
     """The other side of a connection broke the protocol; it costs that peer its request, nobody else."""
 

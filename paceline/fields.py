@@ -7,7 +7,6 @@ and raises `InvalidInput` with it, because what comes from a wire is believed on
 from __future__ import annotations
 
 import dataclasses
-import math
 import re
 import struct
 from collections.abc import Callable, Iterable, Mapping
@@ -17,6 +16,8 @@ from typing import Any, Generic, NamedTuple, TypeVar
 
 from paceline.errors import InvalidInput, PeerFault
 from paceline.types import Tokens
+
+MAX_MS = 1e7  # some three hours: no pass takes so long, and no arithmetic on such numbers overflows
 
 T = TypeVar("T")
 E = TypeVar("E", bound=Enum)
@@ -179,8 +180,9 @@ def tokens(low: int = 0, high: int = 2**32) -> Field:
 
 
 def milliseconds(field: str, value: float) -> float:
-    if not 0 <= value < math.inf:
-        raise InvalidInput(field, value, "must be a finite number of milliseconds, not negative")
+    """What one process says that its work took: a number whose sums and products stay numbers too."""
+    if not 0 <= value <= MAX_MS:
+        raise InvalidInput(field, value, f"must be a number of milliseconds from 0 to {MAX_MS:g}")
     return value
 
 

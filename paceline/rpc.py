@@ -171,7 +171,8 @@ async def keep_registered(
 ) -> PacelineError:
     """Register a worker for as long as it runs; returns the reason if it is refused.
 
-    `worker_info()` is the protobuf `WorkerInfo` as it is now; it is asked for anew with each call.
+    `worker_info()` is the protobuf `WorkerInfo` as it is now; it is asked for anew with each call. While it is None
+    nothing is said, and the lease runs out.
 
     A coordinator that is not there yet, or no more, is waited for. One that has no use for the worker now is asked
     again, seldom, unless `asks_again` is false.
@@ -183,7 +184,9 @@ async def keep_registered(
             async with connect(coordinator, tls) as channel:  # anew after each failure, with the files as they are now
                 register = coordinator_pb2_grpc.CoordinatorStub(channel).Register
                 while True:
-                    reply = await register(worker_info(), timeout=REGISTER_TIMEOUT_S)
+                    while (info := worker_info()) is None:
+                        await asyncio.sleep(MAX_BACKOFF_S)
+                    reply = await register(info, timeout=REGISTER_TIMEOUT_S)
                     log.log(logging.DEBUG if is_known else logging.INFO, "registered with %s", coordinator)
                     backoff_s, is_known, refused_s = FIRST_BACKOFF_S, True, 0.0
                     await asyncio.sleep(_pause_s(reply.lease_s))

@@ -39,6 +39,8 @@ from paceline.types import Blame, Close, Fault, WorkerInfo
 log = logging.getLogger(__name__)
 
 WRITE_GRACE_S = 1.0
+HANGS_S = 30.0  # an engine that has been busy for so long with a pass of seconds at most will not come back
+FULL_PASS_TOKENS = 4096  # twice what a verifier's pass holds unless it is told otherwise
 SHUTDOWN_S = 10.0  # more than a forward pass takes, less than the 30 s after which Kubernetes kills
 
 
@@ -59,6 +61,7 @@ class WorkerServer(Generic[Ask, Reply]):
         self._tls: Tls | None = None
         self._exits_if_refused = False
         self._registrations = Registrations(self._register)
+        self._refusals: dict[str, str] = {}  # by coordinator that will not have this worker, why
         self._engine: EngineThread[Ask, Reply] = EngineThread(engine, self._deliver, partial(self._end, 1))
 
     async def start(
@@ -175,16 +178,26 @@ class WorkerServer(Generic[Ask, Reply]):
         engine = self._engine_info()
         return replace(self.info, cost=engine.cost, cache=engine.cache, num_requests=self._engine.num_requests)
 
+    def _heartbeat(self) -> Any:
+        """What to say to a coordinator; None while the engine hangs, so that its requests go on elsewhere."""
+        info = self._info_now()
+        busy_s, most_s = self._engine.busy_s, longest_turn_s(info)
+        if busy_s <= most_s:
+            return worker_info_to_wire(info)
+        log.error("the engine has been busy for %.0f s with what takes %.0f s at most: no heartbeat", busy_s, most_s)
+        return None
+
     @property
     def held(self) -> Figures:
         """What the engine has, and how many coordinators' streams are open."""
         return {**self._engine.held, "streams": len(self._streams)}
 
     async def _register(self, coordinator: str) -> None:
+        self._refusals.pop(coordinator, None)  # it may be listed again, having been away
         try:
             reason = await keep_registered(
                 coordinator,
-                lambda: worker_info_to_wire(self._info_now()),
+                self._heartbeat,
                 self._tls,
                 asks_again=not self._exits_if_refused,
             )
@@ -192,7 +205,18 @@ class WorkerServer(Generic[Ask, Reply]):
             log.exception("the registration with %s failed", coordinator)
             self._end(1, f"the registration with {coordinator} failed: {type(error).__name__}")
         else:
-            self._end(2, f"coordinator {coordinator} refuses this worker: {reason}")
+            log.error("coordinator %s refuses this worker: %s", coordinator, reason)
+            self._refusals[coordinator] = str(reason)
+            # One that is set up otherwise than the others must not take this worker away from them.
+            if all(each in self._refusals for each in self._registrations.coordinators):
+                told = (f"coordinator {each} refuses this worker: {why}" for each, why in self._refusals.items())
+                self._end(2, "; ".join(told))
+
+
+def longest_turn_s(info: WorkerInfo) -> float:
+    """How long the engine may be busy with one turn before it is taken to hang: well over what a full pass takes."""
+    full_pass_ms = info.cost.ms(FULL_PASS_TOKENS, info.max_num_seqs, 0) if info.cost else 0.0
+    return max(HANGS_S, 2 * full_pass_ms / 1e3)
 
 
 async def _cancel(*futures: asyncio.Future[None]) -> None:

@@ -48,7 +48,7 @@ ONLY_IN = {
     "fastapi": ("coordinator/http/*", "tests/*"),
     "starlette": ("coordinator/http/*", "deploy/ray/coordinator.py", "tests/*"),
     "pydantic": ("coordinator/http/*", "deploy/ray/*", "tests/*"),
-    "uvicorn": ("coordinator/http/server.py", "tests/*"),
+    "uvicorn": ("coordinator/http/connection.py", "coordinator/http/server.py", "tests/*"),
     "prometheus_client": ("coordinator/metrics_*.py", "coordinator/http/probes.py", "tests/*"),
     "opentelemetry": ("coordinator/telemetry.py", "tests/*"),
     "jinja2": ("paceline/chat_template.py", "tests/*"),

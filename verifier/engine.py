@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from paceline import rows
@@ -32,7 +32,7 @@ from paceline.types import (
     Verify,
     WorkerInfo,
 )
-from verifier.batcher import Budget, Ready, plan
+from verifier.batcher import MIN_PROMPT_TOKENS, Budget, Ready, plan
 from verifier.judging import Entry, TargetRows, retain, settle, settle_by_retained_row, share_out
 from verifier.rules import PhiloxCoins
 from verifier.session import Need, Session, Work
@@ -82,22 +82,22 @@ class VerifierEngine:
 
     # --- asks
 
-    def handle(self, peer: int, ask: VerifierAsk) -> Replies:
+    def handle(self, peer: int, ask: VerifierAsk, waited_s: float = 0.0) -> Replies:
         """Take one ask; the answer is empty unless the log answers it already."""
         self._is_stalled = False
         key = f"{peer}/{ask.request_id}"
         entry = self._entries.get(key)
-        now_s = self._clock()
+        came_s = self._clock() - waited_s
         verdict: Verdict | None = None
         match ask:
             case OpenVerify() if entry:
-                verdict = entry.session.reopen(ask, now_s)
+                verdict = entry.session.reopen(ask, came_s)
             case OpenVerify():
                 self._admit(peer, ask)
                 self.runner.open(key)
                 room = self.runner.info.max_model_len - len(ask.token_ids)
                 ask = replace(ask, num_decode=min(ask.num_decode, room))
-                self._entries[key] = Entry(peer, Session(ask, now_s), PhiloxCoins(ask.seed))
+                self._entries[key] = Entry(peer, Session(ask, came_s), PhiloxCoins(ask.seed))
             case Close():
                 self._close(key)
                 return []
@@ -106,10 +106,10 @@ class VerifierEngine:
                     draft = self._read(entry.session.ask.rule, ask.draft)
                 except PeerFault as error:
                     return [(peer, Fault(ask.request_id, str(error), Blame.DRAFTER))]
-                verdict = entry.session.verify(replace(ask, draft=draft), now_s)
+                verdict = entry.session.verify(replace(ask, draft=draft), came_s)
             case Decode() if entry:
                 room = max(0, self.runner.info.max_model_len - ask.start)
-                verdict = entry.session.decode(replace(ask, num_tokens=min(ask.num_tokens, room)), now_s)
+                verdict = entry.session.decode(replace(ask, num_tokens=min(ask.num_tokens, room)), came_s)
             case _:
                 return []  # it was closed, or refused, while the ask was on its way
         self._active[key] = None
@@ -175,7 +175,8 @@ class VerifierEngine:
         wanted = {key: work for key in list(self._active) if (work := self._wanted(key, replies))}
         wanted = self._with_room(wanted)
         while wanted:
-            shares = plan([self._ready(key, work) for key, work in wanted.items()], self.budget)
+            ready = [self._ready(key, work) for key, work in wanted.items()]
+            shares = plan(ready, self.budget, self._prompt_room(ready))
             try:
                 replies += self._forward({key: wanted[key] for key in shares}, shares)
                 break
@@ -249,6 +250,20 @@ class VerifierEngine:
     def _ready(self, key: str, work: Work) -> Ready:
         num_drafted, entry = len(work.draft_ids), self._entries[key]
         return Ready(key, len(work.token_ids) - num_drafted, num_drafted, entry.session.since_s, entry.peer)
+
+    def _prompt_room(self, ready: Sequence[Ready]) -> int:
+        """How many tokens of prompts to take in beside requests under way, whose next pass begins when this one ends.
+
+        Those that want nothing now count too: their drafts are on the way.
+        """
+        cost, waiting = self._info.cost, [wish for wish in ready if not wish.is_running]
+        running = [entry.session for entry in self._entries.values() if entry.session.is_running]
+        if not (waiting and running and cost and cost.per_token_ms):
+            return self.budget.max_num_batched_tokens
+        num_tokens = max(len(running), sum(wish.num_tokens for wish in ready if wish.is_running))
+        context = sum(session.computed for session in running) / len(running)
+        alone_ms = cost.ms(num_tokens, len(running), context)
+        return max(MIN_PROMPT_TOKENS, int(self.budget.prompt_share * alone_ms / cost.per_token_ms))
 
     def _forward(self, works: dict[str, Work], shares: dict[str, int]) -> Replies:
         """Forward each work's share in one pass, and judge those whose rows are complete."""

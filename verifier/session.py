@@ -95,6 +95,11 @@ class Session(Generic[Row]):
         self._num_decodes = 0  # asks to decode, so far
         self._retain = False  # a pre-verify under rejection sampling is due
 
+    @property
+    def is_running(self) -> bool:
+        """Whether its prompt is in the cache, so that only drafts and tokens to decode lie before it."""
+        return len(self.log) - self.computed <= 1
+
     # --- asks
 
     def reopen(self, ask: OpenVerify, now_s: float) -> Verdict | None:

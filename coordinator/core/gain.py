@@ -14,6 +14,7 @@ from coordinator.core.passes import PassTimes
 
 _LENGTHS = (1, 2, 4, 8, 16)  # tokens a draft; between two of these the gain hardly differs
 _HIGHEST_ACCEPTANCE = 0.98
+_LEAST = 1e-9  # of a gain, so that whoever divides by it may
 STRETCH = 256  # tokens: over so many an admitted drafter must be able to save time, its first draft awaited
 
 
@@ -37,7 +38,7 @@ def gain(speed: Speed, passes: PassTimes) -> float:
         drafting_s = length * speed.draft_s
         pass_s = passes.seconds(length + 1) or plain_s
         cycles_s.append(drafting_s + max(pass_s, drafting_s) / (1 - accepted**length))
-    return plain_s / ((1 - accepted) * (speed.delay_s + min(cycles_s)))
+    return max(_LEAST, plain_s / ((1 - accepted) * (speed.delay_s + min(cycles_s))))
 
 
 def best_s(speed: Speed, passes: PassTimes) -> float | None:

@@ -9,11 +9,13 @@ requests that wait for a verifier, and the order of deadlines.
 from __future__ import annotations
 
 import heapq
+import itertools
 import math
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator
 
-from coordinator.core.commands import Command, Fail
+from coordinator.core.affinity import Head
+from coordinator.core.commands import Ask, Command, Fail
 from coordinator.core.events import (
     Arrived,
     Branched,
@@ -30,6 +32,7 @@ from coordinator.core.events import (
     WorkerRenewed,
     WorkerSuspected,
     WorkerUp,
+    request_id_of,
 )
 from coordinator.core.fair import FairQueue
 from coordinator.core.limits import Limits
@@ -40,12 +43,23 @@ from coordinator.core.request import Request
 from coordinator.core.rules import choose_rule
 from coordinator.core.turnover import Turnover
 from coordinator.core.worker import Worker
-from paceline.errors import InvalidInput, Overloaded, UnknownRequest, Unsupported
-from paceline.types import Blame, Mode, Verdict
+from paceline.errors import Internal, InvalidInput, Overloaded, UnknownRequest, Unsupported
+from paceline.types import Blame, Close, Mode, Verdict
 
 # Committed tokens after which a request looks for a drafter that is worth a move: often enough to matter for an output
 # of a few hundred, seldom enough to cost nothing.
 _LOOK_EVERY = 64
+
+
+class CoreFailed(Exception):
+    """A bug, raised `from` what it was; `commands` are what was decided before, and the end of the request concerned.
+
+    The shell carries them out and goes on: whatever goes wrong here may cost one request, and tells its client.
+    """
+
+    def __init__(self, commands: list[Command], request_id: str | None) -> None:
+        super().__init__(f"the core failed on {request_id or 'no request'}")
+        self.commands = commands
 
 
 class Pipeline:
@@ -60,6 +74,8 @@ class Pipeline:
         # Running requests that want a drafter, by what they want of it; first come first, and none of these is empty.
         self._undrafted: dict[Wish, OrderedDict[str, None]] = {}
         self._deadlines: list[tuple[float, str]] = []  # heap; an entry that is out of date is skipped
+        self._failed_at: dict[str, set[str]] = {}  # by running request, the verifiers that it has lost
+        self._carried: str | None = None  # the request that is being carried a step further
 
     @property
     def num_running(self) -> int:
@@ -72,6 +88,11 @@ class Pipeline:
     def retry_after_s(self, now_s: float) -> float:
         """When one who is turned away had better come back; each such call takes a turn."""
         return self._turnover.retry_after_s(now_s)
+
+    def check_room(self, client: str, now_s: float) -> None:
+        """Raises Overloaded if a request of `client` would find the queue full, and nobody to give way to it."""
+        if len(self._waiting) >= self.limits.max_waiting and self._waiting.crowding_out(client) is None:
+            raise self._overloaded(now_s)
 
     @property
     def num_undrafted(self) -> int:
@@ -103,10 +124,30 @@ class Pipeline:
         return math.inf
 
     def handle(self, event: Event, now_s: float) -> list[Command]:
-        """Everything that follows from `event`, in order."""
-        commands = list(self._dispatch(event, now_s))
-        commands += self._place(now_s)
+        """Everything that follows from `event`, in order. Raises CoreFailed if there is a bug here."""
+        commands: list[Command] = []
+        self._carried = request_id_of(event)
+        try:
+            # One by one: what was decided before a failure is to be done, since the books have it so.
+            for command in itertools.chain(self._dispatch(event, now_s), self._place(now_s)):
+                commands.append(command)
+        except Exception as error:
+            raise CoreFailed([*commands, *self._abandon(self._carried)], self._carried) from error
         return commands
+
+    def _abandon(self, request_id: str | None) -> Iterator[Command]:
+        """Give up a request whose state may be spoilt, without asking it anything."""
+        request = self._requests.pop(request_id or "", None)
+        if request is None:
+            return
+        is_told, request.done = request.done, True
+        self._waiting.discard(request.spec.request_id)
+        self._failed_at.pop(request.spec.request_id, None)
+        self._leave_undrafted(request)
+        for worker in self.pools.forget(request.spec.request_id):
+            yield Ask(worker, Close(request.spec.request_id))
+        if not is_told:
+            yield Fail(request.spec.request_id, Internal("internal error; the coordinator's log says more"))
 
     def _dispatch(self, event: Event, now_s: float) -> Iterable[Command]:
         match event:
@@ -169,8 +210,7 @@ class Pipeline:
             yield Fail(spec.request_id, error)
             return
         if len(self._waiting) >= self.limits.max_waiting:
-            overloaded = Overloaded("waiting requests", self.limits.max_waiting, self.retry_after_s(now_s))
-            last = self._waiting.crowding_out(spec.client)
+            last, overloaded = self._waiting.crowding_out(spec.client), self._overloaded(now_s)
             if last is None:
                 yield Fail(spec.request_id, overloaded)
                 return
@@ -178,6 +218,9 @@ class Pipeline:
         request = self._requests[spec.request_id] = Request(spec, rule, self.limits, now_s)
         self._waiting.add(spec.request_id, spec.client, spec.end - len(spec.resumed))
         self._arm(request)
+
+    def _overloaded(self, now_s: float) -> Overloaded:
+        return Overloaded("waiting requests", self.limits.max_waiting, self.retry_after_s(now_s))
 
     def _verified(self, request: Request, verdict: Verdict, now_s: float) -> Iterator[Command]:
         num_known = len(request.committed)
@@ -206,7 +249,7 @@ class Pipeline:
 
     def _run(self, request: Request, commands: Iterable[Command]) -> Iterator[Command]:
         """Carry `request` one step further, then keep the books: places given back, queues, deadline."""
-        request_id = request.spec.request_id
+        request_id = self._carried = request.spec.request_id
         before = (request.verifier, request.drafter)
         yield from commands
         for worker in before:
@@ -215,9 +258,12 @@ class Pipeline:
         if request.done:
             del self._requests[request_id]
             self._waiting.discard(request_id)
+            self._failed_at.pop(request_id, None)
             self._leave_undrafted(request)
             return
         if request.verifier is None and request_id not in self._waiting:
+            if before[0]:
+                self._failed_at.setdefault(request_id, set()).add(before[0])
             self._waiting.add_first(request_id)
         if request.drafter is None and request.wants_drafter:
             self._undrafted.setdefault(request.wish, OrderedDict())[request_id] = None
@@ -233,7 +279,7 @@ class Pipeline:
         yield from self._relieve(now_s)
         for wish, undrafted in list(self._undrafted.items()):
             while undrafted:
-                request_id = next(iter(undrafted))
+                request_id = self._carried = next(iter(undrafted))
                 request = self._requests[request_id]
                 drafter = self.pools.take(wish, request_id, now_s, passes=self._passes(request), head=request.head)
                 if drafter is None:
@@ -241,8 +287,8 @@ class Pipeline:
                 self._leave_undrafted(request)
                 yield from self._run(request, request.attach_drafter(drafter))
         while (waiting := self._waiting.next()) is not None:
-            request = self._requests[waiting]
-            verifier = self.pools.take(VERIFIER, waiting, now_s, head=request.head)
+            request, self._carried = self._requests[waiting], waiting
+            verifier = self._take_verifier(request, now_s, head=request.head)
             if verifier is None:
                 break
             self._waiting.take()
@@ -257,8 +303,14 @@ class Pipeline:
                 request = self._requests[request_id]
                 if request.drafter == worker.name:
                     yield from self._run(request, request.leave_drafter(reason, now_s))
-                elif verifier := self.pools.take(VERIFIER, request_id, now_s):
+                elif verifier := self._take_verifier(request, now_s):
                     yield from self._run(request, request.move_verifier(verifier, now_s))
+
+    def _take_verifier(self, request: Request, now_s: float, head: Head = ()) -> Worker | None:
+        """One that has not failed this request before, as long as there is another."""
+        request_id = request.spec.request_id
+        failed_at = self._failed_at.get(request_id, ())
+        return self.pools.take(VERIFIER, request_id, now_s, head=head, rather_not=failed_at)
 
     def _leave_undrafted(self, request: Request) -> None:
         """It wants no drafter any more, or has one."""
@@ -301,6 +353,8 @@ class Pipeline:
         if event.blame is Blame.CALLER:
             error = InvalidInput("request_id", event.request_id, event.message)
             return self._run(request, request.fail(error))
+        # It may fail all that come, and one that is always empty would draw them all: it rests for a moment.
+        self.pools.full(event.worker, now_s)
         return self._run(request, request.lose_verifier(now_s))
 
     def _full(self, request: Request, worker: str, now_s: float) -> Iterator[Command]:

@@ -17,7 +17,7 @@ import heapq
 import itertools
 import math
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 
 from coordinator.core.affinity import Affinity, Head
@@ -172,17 +172,27 @@ class Pools:
     # --- places
 
     def take(
-        self, wish: Wish, request_id: str, now_s: float, *, passes: PassTimes | None = None, head: Head = ()
+        self,
+        wish: Wish,
+        request_id: str,
+        now_s: float,
+        *,
+        passes: PassTimes | None = None,
+        head: Head = (),
+        rather_not: Collection[str] = (),
     ) -> Worker | None:
         """Give `request_id` a place at a worker that fits `wish` and may be given one now; `None` if there is none.
 
-        `passes`: of the request's verifier, if it has one; `head`: of its prompt.
+        `passes`: of the request's verifier, if it has one; `head`: of its prompt; `rather_not`: to these only if no
+        other is free.
         """
         passes = passes or self._usual
         best = self._best(wish, passes, now_s)
         if best is None:
             return None
         worker = self._kin(wish, passes, head, now_s, _DETOUR[wish.role] * best.cost(passes)) or best
+        if worker.name in rather_not:
+            worker = self._other(wish, passes, now_s, rather_not) or worker
         worker.requests[request_id] = None
         self._affinity[wish.role].note(head, worker.name)
         self._offer(worker)
@@ -210,6 +220,13 @@ class Pools:
             if request_id in worker.requests:
                 del worker.requests[request_id]
                 self._offer(worker)
+
+    def forget(self, request_id: str) -> list[str]:
+        """Free its places whatever else is wrong; who had one. They are offered anew when they are next heard of."""
+        holders = [worker for worker in self if request_id in worker.requests]
+        for worker in holders:
+            del worker.requests[request_id]
+        return [worker.name for worker in holders]
 
     def judged(self, name: str | None, now_s: float) -> None:
         """A draft of a member was judged: one that was on trial may be given more."""
@@ -262,6 +279,12 @@ class Pools:
         if worker and wish.fits(worker.kind) and worker.is_free(now_s) and worker.cost(passes) <= most:
             return worker
         return None
+
+    def _other(self, wish: Wish, passes: PassTimes, now_s: float, but: Collection[str]) -> Worker | None:
+        """The best one that is none of these. Looks at all of them, which is seldom asked for."""
+        others = (worker for worker in self if worker.name not in but and wish.fits(worker.kind))
+        free = (worker for worker in others if worker.is_free(now_s))
+        return min(free, key=lambda worker: (worker.cost(passes), worker.number), default=None)
 
     def _offer(self, worker: Worker) -> None:
         """Enter a worker at its present cost; its older entries are passed over when they come up."""

@@ -6,30 +6,29 @@ the queue. So those who come back find room, and do not all come at once.
 
 from __future__ import annotations
 
+from collections import deque
+
 LEAST_S, MOST_S = 0.5, 60.0  # of what a client is told
 _FIRST_S = 1.0  # before two requests have been served
-_WEIGHT = 0.1  # of the newest interval: about the last twenty count
+_NUM_SEEN = 32  # requests that the pace is measured over
 
 
 class Turnover:
     """See the top of the file."""
 
     def __init__(self) -> None:
-        self._interval_s: float | None = None  # between two requests that leave the queue
-        self._served_s: float | None = None  # when the last one did
+        self._served_s: deque[float] = deque(maxlen=_NUM_SEEN)  # when requests left the queue
         self._turn_s = 0.0  # of the one who was turned away last
 
     def served(self, now_s: float) -> None:
         """A request has been given a verifier."""
-        if self._served_s is not None:
-            interval_s = now_s - self._served_s
-            old_s = interval_s if self._interval_s is None else self._interval_s
-            self._interval_s = old_s + _WEIGHT * (interval_s - old_s)
-        self._served_s = now_s
+        self._served_s.append(now_s)
 
     def retry_after_s(self, now_s: float) -> float:
         """Seconds from now until the next turn that nobody was promised."""
-        if self._interval_s is None:
+        if len(self._served_s) < 2:
             return _FIRST_S
-        self._turn_s = min(max(self._turn_s, now_s) + self._interval_s, now_s + MOST_S)
+        # So many over all that time, and not the mean of the intervals, of which those within a burst are nothing.
+        interval_s = (now_s - self._served_s[0]) / (len(self._served_s) - 1)
+        self._turn_s = min(max(self._turn_s, now_s) + interval_s, now_s + MOST_S)
         return max(LEAST_S, self._turn_s - now_s)

@@ -6,6 +6,7 @@ from fastapi import Depends, FastAPI, Request
 from fastapi.responses import Response
 
 from coordinator.http import abort, chat, completions, pages, playground, probes, tokens, traces
+from coordinator.http.door import Door
 from coordinator.http.errors import BodyLimit, RequestIds, add_handlers
 from coordinator.http.face import ClientLeft, Face, check_key
 from paceline import __version__
@@ -26,6 +27,7 @@ def create_app(face: Face) -> FastAPI:
     )
     app.state.face = face
     app.add_middleware(BodyLimit, max_bytes=MAX_MESSAGE_BYTES)  # as over gRPC
+    app.add_middleware(Door, face=face)
     app.add_middleware(RequestIds)  # added last, so it is around all others
     add_handlers(app)
 

@@ -23,6 +23,7 @@ from paceline.errors import InvalidInput, Unauthenticated
 from paceline.types import MAX_SEED
 
 T = TypeVar("T")
+NEEDS_KEY = "a valid API key is needed; send it as the header Authorization: Bearer KEY"
 
 
 class KeyCheck(Protocol):
@@ -104,7 +105,7 @@ def check_key(request: Request) -> None:
     keys = face(request).keys
     name = "" if keys is None else keys.check(request.headers.get("authorization"))
     if name is None:
-        raise Unauthenticated("a valid API key is needed; send it as the header Authorization: Bearer KEY")
+        raise Unauthenticated(NEEDS_KEY)
     request.state.client = name
 
 

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 import uvicorn
 
 from coordinator.http.app import create_app
+from coordinator.http.connection import Connection
 from coordinator.http.face import Face, KeyCheck
 from coordinator.metrics_export import MetricsExport
 from coordinator.pool_stats import PoolStats
@@ -20,7 +21,7 @@ from coordinator.service import Service
 from paceline.chat_template import ChatTemplate
 from paceline.errors import InvalidInput
 from paceline.files import stamp
-from paceline.rpc import MAX_STREAMS, check_bind, is_loopback, join
+from paceline.rpc import check_bind, is_loopback, join
 from paceline.security import Tls
 from paceline.tokenizer import resolve
 
@@ -70,14 +71,13 @@ class HttpServer:
         self.port = listener.getsockname()[1]
         config = uvicorn.Config(
             self.app,
-            http="h11",
+            http=Connection,
             ws="none",
             lifespan="off",
             log_config=None,  # the process has its own
             access_log=False,  # prompts are nobody's business; /metrics counts
             proxy_headers=False,
             server_header=False,
-            limit_concurrency=MAX_STREAMS,
             h11_max_incomplete_event_size=MAX_HEADER_BYTES,
             timeout_keep_alive=KEEP_ALIVE_S,
             timeout_graceful_shutdown=STOP_S,

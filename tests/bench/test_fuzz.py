@@ -8,8 +8,9 @@ import pytest
 
 from bench.fuzz import decode, decode_all
 from bench.garble import garbled
-from bench.specimens import Decoder, decoders
+from bench.specimens import UNARY, Decoder, decoders
 from paceline.errors import InvalidInput
+from paceline.wire import coordinator_pb2, drafter_pb2, verifier_pb2
 
 
 @pytest.mark.parametrize("seed", [1, 2])
@@ -19,6 +20,18 @@ def test_no_decoder_fails_in_a_way_of_its_own(seed: int) -> None:
     for tally in tallies:
         assert tally.answers["value"] > 10, f"{tally.name}: too little of it is still understood to test much"
         assert len(tally.answers) > 1, f"{tally.name}: nothing was refused"
+
+
+def test_every_method_of_the_coordinator_and_every_kind_of_answer_is_fed() -> None:
+    methods = coordinator_pb2.DESCRIPTOR.services_by_name["Coordinator"].methods_by_name
+    assert set(UNARY) == set(methods)
+    with decoders() as table:
+        for name, envelope in (
+            ("drafter reply", drafter_pb2.DrafterReply),
+            ("verifier reply", verifier_pb2.VerifierReply),
+        ):
+            arms = {envelope.FromString(good).WhichOneof("reply") for good in table[name].good}
+            assert arms == {field.name for field in envelope.DESCRIPTOR.oneofs_by_name["reply"].fields}, name
 
 
 def _brittle(data: bytes) -> object:

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
+import pytest
+
 from coordinator.config import CoordinatorConfig
-from coordinator.core.commands import Command
+from coordinator.core.commands import Command, Emit, Fail
 from coordinator.core.events import Event, RequestSpec, Tick, Verified, WorkerUp
 from coordinator.core.limits import Limits
 from coordinator.core.pipeline import Pipeline
 from coordinator.registry import Link
-from coordinator.server import Coordinator
-from paceline.types import Decode, Mode, OpenVerify, Role, SamplingParams, Source, Verdict, WorkerInfo
+from coordinator.server import AFTER_BUG_S, Coordinator
+from paceline.errors import Internal
+from paceline.types import Close, Decode, Mode, OpenVerify, Role, SamplingParams, Source, Verdict, WorkerInfo
 from tests.tiny import write_tokenizer
 
 WITHIN_S = 10.0
@@ -97,3 +102,47 @@ async def test_a_deadline_before_the_one_that_is_waited_for_is_kept(tmp_path: Pa
         async with asyncio.timeout(WITHIN_S):
             assert isinstance(await asks.get(), Decode)
     await it.close()
+
+
+async def test_a_bug_in_the_core_costs_one_request_which_is_told_and_no_token_of_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    it, pipeline = coordinator(tmp_path, (Role.VERIFIER, Role.DRAFTER))
+    up(it)
+    other = replace(spec(Mode.SEQUENTIAL), request_id="other")
+    with it.generation(spec(Mode.SEQUENTIAL)) as queue, it.generation(other) as others:
+        with monkeypatch.context() as patch:
+            patch.setattr(pipeline.pools, "judged", broken)
+            it.feed(FIRST)
+        emitted, end = queue.get_nowait(), queue.get_nowait()
+        assert isinstance(emitted, Emit)
+        assert emitted.token_ids == (7,), "what was committed before the failure is not lost"
+        assert isinstance(end, Fail)
+        assert isinstance(end.error, Internal)
+        assert "ZeroDivisionError" in caplog.text
+        assert "division" not in str(end.error)
+        asks = [it.links["v"].asks.get_nowait() for _ in range(it.links["v"].asks.qsize())]
+        assert Close("r") in asks, "the verifier frees what it has"
+        it.feed(Verified("v", Verdict("other", 0, 3, (8,), (Source.SELF_DECODED,))))
+        assert isinstance(others.get_nowait(), Emit), "all others go on"
+    assert pipeline.num_running == pipeline.num_waiting == 0
+    await it.close()
+
+
+async def test_a_deadline_that_the_core_fails_on_leaves_time_for_everything_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    it, pipeline = coordinator(tmp_path, (Role.VERIFIER,), queue_timeout_s=0.01)
+    monkeypatch.setattr(pipeline.pools, "leaving", broken)
+    with it.generation(spec(Mode.OFF)) as queue, contextlib.suppress(asyncio.QueueEmpty):
+        assert isinstance(queue.get_nowait(), Fail)
+    monkeypatch.setattr(pipeline, "next_deadline_s", lambda: 0.0)
+    it.feed(Tick())
+    before = len(pipeline.due)
+    await asyncio.sleep(3.5 * AFTER_BUG_S)
+    assert 1 <= len(pipeline.due) - before <= 4
+    await it.close()
+
+
+def broken(*_: object) -> None:
+    raise ZeroDivisionError("division by zero")  # as any exception that nobody expects

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
+
 import pytest
 
 from coordinator.core.gain import STRETCH, Speed, best_s, gain, plain_s
 from coordinator.core.passes import PassTimes
-from paceline.types import StepCost
+from coordinator.core.worker import Worker
+from paceline.fields import MAX_MS
+from paceline.types import Role, StepCost, WorkerInfo
 
 PASSES = PassTimes(StepCost(28.0, 1.1, 0.0, 0.0))
 
@@ -52,3 +57,11 @@ def test_whether_one_can_help_at_all_is_asked_as_if_it_were_always_right(speed: 
     assert alone is not None
     assert alone == pytest.approx(STRETCH * 0.0291)
     assert (with_it < alone) is helps
+
+
+@pytest.mark.parametrize("ms", [MAX_MS, 1e300, 1.7e308])
+def test_whatever_a_worker_says_of_itself_its_gain_can_be_divided_by(ms: float) -> None:
+    worker = Worker("d", WorkerInfo(Role.DRAFTER, "", 1, "m", "", "", 50, 99, 4, (), "float32", "cpu"))
+    worker.heard(replace(worker.info, cost=StepCost(ms, ms, ms, ms)), 0.001, 0.0)
+    assert 0 < gain(worker.speed(), PASSES) < 1e-3
+    assert math.isfinite(worker.cost(PASSES)) or ms > MAX_MS

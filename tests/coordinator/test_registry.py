@@ -154,7 +154,26 @@ async def test_one_that_drains_while_it_is_on_probation_goes_unused() -> None:
 async def test_over_the_bound_a_worker_is_told_to_come_back_and_counted() -> None:
     world = World(max_workers=1)
     world.it.register(info(Role.VERIFIER))
-    with pytest.raises(Overloaded, match="registered workers"):
+    with pytest.raises(Overloaded, match="registered verifiers"):
         world.it.register(info(Role.VERIFIER, incarnation=2))
     assert world.it.admission.refusals == {(Role.VERIFIER, "full"): 1}
+    await world.stop()
+
+
+async def test_drafters_however_many_keep_no_verifier_out() -> None:
+    world = World(max_workers=2)
+    for i in range(2):
+        world.it.register(info(Role.DRAFTER, incarnation=i))
+    with pytest.raises(Overloaded, match="registered drafters"):
+        world.it.register(info(Role.DRAFTER, incarnation=9))
+    assert world.it.register(info(Role.VERIFIER))
+    await world.stop()
+
+
+async def test_a_worker_renews_no_lease_of_another_roles() -> None:
+    world = World()
+    drafter = world.it.register(info(Role.DRAFTER))
+    assert drafter
+    assert world.it.register(replace(info(Role.VERIFIER), address=drafter.info.address)), "it is another worker"
+    assert drafter.info.role is Role.DRAFTER
     await world.stop()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,10 @@ import pytest
 import coordinator.server
 import coordinator.service
 from coordinator.core.events import Drafted
+from coordinator.core.limits import Limits
+from coordinator.metrics_export import MetricsExport
 from coordinator.service import GenerationRequest, Reply, Service
-from paceline.errors import InvalidInput, Overloaded
+from paceline.errors import InvalidInput, Overloaded, Unavailable
 from paceline.length_policy import LengthPolicy
 from paceline.types import Draft, FinishReason, Mode, Role, SamplingParams
 from tests.coordinator.toy import CONTEXT, END, Toy, write_model
@@ -164,3 +167,35 @@ async def test_only_a_watched_request_is_told_of_spans_and_in_order(model: Path)
         if watch:
             assert spans[0].end_s - spans[0].start_s == pytest.approx(0.004)
             assert spans[0].num_tokens == 2
+
+
+async def test_who_would_be_turned_away_is_turned_away_before_his_text_is_tokenized(
+    model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    toy = Toy(model, limits=Limits(max_waiting=1), max_requests_per_key=1)
+    service, metrics = Service(toy), MetricsExport(toy)
+    toy.observers.append(metrics)
+    first = await service.admit(GenerationRequest(prompt="a", client="alice"))
+    monkeypatch.setattr(type(toy.tokenizer), "encode", lambda *_, **__: pytest.fail("it was tokenized"))
+    with toy.generation(first):
+        with pytest.raises(Overloaded, match="requests of the key alice"):
+            await service.admit(GenerationRequest(prompt="a", client="alice"))
+        with pytest.raises(Overloaded, match="waiting requests"):
+            await service.admit(GenerationRequest(prompt="a", client="bob"))
+        refused = metrics.registry.get_sample_value(
+            "paceline_request_failures_total", {"model_name": toy.config.model_name, "error": "Overloaded"}
+        )
+        assert refused == 2
+        toy.is_draining = True
+        with pytest.raises(Unavailable):
+            await service.admit(GenerationRequest(prompt="a", client="bob"))
+
+
+async def test_the_queues_bound_turns_nobody_away_for_whom_another_gives_way(model: Path) -> None:
+    toy = Toy(model, limits=Limits(max_waiting=3))
+    service = Service(toy)
+    with ExitStack() as stack:
+        for _ in range(3):
+            spec = await service.admit(GenerationRequest(prompt="a", client="alice"))
+            stack.enter_context(toy.generation(spec))
+        assert await service.admit(GenerationRequest(prompt="a", client="bob"))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
+from coordinator.core.affinity import BLOCK
 from coordinator.core.commands import Ask, Command, Fail
 from coordinator.core.events import Arrived, Faulted, Tick, WorkerRenewed, WorkerUp
 from coordinator.core.limits import Limits
@@ -97,3 +98,29 @@ def test_those_who_are_turned_away_are_told_different_times() -> None:
     )
     later = [it.retry_after_s(9.0) for _ in range(3)]
     assert later == sorted(set(later)), "one turn after the other"
+
+
+def failed(worker: str) -> Faulted:
+    return Faulted(worker, "r", "the verifier failed: RuntimeError", Blame.WORKER)
+
+
+def test_a_verifier_that_fails_a_request_is_not_given_it_again_while_another_is_free() -> None:
+    """Though it knows the prompt's beginning, and is the first of equals."""
+    it, long = pipeline(drafter=False), replace(spec(), token_ids=(1,) * BLOCK)
+    it.handle(WorkerUp("w", info(Role.VERIFIER)), 0.0)
+    assert opened(it.handle(Arrived(long), 0.0)) == {"r": "v"}
+    assert opened(it.handle(failed("v"), 0.1)) == {"r": "w"}
+    assert opened(it.handle(failed("w"), 100.0)) == {"r": "v"}, "both have failed it: better than none"
+
+
+def test_alone_a_verifier_that_fails_requests_is_tried_again_less_and_less_often() -> None:
+    it = pipeline(drafter=False)
+    it.handle(Arrived(spec()), 0.0)
+    now_s, pauses = 0.0, []
+    while it.num_running:
+        assert opened(it.handle(failed("v"), now_s)) == {}
+        if it.num_waiting:
+            pauses.append(it.next_deadline_s() - now_s)
+            now_s = it.next_deadline_s()
+            assert opened(it.handle(Tick(), now_s)) == {"r": "v"}
+    assert pauses == [FULL_S, 2 * FULL_S, 4 * FULL_S]

@@ -18,6 +18,8 @@ def turnover(interval_s: float, num: int = 50) -> tuple[Turnover, float]:
 def test_each_gets_a_turn_of_its_own_at_the_pace_of_the_queue() -> None:
     it, now_s = turnover(2.0)
     assert [it.retry_after_s(now_s) for _ in range(3)] == pytest.approx([2.0, 4.0, 6.0])
+    for then_s in (2.0, 4.0, 6.0):
+        it.served(now_s + then_s)
     assert it.retry_after_s(now_s + 6.0) == pytest.approx(2.0), "those turns are over"
 
 
@@ -38,3 +40,20 @@ def test_before_anything_was_served_it_is_a_guess() -> None:
     assert LEAST_S <= it.retry_after_s(0.0) <= MOST_S
     it.served(1.0)
     assert LEAST_S <= it.retry_after_s(1.0) <= MOST_S
+
+
+def test_requests_that_leave_in_bursts_leave_no_faster_than_one_by_one() -> None:
+    """Sixteen every ten seconds: as their requests end together, so do those that take their places."""
+    it = Turnover()
+    for burst in range(4):
+        for _ in range(16):
+            it.served(10.0 * burst)
+    now_s = 39.0
+    told_s = [it.retry_after_s(now_s) for _ in range(16)]
+    assert told_s[-1] > 5.0, "as many as a burst takes are spread over about the time of one"
+
+
+def test_a_queue_that_stands_still_sends_them_away_for_longer_and_longer() -> None:
+    it, now_s = turnover(1.0)
+    soon_s = it.retry_after_s(now_s)
+    assert it.retry_after_s(now_s + 300) > 3 * soon_s

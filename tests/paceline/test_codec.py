@@ -348,6 +348,13 @@ def test_a_malformed_worker_info_is_refused_by_the_name_of_its_field(field: str,
         codec.worker_info_from_wire(wire)
 
 
+@pytest.mark.parametrize("ms", [1.1e7, 1.7e308, math.inf, math.nan, -1.0])
+def test_costs_whose_sums_would_be_no_numbers_are_refused(ms: float) -> None:
+    wire = codec.worker_info_to_wire(worker_info(cost=StepCost(1.0, ms, 0.0, 0.0)))
+    with pytest.raises(InvalidInput, match="per_token_ms"):
+        codec.worker_info_from_wire(wire)
+
+
 def test_the_request_of_a_malformed_ask_is_found() -> None:
     bad = verifier_pb2.VerifierAsk(verify={"draft": draft(token_ids=b"1", request_id="mine")})
     assert codec.request_id_of(bad) == "mine"

@@ -53,6 +53,7 @@ class Toy:
         self.closed: list[str] = []
         self.dropped: list[int] = []
         self.threads: set[int] = set()
+        self.waited_s: list[float] = []
         self.gate: threading.Event | None = None
         self.step_error: Exception | None = None
         self.num_steps = 0
@@ -65,7 +66,8 @@ class Toy:
     def held(self) -> dict[str, int]:
         return {"requests": len(self.work)}
 
-    def handle(self, peer: int, ask: VerifierAsk) -> list[tuple[int, VerifierReply]]:
+    def handle(self, peer: int, ask: VerifierAsk, waited_s: float = 0.0) -> list[tuple[int, VerifierReply]]:
+        self.waited_s.append(waited_s)
         self.threads.add(threading.get_ident())
         if isinstance(ask, Close):
             self.closed.append(ask.request_id)
@@ -440,6 +442,27 @@ async def test_a_refused_worker_exits_with_code_2_and_the_reason(capsys: pytest.
     await coordinator.stop()
 
 
+async def test_a_worker_that_one_of_two_coordinators_refuses_goes_on_for_the_other(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    refusing, good = Registry(Unsupported("tokenizer_hash", "b", "differs")), Registry()
+    started = [await registry.start() for registry in (refusing, good)]
+    server = WorkerServer(Toy(), VERIFIER)
+    await server.start(coordinators=[f"127.0.0.1:{port}" for _, port in started])
+    await refusing.wait_for(1)
+    await good.wait_for(5)
+    assert len(refusing.seen) == 1, "it is not asked again"
+    assert not server.ended.done()
+    good.error = Unsupported("model_hash", "c", "differs")
+    assert await asyncio.wait_for(asyncio.shield(server.ended), 5) == 2
+    told = capsys.readouterr().err
+    assert "tokenizer_hash" in told
+    assert "model_hash" in told
+    await server.stop()
+    for coordinator, _ in started:
+        await coordinator.stop()
+
+
 async def test_a_worker_that_is_of_no_use_asks_again_and_ends_only_if_it_is_told_to(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
@@ -527,3 +550,47 @@ async def test_the_way_to_the_engine_and_back_is_short() -> None:
     assert await thread.stop(2)
     print(f"median {sorted(times)[150] * 1e6:.0f} us, p99 {sorted(times)[297] * 1e6:.0f} us")
     assert sorted(times)[150] < 0.004
+
+
+async def test_an_ask_says_how_long_it_lay_in_the_inbox() -> None:
+    engine = Toy()
+    engine.gate = threading.Event()
+    replies: list[Any] = []
+    thread = EngineThread(engine, replies.extend, replies.append)
+    await thread.submit(1, Decode("r0", 0, 0, 1))
+    await until(lambda: engine.num_steps)
+    await thread.submit(1, Decode("r1", 0, 0, 1))  # comes while the pass of the first one is under way
+    await asyncio.sleep(0.1)
+    engine.gate.set()
+    await until(lambda: len(replies) == 2)
+    assert engine.waited_s[1] >= 0.1 > engine.waited_s[0]
+    assert await thread.stop(5)
+
+
+async def test_a_worker_whose_engine_hangs_says_nothing_until_it_goes_on(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(worker, "HANGS_S", 0.3)
+    monkeypatch.setattr(rpc, "MAX_BACKOFF_S", 0.05)
+    monkeypatch.setattr(engine_thread, "IDLE_CHECK_S", 0.05)
+    registry, engine = Registry(), Toy()
+    coordinator, port = await registry.start()
+    server = WorkerServer(engine, VERIFIER)
+    await server.start(coordinators=[f"127.0.0.1:{port}"])
+    await registry.wait_for(8)  # at 0.05 s each: longer than it may be busy, and it is not
+    engine.gate = threading.Event()
+    await server._engine.submit(1, Decode("r", 0, 0, 1))
+    await until(lambda: "no heartbeat" in caplog.text)
+    num_seen = len(registry.seen)
+    await asyncio.sleep(0.3)
+    assert len(registry.seen) <= num_seen + 1, "one may have been on its way"
+    engine.gate.set()
+    await registry.wait_for(num_seen + 3)
+    await server.stop()
+    await coordinator.stop()
+
+
+def test_an_engine_whose_passes_are_long_may_be_busy_for_longer() -> None:
+    quick, slow = (replace(INFO, cost=StepCost(10.0, per_token_ms, 0.0, 0.0)) for per_token_ms in (1.0, 20.0))
+    assert worker.longest_turn_s(INFO) == worker.longest_turn_s(quick) == worker.HANGS_S
+    assert worker.longest_turn_s(slow) > 2048 * 0.020

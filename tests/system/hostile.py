@@ -93,8 +93,8 @@ class HostileEngine(DrafterEngine):
         self._history: dict[str, list[Draft]] = {}
         self._branches: dict[str, list[Branch]] = {}
 
-    def handle(self, peer: int, ask: DrafterAsk) -> Replies:
-        return self._twisted(super().handle(peer, ask))
+    def handle(self, peer: int, ask: DrafterAsk, waited_s: float = 0.0) -> Replies:
+        return self._twisted(super().handle(peer, ask, waited_s))
 
     def step(self) -> Replies:
         return self._twisted(super().step())

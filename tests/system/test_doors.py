@@ -148,6 +148,6 @@ async def test_registrations_are_bounded(pair: tuple[Path, Path]) -> None:
     async with cluster(pair[0], max_workers=3) as it:
         for i in range(3):
             it.server.coordinator.registry.register(info(it, Role.DRAFTER, f"127.0.0.1:{i + 1}"))
-        with pytest.raises(Overloaded, match="registered workers: full at 3"):
+        with pytest.raises(Overloaded, match="registered drafters: full at 3"):
             it.server.coordinator.registry.register(replace(info(it, Role.DRAFTER), incarnation=9))
         await until(lambda: not it.server.coordinator.links)

@@ -163,7 +163,7 @@ class Liar:
         self.num_requests = 0
         self.rng = random.Random(1)
 
-    def handle(self, peer: int, ask: Any) -> list[tuple[int, Any]]:
+    def handle(self, peer: int, ask: Any, waited_s: float = 0.0) -> list[tuple[int, Any]]:
         if not isinstance(ask, OpenDraft | Commit):
             return []
         end = ask.start + len(ask.token_ids) if isinstance(ask, Commit) else len(ask.token_ids)

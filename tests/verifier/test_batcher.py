@@ -47,3 +47,9 @@ def test_coordinators_take_turns_where_the_budget_is_short() -> None:
     assert list(plan(ready, Budget(10, 3))) == ["a0", "b", "a1"]
     prompts = [Ready(f"a{i}", 50, 0, i / 10, peer=1) for i in range(8)] + [Ready("b", 50, 0, 5.0, peer=2)]
     assert list(plan(prompts, Budget(100, 8))) == ["a0", "b"]
+
+
+def test_prompts_together_take_no_more_than_their_room() -> None:
+    ready = [Ready("a", 50, 0, 0.0), Ready("b", 50, 0, 0.5), Ready("draft", 1, 3, 1.0)]
+    assert plan(ready, Budget(1000, 8), 20) == {"draft": 4, "a": 20}
+    assert plan(ready, Budget(1000, 8), 70) == {"draft": 4, "a": 50, "b": 20}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pytest
@@ -29,6 +29,7 @@ from paceline.types import (
     Role,
     Rule,
     SamplingParams,
+    StepCost,
     Tokens,
     Verdict,
     Verify,
@@ -251,3 +252,48 @@ def test_its_places_are_divided_between_coordinators() -> None:
     it.drop(2)
     opens(1, "a8")
     assert it.num_requests == 8
+
+
+def costing(ms: StepCost) -> VerifierEngine:
+    """One whose passes are known to cost so much."""
+    it = engine()
+    it._info = replace(it._info, cost=ms)
+    it.cost.seen = lambda info, chunks, ms: info  # type: ignore[method-assign]
+    return it
+
+
+def held(it: VerifierEngine) -> int:
+    """Tokens in the cache, of all requests."""
+    cache = it.info.cache
+    assert cache
+    return cache.num_used_tokens
+
+
+@pytest.mark.parametrize("is_waiting", [False, True], ids=["decoding", "waiting for a draft"])
+def test_a_long_prompt_lengthens_nobodys_pass_by_more_than_its_share(is_waiting: bool) -> None:
+    it, prompt = costing(StepCost(39.0, 1.0, 0.0, 0.0)), (1,) * 300
+    it.handle(0, OpenVerify("r", (1, 2), SamplingParams(), Rule.TOKEN, 0, num_decode=1 if is_waiting else 50))
+    assert it.step()
+    it.handle(0, OpenVerify("long", prompt, SamplingParams(), Rule.TOKEN, 0, num_decode=1))
+    sizes = []
+    for _ in range(3):
+        before = held(it)
+        assert bool(it.step()) is not is_waiting, "the one under way gets its token in each pass"
+        sizes.append(held(it) - before - (not is_waiting))
+    assert sizes == [80, 80, 80], "twice what a pass of one token takes"
+    while all(reply.request_id != "long" for _, reply in it.step()):
+        pass
+
+
+def test_a_prompt_that_is_alone_is_forwarded_whole() -> None:
+    it = costing(StepCost(39.0, 1.0, 0.0, 0.0))
+    it.handle(0, OpenVerify("long", (1,) * 300, SamplingParams(), Rule.TOKEN, 0, num_decode=1))
+    assert it.step()
+
+
+def test_time_in_the_inbox_is_time_in_the_queue() -> None:
+    it = engine()
+    it.handle(0, OpenVerify("r", (1, 2), SamplingParams(), Rule.TOKEN, 0, num_decode=1), 0.5)
+    ((_, verdict),) = it.step()
+    assert isinstance(verdict, Verdict)
+    assert 500 <= verdict.queue_ms < 1500

@@ -12,12 +12,14 @@ import pytest
 from coordinator.core.events import Verified, WorkerDown
 from coordinator.core.limits import Limits
 from coordinator.http.schema import REFUSED
+from coordinator.http.server import HttpServer
 from coordinator.service import GenerationRequest, Service
 from paceline.errors import InvalidInput, Overloaded, PeerFault, Unavailable, UnknownRequest, Unsupported
 from tests.coordinator.http.conftest import Called, Keys, client
 from tests.coordinator.toy import VERIFIER, Toy
 
 COMPLETIONS, CHAT = "/v1/completions", "/v1/chat/completions"
+JSON = {"content-type": "application/json"}
 USER = [{"role": "user", "content": "hi"}]
 
 
@@ -230,3 +232,25 @@ async def test_every_kind_of_error_has_its_status_and_bugs_tell_nothing(
     told = await called.refusal(COMPLETIONS, status, prompt="a")
     assert "secret" not in told["message"]
     assert ("the server's log" in told["message"]) == isinstance(error, ZeroDivisionError)
+
+
+async def test_without_a_key_no_body_is_read(chat_model: Path) -> None:
+    """Nor parsed: what is no JSON is refused for want of the key, not for that."""
+
+    toy = Toy(chat_model)
+    async with client(toy, Keys()) as http:
+        for path in (COMPLETIONS, CHAT, "/tokenize", "/nowhere"):
+            assert (await http.post(path, content=b"{", headers=JSON)).status_code == 401, path
+        headers = {"authorization": "Bearer sesame", **JSON}
+        assert (await http.post(COMPLETIONS, content=b"{", headers=headers)).status_code == 400
+    scope: Any = {"type": "http", "method": "POST", "path": COMPLETIONS, "headers": [], "query_string": b""}
+    sent: list[Any] = []
+
+    async def receive() -> Any:
+        pytest.fail("the body was asked for")
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    await HttpServer(toy, Keys()).app(scope, receive, send)
+    assert sent[0]["status"] == 401

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import socket
 import ssl
@@ -14,6 +15,8 @@ import httpx2
 import openai
 import pytest
 
+from coordinator.http import connection
+from coordinator.http.door import Door
 from coordinator.http.server import HttpServer
 from coordinator.http.sse import EventStream
 from coordinator.service import GenerationRequest, Service
@@ -223,3 +226,97 @@ async def test_a_client_that_does_not_read_ends_its_stream() -> None:
 async def test_the_address_is_told_as_a_browser_takes_it(served: tuple[Toy, HttpServer]) -> None:
     _, server = served
     assert server.url == f"http://127.0.0.1:{server.port}"
+
+
+async def said(server: HttpServer, data: bytes) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+    writer.write(data)
+    await writer.drain()
+    return reader, writer
+
+
+HEAD = b"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
+
+
+@pytest.mark.parametrize(
+    "data", [b"", HEAD, HEAD + b'content-length: 90\r\n\r\n{"prompt":'], ids=["nothing", "half a head", "half a body"]
+)
+async def test_a_client_that_never_ends_its_request_loses_its_connection(
+    served: tuple[Toy, HttpServer], data: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connection, "READ_S", 0.2)
+    _, server = served
+    reader, writer = await said(server, data)
+    async with asyncio.timeout(5):
+        with contextlib.suppress(ConnectionError):
+            assert await reader.read() == b""
+    writer.close()
+
+
+async def test_a_client_that_sends_a_byte_now_and_then_gains_no_time(
+    served: tuple[Toy, HttpServer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connection, "READ_S", 0.3)
+    _, server = served
+    reader, writer = await said(server, HEAD)
+    with contextlib.suppress(ConnectionError):
+        async with asyncio.timeout(5):
+            while not reader.at_eof():
+                writer.write(b"x")
+                await writer.drain()
+                await asyncio.sleep(0.02)
+    assert reader.at_eof() or reader.exception()
+    writer.close()
+
+
+async def test_a_request_that_has_come_may_take_as_long_as_it_takes(
+    served: tuple[Toy, HttpServer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connection, "READ_S", 0.1)
+    toy, server = served
+    toy.num_answers = 1
+    reader, writer = await post(server, prompt="a", stream=True)
+    async with asyncio.timeout(10):
+        await reader.readuntil(b'"text":"h"')
+        await asyncio.sleep(0.4)
+        assert toy.abort(toy.opened[0].request_id)
+        await reader.readuntil(b'"finish_reason":"abort"')
+    writer.close()
+
+
+async def test_connections_over_the_bound_are_closed_and_those_before_are_served(
+    served: tuple[Toy, HttpServer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connection, "MAX_CONNECTIONS", 2)
+    _, server = served
+    silent = [await said(server, b"") for _ in range(2)]
+    reader, writer = silent[0]
+    refused, refused_writer = await said(server, b"")
+    async with asyncio.timeout(5):
+        with contextlib.suppress(ConnectionError):
+            assert await refused.read() == b""
+        writer.write(b"GET /health HTTP/1.1\r\nhost: x\r\n\r\n")
+        assert b"200 OK" in await reader.readline()
+    for one in (refused_writer, *(writer for _, writer in silent)):
+        one.close()
+
+
+async def test_too_many_calls_are_told_to_come_back_and_probes_are_answered(
+    served: tuple[Toy, HttpServer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    toy, server = served
+    toy.num_answers = 0
+    async with httpx2.AsyncClient(base_url=server.url, trust_env=False) as http:
+        _, writer = await post(server, prompt="a")  # which also makes the middleware
+        await until(lambda: toy.opened)
+        door = server.app.middleware_stack
+        while not isinstance(door, Door):
+            door = door.app  # type: ignore[union-attr]
+        monkeypatch.setattr(door, "_max_calls", 1)
+        response = await http.post("/v1/completions", json={"prompt": "a"})
+        assert response.status_code == 429
+        assert response.json()["error"]["type"] == "rate_limit_error"
+        assert (await http.get("/health")).status_code == 200
+        writer.close()
+        await until(lambda: toy.closed)
+        await until(lambda: not door._num_calls)
