@@ -116,9 +116,12 @@ class MetricsExport:
         """What is read from the requests' own metrics, by the name that it has there."""
         self._plain = {
             "num_drafts": self._counter("vllm:spec_decode_num_drafts", "Drafts judged."),
-            "num_draft_tokens": self._counter("vllm:spec_decode_num_draft_tokens", "Tokens drafted."),
+            "num_judged_tokens": self._counter("vllm:spec_decode_num_draft_tokens", "Tokens of the drafts judged."),
             "num_accepted_tokens": self._counter("vllm:spec_decode_num_accepted_tokens", "Drafted tokens accepted."),
             "num_tested_tokens": self._counter("paceline_tested_tokens", "Drafted tokens that a rule looked at."),
+            "num_draft_tokens": self._counter(
+                "paceline_drafted_tokens", "Tokens of the drafts received, judged or not."
+            ),
             "num_stale_drafts": self._counter("paceline_stale_drafts", "Drafts of a run that had ended."),
             "num_branches": self._counter("paceline_branches", "Drafts for other outcomes than the chain's."),
             "num_branch_tokens": self._counter("paceline_branch_tokens", "Tokens drafted in them."),
