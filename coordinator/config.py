@@ -35,7 +35,7 @@ class CoordinatorConfig:
     limits: Limits = field(default_factory=Limits)
     admit_any: bool = False  # take in drafters that can help no verifier which is here
     max_workers: int = 1024  # registered at a time; each costs a stream and a task
-    max_requests_per_key: int = 256  # running and waiting; no bound where there are no keys
+    max_requests_per_key: int = 1024  # running and waiting; no bound where there are no keys
     client_stall_s: float = 30.0  # a client that does not read for so long is cut off; its tokens wait till then
     drain_s: float = DRAIN_S
     trace: str | None = None  # file to which every event of the core is appended; None = none

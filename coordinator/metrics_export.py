@@ -119,9 +119,7 @@ class MetricsExport:
             "num_judged_tokens": self._counter("vllm:spec_decode_num_draft_tokens", "Tokens of the drafts judged."),
             "num_accepted_tokens": self._counter("vllm:spec_decode_num_accepted_tokens", "Drafted tokens accepted."),
             "num_tested_tokens": self._counter("paceline_tested_tokens", "Drafted tokens that a rule looked at."),
-            "num_draft_tokens": self._counter(
-                "paceline_drafted_tokens", "Tokens of the drafts received."
-            ),
+            "num_draft_tokens": self._counter("paceline_drafted_tokens", "Tokens of the drafts received."),
             "num_stale_drafts": self._counter("paceline_stale_drafts", "Drafts of a run that had ended."),
             "num_branches": self._counter("paceline_branches", "Drafts for other outcomes than the chain's."),
             "num_branch_tokens": self._counter("paceline_branch_tokens", "Tokens drafted in them."),

@@ -88,7 +88,7 @@ def add_clients(parser: Parser) -> None:
     group.add(
         "--max-requests-per-key",
         kind=options.whole(1, 1_000_000),
-        default=256,
+        default=1024,
         metavar="N",
         help="requests of one key at a time, running and waiting; over it the client is told to come back later",
     )
@@ -190,7 +190,7 @@ def add_pacing(parser: Parser) -> None:
     group.add(
         "--max-waiting",
         kind=options.whole(1, 1_000_000),
-        default=256,
+        default=1024,
         metavar="N",
         help="requests queued for a verifier; over it clients are told at once to come back later",
     )

@@ -20,7 +20,7 @@ from coordinator.service import Service
 from paceline.chat_template import ChatTemplate
 from paceline.errors import InvalidInput
 from paceline.files import stamp
-from paceline.rpc import MAX_STREAMS, check_bind, is_loopback, join
+from paceline.rpc import check_bind, is_loopback, join
 from paceline.security import Tls
 from paceline.tokenizer import resolve
 
@@ -28,6 +28,8 @@ log = logging.getLogger(__name__)
 
 MAX_HEADER_BYTES = 16 * 2**10
 KEEP_ALIVE_S = 65  # longer than the usual 60 s of load balancers, so that it is they who close
+# More than may wait and run at a time, so that who comes too many is told so by the queue and not by a bare 503.
+MAX_CONNECTIONS = 4096
 STOP_S = 2  # for responses under way; their requests have been cancelled by then
 
 
@@ -77,7 +79,7 @@ class HttpServer:
             access_log=False,  # prompts are nobody's business; /metrics counts
             proxy_headers=False,
             server_header=False,
-            limit_concurrency=MAX_STREAMS,
+            limit_concurrency=MAX_CONNECTIONS,
             h11_max_incomplete_event_size=MAX_HEADER_BYTES,
             timeout_keep_alive=KEEP_ALIVE_S,
             timeout_graceful_shutdown=STOP_S,
