@@ -15,8 +15,8 @@ from coordinator.trust import is_trusted
 from paceline import __version__, codec
 from paceline.door import Door
 from paceline.errors import InvalidInput, Overloaded, UnknownRequest
-from paceline.open_files import allow_open_files
 from paceline.holdings import told_on_signal
+from paceline.open_files import allow_open_files
 from paceline.rpc import Server, answering, run_until_signalled, start_server
 from paceline.security import PeerRole, check_peer
 from paceline.types import SamplingParams

@@ -38,6 +38,7 @@ class RequestSpec:
     mode: Mode | None = None
     rule: Rule | None = None
     policy: LengthPolicy | None = None
+    max_draft_length: int | None = None  # tokens; whatever else chooses a draft's length
     window: int = 2  # drafts unverified at a time, unless the mode is auto
     resumed: Tokens = ()  # output that the client has already, from another coordinator; at most max_tokens
     client: str = ""  # whose it is, for the queue's turns

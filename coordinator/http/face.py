@@ -13,7 +13,7 @@ from fastapi import Request
 
 from coordinator import telemetry
 from coordinator.core.events import RequestSpec
-from coordinator.http.errors import UnknownModel
+from coordinator.http.errors import UnknownModel, asked_id
 from coordinator.http.schema import Message
 from coordinator.metrics_export import MetricsExport
 from coordinator.pool_stats import PoolStats
@@ -120,6 +120,11 @@ def origin_of(request: Request) -> dict[str, Any]:
     return {"client": client_of(request), "caller": caller}
 
 
+def request_id_of(request: Request, given: str | None) -> str:
+    """What the caller calls the request: in the body, or else by the header `x-request-id`; empty = nothing."""
+    return given or asked_id(request.headers)
+
+
 async def while_connected(request: Request, work: Awaitable[T]) -> T:
     """The result of `work`, which is cancelled if the client leaves first. Raises ClientLeft then."""
     task = asyncio.ensure_future(work)
@@ -197,5 +202,6 @@ def joined(parts: Sequence[Reply]) -> Reply:
         logprobs=tuple(logprob for part in parts for logprob in part.logprobs),
         top_logprobs=tuple(top for part in parts for top in part.top_logprobs),
         finish_reason=last.finish_reason,
+        stop_reason=last.stop_reason,
         metrics=last.metrics,
     )

@@ -11,7 +11,7 @@ import pytest
 
 from coordinator.core.events import Verified, WorkerDown
 from coordinator.core.limits import Limits
-from coordinator.http.schema import REFUSED
+from coordinator.http.unserved import REFUSED
 from coordinator.service import GenerationRequest, Service
 from paceline.errors import InvalidInput, Overloaded, PeerFault, Unavailable, UnknownRequest, Unsupported
 from tests.coordinator.http.conftest import Called, Keys, client
@@ -34,8 +34,8 @@ USER = [{"role": "user", "content": "hi"}]
         ({"prompt": []}, "prompt", "is empty"),
         ({"prompt": {"a": 1}}, "prompt", "valid string"),
         ({"prompt": ["a", 1]}, "prompt", "valid string"),
-        ({"prompt": [1, 10_000]}, "prompt_token_ids", "vocabulary's size"),
-        ({"prompt": [-1]}, "prompt_token_ids", "vocabulary's size"),
+        ({"prompt": [1, 10_000]}, "prompt", "vocabulary's size"),
+        ({"prompt": [-1]}, "prompt", "vocabulary's size"),
         ({"prompt": "\ud800"}, "prompt", "surrogate"),
         ({"temperature": -1}, "temperature", "from 0 (greedy)"),
         ({"top_p": 0}, "top_p", "greater than 0"),
@@ -56,8 +56,9 @@ USER = [{"role": "user", "content": "hi"}]
         ({"speculative": {"mode": "fast"}}, "speculative.mode", "must be auto, off"),
         ({"speculative": {"rule": "lossy"}}, "speculative.rule", "must be auto, match"),
         ({"speculative": {"max_length": 0}}, "speculative.max_length", 'mode "off"'),
-        ({"speculative": {"length_policy": "guess"}}, "length_policy", "unknown"),
-        ({"speculative": {"window": 65}}, "window", "at most 64"),
+        ({"speculative": {"length_policy": "guess"}}, "speculative.length_policy", "unknown"),
+        ({"speculative": {"length_policy": "svip:zzz=3"}}, "speculative.length_policy", "svip:zzz"),
+        ({"speculative": {"window": 65}}, "speculative.window", "at most 64"),
         ({"request_id": "x" * 129}, "request_id", "128 characters"),
     ],
 )
@@ -70,6 +71,14 @@ async def test_what_is_wrong_is_named(called: Called, body: dict[str, Any], para
     assert (error["type"], error["param"]) == ("invalid_request_error", param)
     assert part in error["message"]
     assert not called.toy.opened
+
+
+async def test_what_asks_for_nothing_is_taken_whatever_its_name(called: Called) -> None:
+    nothing = {"ignore_eos": None, "of_tomorrow": None, "prompt_cache_key": "a", "safety_identifier": "b"}
+    sent_back = {"role": "assistant", "content": "yes", "tool_calls": [], "function_call": None}
+    await called.post(CHAT, messages=[*USER, sent_back, *USER], max_tokens=1, **nothing)
+    error = await called.refusal(CHAT, messages=USER, of_tomorrow=False)
+    assert "unknown field" in error["message"]
 
 
 @pytest.mark.parametrize("name", REFUSED)
@@ -85,7 +94,9 @@ async def test_what_is_not_supported_is_refused_by_name_unless_it_asks_for_nothi
     ("body", "param", "part"),
     [
         ({"messages": []}, "messages", "at least one"),
-        ({"messages": [{"role": "tool", "content": "x"}]}, "messages", "system"),
+        ({"messages": [{"role": "critic", "content": "x"}]}, "messages", "system"),
+        ({"messages": [{"role": "tool", "content": "x", "tool_call_id": "1"}]}, "messages", "tools are not served"),
+        ({"messages": [{"role": "assistant", "tool_calls": [{"id": "1"}]}]}, "messages", "tools are not served"),
         ({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}]}, "messages", "text"),
         ({"messages": [{"role": "user", "content": "refuse"}]}, "messages", "the chat template says: not that"),
         ({"top_logprobs": 21, "logprobs": True}, "top_logprobs", "from 0 to 20"),
