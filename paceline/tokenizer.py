@@ -15,6 +15,7 @@ from typing import Any
 import tokenizers
 
 from paceline.errors import InvalidInput
+from paceline.pieces import Pieces
 from paceline.types import Tokens
 
 # What architectures call the number of positions they were made for.
@@ -26,6 +27,7 @@ class Tokenizer:
 
     def __init__(self, inner: tokenizers.Tokenizer, *, hash: str, eos_token_ids: Tokens, max_model_len: int) -> None:
         self._inner = inner
+        self._pieces = Pieces(inner)
         self.hash = hash  # see `tokenizer_hash`
         self.eos_token_ids = eos_token_ids
         self.max_model_len = max_model_len  # positions
@@ -62,6 +64,10 @@ class Tokenizer:
     def pieces(self, token_ids: Sequence[int]) -> list[str]:
         """The vocabulary's own name of each token."""
         return [self._inner.id_to_token(token_id) or "" for token_id in token_ids]
+
+    def bytes_of(self, token_id: int) -> bytes:
+        """A token's bytes as they stand in the text; they may be a part of a character."""
+        return self._pieces.bytes_of(token_id)
 
     def with_special_tokens(self) -> WithSpecialTokens:
         """What decodes special tokens too."""

@@ -120,7 +120,7 @@ async def test_logprobs_are_there_for_every_token_and_offsets_count_characters(c
     content = answer["choices"][0]["logprobs"]["content"]
     assert [entry["logprob"] for entry in content] == [LOGPROB] * NUM_TOKENS
     assert content[0] == {"token": "h", "logprob": LOGPROB, "bytes": [104], "top_logprobs": []}
-    assert content[1]["bytes"] is None  # half of a character
+    assert [entry["bytes"] for entry in content[1:3]] == [[195], [169]]  # é, a half each
 
 
 async def test_the_likeliest_tokens_stand_beside_each_in_the_shapes_of_both_apis(called: Called) -> None:
