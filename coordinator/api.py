@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from coordinator import telemetry
 from coordinator.config import CoordinatorConfig
+from coordinator.health import Health
 from coordinator.recent import RecentRequests
 from coordinator.server import Coordinator
 from coordinator.service import GenerationRequest, Reply, Service
@@ -201,7 +202,9 @@ class CoordinatorServer:
             tls=config.tls,
             door=door,
             has_reflection=config.reflection,
+            is_ready=False,
         )
+        self.coordinator.observers.append(Health(self.coordinator, self._server.say_serving))
         if config.port is not None:
             from coordinator.http.server import HttpServer  # late: who serves gRPC alone need not wait for FastAPI
 
