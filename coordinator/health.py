@@ -1,7 +1,7 @@
 """gRPC's health of the coordinator's service: serving while a verifier is here, as `GET /health` has it.
 
-The process itself, the service of the empty name, is healthy from its start: a probe of that asks whether to restart it,
-which would bring no verifier.
+The process itself, the service of the empty name, is healthy from its start: a probe of that asks whether to start it
+anew, which would bring no verifier.
 """
 
 from __future__ import annotations

@@ -317,9 +317,9 @@ async def start_server(
     """A running server and its port (a free one for 0).
 
     `services` are pairs of a full name and what adds the service to a `grpc.aio.Server`. `door` is a `paceline.door`;
-    behind one that is locked there is reflection only if it `has_reflection`. Without `is_ready` its health says that it
-    serves only once `say_serving` does. Raises `InvalidInput` for a host that is
-    not safe to bind and for a port that is taken.
+    behind one that is locked there is reflection only if it `has_reflection`. Without `is_ready` its health says that
+    it serves once `say_serving` does. Raises `InvalidInput` for a host that is not safe to bind and for a port that is
+    taken.
     """
     check_bind(host, insecure=insecure, has_tls=tls is not None)
     is_locked = door is not None and door.is_locked
