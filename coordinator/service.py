@@ -49,6 +49,8 @@ class GenerationRequest:
     request_id: str = ""
     add_special_tokens: bool = True  # to the prompt, such as a beginning of sequence
     skip_special_tokens: bool = True  # in the text that comes out
+    num_siblings: int = 1  # outputs of the same prompt, in the same call, this one included
+    sibling_of: str = ""  # the first of them; empty = itself
     client: str = ""  # whose it is: the name of the API key; empty = nobody's in particular
     resumed: Tokens = ()  # output that the client has already, from another coordinator
     caller: Mapping[str, str] = field(default_factory=dict)  # the trace that it belongs to, as W3C's headers say
@@ -210,6 +212,8 @@ class Service:
             window=request.window or config.window,
             resumed=self._resumed(request, max_tokens),
             client=request.client,
+            num_siblings=request.num_siblings,
+            sibling_of=request.sibling_of,
         )
 
     async def tokenize(self, text: str, *, add_special_tokens: bool = True) -> Tokens:

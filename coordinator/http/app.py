@@ -8,6 +8,7 @@ from fastapi.responses import Response
 from coordinator.http import abort, chat, completions, pages, playground, probes, tokens, traces
 from coordinator.http.errors import BodyLimit, RequestIds, add_handlers
 from coordinator.http.face import ClientLeft, Face, check_key
+from coordinator.http.responses import Responses
 from paceline import __version__
 from paceline.rpc import MAX_MESSAGE_BYTES
 
@@ -26,6 +27,7 @@ def create_app(face: Face) -> FastAPI:
     )
     app.state.face = face
     app.add_middleware(BodyLimit, max_bytes=MAX_MESSAGE_BYTES)  # as over gRPC
+    app.add_middleware(Responses, count=face.metrics.responded)
     app.add_middleware(RequestIds)  # added last, so it is around all others
     add_handlers(app)
 

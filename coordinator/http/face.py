@@ -147,13 +147,14 @@ async def _left(request: Request) -> None:
 
 async def choices(service: Service, asked: GenerationRequest, n: int) -> list[tuple[GenerationRequest, RequestSpec]]:
     """`n` requests for one prompt, admitted. With a seed each has its own: the seed, and those that follow it."""
-    admitted = []
+    admitted: list[tuple[GenerationRequest, RequestSpec]] = []
     for i in range(n):
-        one = asked
+        first = admitted[0][1].request_id if admitted else ""
+        one = replace(asked, num_siblings=n, sibling_of=first)
         if n > 1:
             seed = asked.sampling.seed
             sampling = asked.sampling if seed is None else replace(asked.sampling, seed=(seed + i) % (MAX_SEED + 1))
-            one = replace(asked, sampling=sampling, request_id=asked.request_id and f"{asked.request_id}-{i}")
+            one = replace(one, sampling=sampling, request_id=asked.request_id and f"{asked.request_id}-{i}")
         admitted.append((one, await service.admit(one)))
     return admitted
 

@@ -249,3 +249,25 @@ async def test_registrations_are_told_by_state_and_refusals_by_reason(tmp_path: 
     with pytest.raises(Unsupported):
         toy.registry.register(replace(info, incarnation=2, tokenizer_hash="a" * 64))
     assert value(exported, refusals, role="drafter", reason="tokenizer") == 1
+
+
+def test_outputs_of_one_prompt_are_told_together(exported: MetricsExport) -> None:
+    for name, first in (("a", ""), ("b", "a"), ("c", "")):
+        num_siblings = 1 if name == "c" else 2
+        exported.observe(Arrived(replace(spec(name), num_siblings=num_siblings, sibling_of=first)), [], 0.0)
+    for name, num_tokens in (("a", 7), ("c", 4), ("b", 5)):
+        done = metrics(sources=Counter({S: num_tokens}))
+        exported.observe(Tick(), [Finish(name, FinishReason.LENGTH, done)], 1.0)
+    assert value(exported, "vllm:request_params_n_sum") == 2 + 1
+    assert value(exported, "vllm:request_params_n_count") == 2
+    assert value(exported, "vllm:request_max_num_generation_tokens_sum") == 7 + 4
+    exported.observe(Arrived(replace(spec("d"), num_siblings=2)), [Fail("d", Overloaded("queue", 1, 1))], 0.0)
+    assert not exported._calls, "of a call that was refused nothing stays"
+
+
+def test_a_pass_counts_once_however_many_requests_it_answers(exported: MetricsExport) -> None:
+    for worker, ms, num_tokens in (("v", 3.5, 40), ("v", 3.5, 40), ("w", 3.5, 40), ("v", 3.6, 40), ("v", 3.6, 9)):
+        verdict = Verdict("a", 0, 3, (5,), (A,), verify_ms=ms, batch_tokens=num_tokens)
+        exported.observe(Verified(worker, verdict), [], 1.0)
+    assert value(exported, "vllm:iteration_tokens_total_sum") == 40 + 40 + 40 + 9
+    assert value(exported, "paceline_pass_tokens_count") == 5

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -241,3 +242,27 @@ async def test_every_kind_of_error_has_its_status_and_bugs_tell_nothing(
     told = await called.refusal(COMPLETIONS, status, prompt="a")
     assert "secret" not in told["message"]
     assert ("the server's log" in told["message"]) == isinstance(error, ZeroDivisionError)
+
+
+async def test_every_response_is_counted_by_route_and_status(chat_model: Path) -> None:
+    """What is refused at the door reaches no request, and so no other metric."""
+    toy = Toy(chat_model, served_model_name="m")
+    toy.add_verifier()
+    async with client(toy, Keys()) as http:
+        key = {"authorization": "Bearer sesame"}
+        await http.post(COMPLETIONS, json={"prompt": "a", "max_tokens": 1}, headers=key)
+        await http.post(COMPLETIONS, json={"prompt": ""}, headers=key)
+        await http.post(COMPLETIONS, json={"prompt": "a"})
+        await http.get("/v1/models/nobody's", headers=key)
+        await http.get("/made/up", headers=key)
+        await http.post(COMPLETIONS, json={"prompt": " " * 5 * 2**20}, headers=key)
+        page = (await http.get("/metrics", headers=key)).text
+    told = dict(re.findall(r'^paceline_http_responses_total\{model_name="m",(.*)\} (\S+)$', page, re.MULTILINE))
+    assert told == {
+        'path="/v1/completions",status="200"': "1.0",
+        'path="/v1/completions",status="400"': "1.0",
+        'path="/v1/completions",status="401"': "1.0",
+        'path="/v1/models/{name:path}",status="404"': "1.0",
+        'path="other",status="404"': "1.0",
+        'path="other",status="413"': "1.0",  # by its length, before any route is looked for
+    }
