@@ -234,14 +234,10 @@ class CoordinatorServer:
 
 async def serve_coordinator(config: CoordinatorConfig) -> int:
     """Serve until a signal; the process's exit code."""
+    allow_open_files()
     server = CoordinatorServer(config)
     await server.start()
     http = f", HTTP on {server.http.url}" if server.http else ""
     print(f"paceline coordinator ready on {config.host}:{server.port} (tokenizer {config.tokenizer}){http}", flush=True)
     with told_on_signal("coordinator", lambda: server.coordinator.held):
         return await run_until_signalled(server.drain, within_s=config.drain_s + SHUTDOWN_S)
-
-
-def run(config: CoordinatorConfig) -> int:
-    allow_open_files()
-    return asyncio.run(serve_coordinator(config))

@@ -22,6 +22,8 @@ class CoordinatorConfig:
     port: int | None = None  # of HTTP; 0 = a free one, None = no HTTP
     served_model_name: str | None = None  # what HTTP clients call the model; None = `tokenizer`
     chat_template: str | None = None  # a Jinja file; None = the model's own, if it has one
+    generation_config: str = "auto"  # whose sampling law HTTP requests have that name none; none, or a folder
+    allowed_origins: tuple[str, ...] = ()  # of web pages that may call over HTTP
     insecure: bool = False  # allow a host that is not loopback without TLS
     tls: Tls | None = None  # for all that call here and for the workers; None = no encryption
     api_keys: str | None = None  # file of the keys that clients must show; None = anybody may call

@@ -111,30 +111,6 @@ def add_revision(group: Group, flag: str = "--revision", what: str = "an ORG/NAM
     group.add(flag, kind=options.text, shown="main", metavar="REVISION", help=f"branch, tag or commit of {what}")
 
 
-def add_http(group: Group) -> None:
-    group.add(
-        "--port",
-        kind=options.port_or_off,
-        default=8000,
-        metavar="PORT",
-        help="HTTP port: OpenAI's API, /metrics, and a web page at /; 0 = a free one, off = no HTTP",
-    )
-    group.add(
-        "--served-model-name",
-        kind=options.text,
-        shown="the target as it was given",
-        metavar="NAME",
-        help="what HTTP clients call the model",
-    )
-    group.add(
-        "--chat-template",
-        kind=options.text,
-        shown="the target's own",
-        metavar="FILE",
-        help="Jinja template that makes a prompt of a chat's messages",
-    )
-
-
 def add_pacing(parser: Parser) -> None:
     """How requests are decoded that do not say it themselves."""
     group = parser.group("decoding", "What requests get that do not ask for something else.")

@@ -67,6 +67,7 @@ async def chat_completions(request: Request, body: ChatBody, it: Annotated[Face,
     )
     asked = body.request(
         prompt,
+        it.defaults,
         max_tokens=limits.pop() if limits else None,
         logprobs=bool(body.logprobs),
         top_logprobs=body.top_logprobs or 0,

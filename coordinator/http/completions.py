@@ -52,6 +52,7 @@ async def completions(request: Request, body: CompletionBody, it: Annotated[Face
     for number, prompt in enumerate(body.prompts):
         asked = body.request(
             prompt,
+            it.defaults,
             max_tokens=DEFAULT_MAX_TOKENS if body.max_tokens is None else body.max_tokens,
             logprobs=body.logprobs is not None,
             top_logprobs=body.logprobs or 0,

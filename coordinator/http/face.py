@@ -45,6 +45,7 @@ class Face:
     metrics: MetricsExport
     stats: PoolStats
     keys: KeyCheck | None = None  # None = everybody may call
+    defaults: Mapping[str, float] = field(default_factory=dict)  # of the sampling law, where the model's are not ours
     created_s: int = field(default_factory=lambda: int(time.time()))
 
     @property

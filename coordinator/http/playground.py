@@ -33,6 +33,7 @@ async def generate(request: Request, body: PlaygroundBody, it: Annotated[Face, D
     has_template = body.messages is not None  # which writes the special tokens itself
     asked = body.request(
         it.prompt(body.prompt, body.messages),
+        it.defaults,
         **origin_of(request),
         add_special_tokens=not has_template,
         request_id=request_id_of(request, body.request_id),

@@ -109,14 +109,17 @@ class SamplingBody(Body):
         """Whether every chunk says how many tokens there are by then; as with vLLM only together with include_usage."""
         return self.include_usage and bool(self.stream_options and self.stream_options.continuous_usage_stats)
 
-    def request(self, prompt: str | Tokens, **more: Any) -> GenerationRequest:
-        """What is asked of the service for one prompt; `more` are further fields of it. Raises InvalidInput."""
+    def request(self, prompt: str | Tokens, defaults: Mapping[str, Any], **more: Any) -> GenerationRequest:
+        """What is asked of the service for one prompt. Raises InvalidInput.
+
+        `defaults` are of the sampling law, `more` further fields of what is asked.
+        """
         how = self.speculative or Speculative()
         stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
         given = {
             "prompt": prompt,
             "max_tokens": self.max_tokens,
-            "sampling": self._sampling(more.pop("logprobs", False), more.pop("top_logprobs", 0)),
+            "sampling": self._sampling(defaults, more.pop("logprobs", False), more.pop("top_logprobs", 0)),
             "stop": stop,
             "ignore_eos": self.ignore_eos,
             "mode": member(Mode, "speculative.mode", how.mode),
@@ -129,12 +132,13 @@ class SamplingBody(Body):
         }
         return GenerationRequest(**(given | more))
 
-    def _sampling(self, logprobs: bool, top_logprobs: int) -> SamplingParams:
+    def _sampling(self, defaults: Mapping[str, Any], logprobs: bool, top_logprobs: int) -> SamplingParams:
         names = ("temperature", "top_p", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty")
         given = {name: value for name in (*names, "min_tokens") if (value := getattr(self, name)) is not None}
+        if self.top_k is not None:
+            given["top_k"] = 0 if self.top_k == -1 else self.top_k  # vLLM writes -1 for off
         return SamplingParams(
-            **given,
-            top_k=0 if self.top_k is None or self.top_k == -1 else self.top_k,  # vLLM writes -1 for off
+            **(dict(defaults) | given),
             seed=self.seed,
             logit_bias=tuple(sorted(_biases(self.logit_bias or {}))),
             stop_token_ids=tuple(self.stop_token_ids or ()),
