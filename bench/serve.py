@@ -33,13 +33,19 @@ from bench.serving.call import Caller, agree
 from bench.serving.datasets import Ask
 from bench.serving.settings import parse
 from paceline.errors import InvalidInput, Unavailable
+from paceline.open_files import allow_open_files
 from paceline.tokenizer import Tokenizer
 
 REQUEST_TIMEOUT_S = 6 * 3600  # vLLM's: a queue may be long, and a bound on a whole run is the user's
 READY_POLL_S = 1.0
+TOO_MANY = (
+    "429 says that more came at once than the server queues: set --max-concurrency or a lower --request-rate here, or "
+    "there a larger --max-waiting (with keys --max-requests-per-key too)"
+)
 
 
 async def measure(given: argparse.Namespace, console: Console) -> int:
+    allow_open_files()
     headers = dict(given.header)
     if key := os.environ.get("OPENAI_API_KEY"):
         headers.setdefault("authorization", f"Bearer {key}")
@@ -87,6 +93,8 @@ async def _load(given: argparse.Namespace, caller: Caller, asks: Sequence[Ask], 
     errors = dict.fromkeys(outcome.error for outcome in outcomes if outcome.error)
     for error in list(errors)[:5]:
         console.print(f"failed: {error}", style="red", highlight=False, markup=False)
+    if any(error.startswith("429") for error in errors):
+        console.print(TOO_MANY, highlight=False)
     return 1 if errors else 0
 
 

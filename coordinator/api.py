@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from coordinator import telemetry
 from coordinator.config import CoordinatorConfig
+from coordinator.health import Health
 from coordinator.recent import RecentRequests
 from coordinator.server import Coordinator
 from coordinator.service import GenerationRequest, Reply, Service
@@ -16,6 +17,7 @@ from paceline import __version__, codec
 from paceline.door import Door
 from paceline.errors import InvalidInput, Overloaded, UnknownRequest
 from paceline.holdings import told_on_signal
+from paceline.open_files import allow_open_files
 from paceline.rpc import Server, answering, run_until_signalled, start_server
 from paceline.security import PeerRole, check_peer
 from paceline.types import SamplingParams
@@ -200,7 +202,9 @@ class CoordinatorServer:
             tls=config.tls,
             door=door,
             has_reflection=config.reflection,
+            is_ready=False,
         )
+        self.coordinator.observers.append(Health(self.coordinator, self._server.say_serving))
         if config.port is not None:
             from coordinator.http.server import HttpServer  # late: who serves gRPC alone need not wait for FastAPI
 
@@ -230,13 +234,10 @@ class CoordinatorServer:
 
 async def serve_coordinator(config: CoordinatorConfig) -> int:
     """Serve until a signal; the process's exit code."""
+    allow_open_files()
     server = CoordinatorServer(config)
     await server.start()
     http = f", HTTP on {server.http.url}" if server.http else ""
     print(f"paceline coordinator ready on {config.host}:{server.port} (tokenizer {config.tokenizer}){http}", flush=True)
     with told_on_signal("coordinator", lambda: server.coordinator.held):
         return await run_until_signalled(server.drain, within_s=config.drain_s + SHUTDOWN_S)
-
-
-def run(config: CoordinatorConfig) -> int:
-    return asyncio.run(serve_coordinator(config))

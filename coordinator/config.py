@@ -22,6 +22,8 @@ class CoordinatorConfig:
     port: int | None = None  # of HTTP; 0 = a free one, None = no HTTP
     served_model_name: str | None = None  # what HTTP clients call the model; None = `tokenizer`
     chat_template: str | None = None  # a Jinja file; None = the model's own, if it has one
+    generation_config: str = "auto"  # whose sampling law HTTP requests have that name none; none, or a folder
+    allowed_origins: tuple[str, ...] = ()  # of web pages that may call over HTTP
     insecure: bool = False  # allow a host that is not loopback without TLS
     tls: Tls | None = None  # for all that call here and for the workers; None = no encryption
     api_keys: str | None = None  # file of the keys that clients must show; None = anybody may call
@@ -35,7 +37,7 @@ class CoordinatorConfig:
     limits: Limits = field(default_factory=Limits)
     admit_any: bool = False  # take in drafters that can help no verifier which is here
     max_workers: int = 1024  # of each role registered at a time; each costs a stream and a task
-    max_requests_per_key: int = 256  # running and waiting; no bound where there are no keys
+    max_requests_per_key: int = 1024  # running and waiting; no bound where there are no keys
     client_stall_s: float = 30.0  # a client that does not read for so long is cut off; its tokens wait till then
     drain_s: float = DRAIN_S
     trace: str | None = None  # file to which every event of the core is appended; None = none

@@ -14,11 +14,11 @@ from dataclasses import dataclass, field
 from prometheus_client import CollectorRegistry, Counter, Histogram, disable_created_metrics, generate_latest
 
 from coordinator.core.commands import Command, Emit, Fail, Finish
-from coordinator.core.events import Arrived, Drafted, Event, Verified
+from coordinator.core.events import Arrived, Drafted, Event, Verified, WorkerDown
 from coordinator.core.metrics import RequestMetrics
 from coordinator.metrics_state import MODEL, State
 from coordinator.server import Coordinator
-from paceline.types import FinishReason
+from paceline.types import FinishReason, Verdict
 
 # vLLM's, so that panels over both add up; finer at the low end where tokens come several at a time.
 _TTFT_S = (0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10, 20, 40, 80, 160, 640)
@@ -27,6 +27,7 @@ _REQUEST_S = (0.3, 0.5, 0.8, 1, 1.5, 2, 2.5, 5, 10, 15, 20, 30, 40, 50, 60, 120,
 _STEP_S = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5)
 _TOKENS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10_000, 20_000, 50_000, 100_000)
 _LENGTHS = (1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 24, 32, 48, 64)
+_CHOICES = (1, 2, 5, 10, 20)
 _SHARES = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1)
 
 _Counted = dict[tuple[str, object], int]  # what has been counted of a request's metrics, by name and label
@@ -39,8 +40,18 @@ class _Running:
     arrived_s: float
     num_prompt_tokens: int
     metrics: RequestMetrics | None
+    call: str  # the first of the outputs of its prompt
+    num_siblings: int  # of them, this one included
     last_token_s: float | None = None
     counted: _Counted = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class _Call:
+    """The outputs of one prompt."""
+
+    num_running: int = 0
+    longest: int = 0  # tokens of those that have ended
 
 
 class MetricsExport:
@@ -53,6 +64,8 @@ class MetricsExport:
         self._model = coordinator.config.model_name
         self._pipeline = coordinator.pipeline
         self._running: dict[str, _Running] = {}
+        self._calls: dict[str, _Call] = {}  # by their first output
+        self._last_pass: dict[str, tuple[float, int]] = {}  # by verifier: its milliseconds and tokens
         self._make_vllms()
         self._make_ours()
         self._make_counted()
@@ -82,6 +95,11 @@ class MetricsExport:
         self._prompt = self._counter("vllm:prompt_tokens", "Tokens of prompts that have been read.")
         self._generated = self._counter("vllm:generation_tokens", "Tokens committed.")
         self._success = self._counter("vllm:request_success", "Requests that ended well.", "finished_reason")
+        self._n = self._histogram("vllm:request_params_n", "Outputs asked for of a prompt.", _CHOICES)
+        self._longest = self._histogram(
+            "vllm:request_max_num_generation_tokens", "Tokens of the longest of a prompt's outputs.", _TOKENS
+        )
+        self._iteration = self._histogram("vllm:iteration_tokens_total", "Tokens in a verifier's pass.", _TOKENS)
         self._max_tokens = self._histogram("vllm:request_params_max_tokens", "Tokens asked for at most.", _TOKENS)
 
     def _make_ours(self) -> None:
@@ -107,6 +125,7 @@ class MetricsExport:
             "rule",
             "length_policy",
         )
+        self._responses = self._counter("paceline_http_responses", "HTTP responses begun.", "path", "status")
         self._failures = self._counter("paceline_request_failures", "Requests that ended badly.", "error")
         self._coordinator_s = self._histogram(
             "paceline_coordinator_seconds", "The coordinator's own work on a request.", _STEP_S
@@ -116,9 +135,10 @@ class MetricsExport:
         """What is read from the requests' own metrics, by the name that it has there."""
         self._plain = {
             "num_drafts": self._counter("vllm:spec_decode_num_drafts", "Drafts judged."),
-            "num_draft_tokens": self._counter("vllm:spec_decode_num_draft_tokens", "Tokens drafted."),
+            "num_judged_tokens": self._counter("vllm:spec_decode_num_draft_tokens", "Tokens of the drafts judged."),
             "num_accepted_tokens": self._counter("vllm:spec_decode_num_accepted_tokens", "Drafted tokens accepted."),
             "num_tested_tokens": self._counter("paceline_tested_tokens", "Drafted tokens that a rule looked at."),
+            "num_draft_tokens": self._counter("paceline_drafted_tokens", "Tokens of the drafts received."),
             "num_stale_drafts": self._counter("paceline_stale_drafts", "Drafts of a run that had ended."),
             "num_branches": self._counter("paceline_branches", "Drafts for other outcomes than the chain's."),
             "num_branch_tokens": self._counter("paceline_branch_tokens", "Tokens drafted in them."),
@@ -142,32 +162,52 @@ class MetricsExport:
         counter = Counter(name, what, [MODEL, *labels], registry=self.registry)
         return counter if labels else counter.labels(self._model)
 
+    def responded(self, path: str, status: int) -> None:
+        """An HTTP response has begun. `path` is a route's template, never what a client has written."""
+        self._responses.labels(self._model, path, str(status)).inc()
+
     def observe(self, event: Event, commands: Sequence[Command], now_s: float) -> None:
         match event:
             case Arrived(spec):
                 # Its metrics from now to its end; none if it was refused at once.
                 did = self._pipeline.metrics(spec.request_id)
-                self._running[spec.request_id] = _Running(now_s, len(spec.token_ids), did)
+                call = spec.sibling_of or spec.request_id
+                running = _Running(now_s, len(spec.token_ids), did, call, spec.num_siblings)
+                self._running[spec.request_id] = running
+                self._calls.setdefault(call, _Call()).num_running += 1
                 self._max_tokens.observe(spec.max_tokens)
             case Drafted(_, draft):
                 self._draft_s.observe(draft.draft_ms / 1e3)
                 self._length.observe(len(draft.token_ids))
-            case Verified(_, verdict) if verdict.verify_ms:
+            case Verified(worker, verdict) if verdict.verify_ms:
+                self._passed(worker, verdict)
                 self._verify_s.observe(verdict.verify_ms / 1e3)
                 self._verify_queue_s.observe(verdict.queue_ms / 1e3)
                 self._pass_tokens.observe(verdict.batch_tokens)
+            case WorkerDown(worker):
+                self._last_pass.pop(worker, None)
         for command in commands:
             match command:
                 case Emit(request_id, token_ids):
                     self._emitted(request_id, len(token_ids), now_s)
                 case Finish(request_id, reason, metrics):
-                    self._finished(self._running.pop(request_id, None), reason, metrics)
+                    running = self._running.pop(request_id, None)
+                    self._ended(running, metrics.num_generated_tokens)
+                    self._finished(running, reason, metrics)
                 case Fail(request_id, error):
                     running = self._running.pop(request_id, None)
                     if running:
+                        self._ended(running, None)
                         self._count(running.metrics, running.counted)
                     if running or not request_id:  # one that was turned away has none
                         self._failures.labels(self._model, type(error).__name__).inc()
+
+    def _passed(self, worker: str, verdict: Verdict) -> None:
+        """Requests of one pass answer one after another, with the same time and number of tokens: it counts once."""
+        seen = verdict.verify_ms, verdict.batch_tokens
+        if self._last_pass.get(worker) != seen:
+            self._last_pass[worker] = seen
+            self._iteration.observe(verdict.batch_tokens)
 
     def _emitted(self, request_id: str, num_tokens: int, now_s: float) -> None:
         """Tokens that come together share the time since the last ones evenly, so that the sum is the truth."""
@@ -185,6 +225,19 @@ class MetricsExport:
             self._itl.observe(each_s)
             self._itl_old.observe(each_s)
         request.last_token_s = now_s
+
+    def _ended(self, running: _Running | None, num_tokens: int | None) -> None:
+        """What is told of all outputs of a prompt is told when the last of them has ended; None = this one failed."""
+        if running is None:
+            return
+        call = self._calls[running.call]
+        call.num_running -= 1
+        call.longest = max(call.longest, num_tokens or 0)
+        if not call.num_running:
+            del self._calls[running.call]
+            if num_tokens is not None:
+                self._n.observe(running.num_siblings)
+                self._longest.observe(call.longest)
 
     def count_running(self) -> None:
         """Count what the requests that run have done since they were looked at last."""

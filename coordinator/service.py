@@ -44,10 +44,13 @@ class GenerationRequest:
     mode: Mode | None = None
     rule: Rule | None = None
     policy: LengthPolicy | None = None
+    max_draft_length: int | None = None  # tokens in a draft, whatever the policy; None = as the policy has it
     window: int = 0
     request_id: str = ""
     add_special_tokens: bool = True  # to the prompt, such as a beginning of sequence
     skip_special_tokens: bool = True  # in the text that comes out
+    num_siblings: int = 1  # outputs of the same prompt, in the same call, this one included
+    sibling_of: str = ""  # the first of them; empty = itself
     client: str = ""  # whose it is: the name of the API key; empty = nobody's in particular
     resumed: Tokens = ()  # output that the client has already, from another coordinator
     caller: Mapping[str, str] = field(default_factory=dict)  # the trace that it belongs to, as W3C's headers say
@@ -65,6 +68,7 @@ class Reply:
     top_logprobs: tuple[TopLogprobs, ...] = ()  # likewise
     spans: tuple[Span, ...] = ()  # of a watched request: work that the workers have reported
     finish_reason: FinishReason | None = None
+    stop_reason: str | int | None = None  # the stop string or the request's own stop token that ended it
     metrics: RequestMetrics | None = None
 
 
@@ -78,9 +82,12 @@ class Generation:
         queue: ClientQueue,
         feed: Callable[[Ended], None],
         ended: FinishReason | None = None,
+        stops: frozenset[int] = frozenset(),
     ) -> None:
-        """`ended`: why there is nothing to come but the last reply, without metrics."""
+        """`ended`: why there is nothing to come but the last reply, without metrics. `stops`: tokens to be told of."""
         self.spec = spec
+        self._stops = stops
+        self._last = spec.resumed[-1:]  # token
         self._text = text
         self._queue = queue
         self._feed = feed
@@ -93,7 +100,7 @@ class Generation:
         """The next reply, None after the last one. Raises what the request failed of."""
         if self._ended and not self._is_over:
             self._is_over = True
-            return Reply(text=self._text.finish(), finish_reason=self._ended)
+            return Reply(text=self._text.finish(), finish_reason=self._ended, stop_reason=self._stop_reason)
         while not self._is_over:
             match await self._queue.get():
                 case Span() as span:
@@ -105,7 +112,10 @@ class Generation:
                     text = self._text.finish()
                     # A stop string may be complete with the very token that makes the output long enough.
                     reason = FinishReason.STOP if self._is_stopped else reason
-                    return Reply(text=text, spans=self._take_spans(), finish_reason=reason, metrics=metrics)
+                    why = self._stop_reason if reason is FinishReason.STOP else None
+                    return Reply(
+                        text=text, spans=self._take_spans(), finish_reason=reason, stop_reason=why, metrics=metrics
+                    )
                 case Fail(_, error):
                     raise error
         return None
@@ -116,6 +126,7 @@ class Generation:
             self._is_stopped = True
             self._feed(Ended(self.spec.request_id, FinishReason.STOP))
         count = piece.num_tokens
+        self._last = emit.token_ids[count - 1 : count]
         return Reply(
             text=piece.text,
             token_ids=emit.token_ids[:count],
@@ -125,6 +136,13 @@ class Generation:
             top_logprobs=emit.top_logprobs[:count],
             spans=self._take_spans(),
         )
+
+    @property
+    def _stop_reason(self) -> str | int | None:
+        """As vLLM has it: None where the model itself has ended its output."""
+        if self._text.stop_string is not None:
+            return self._text.stop_string
+        return next((token for token in self._last if token in self._stops), None)
 
     def _take_spans(self) -> tuple[Span, ...]:
         spans, self._spans = tuple(self._spans), []
@@ -152,16 +170,18 @@ class Service:
     def generation(self, request: GenerationRequest, spec: RequestSpec, *, watch: bool = False) -> Iterator[Generation]:
         """Run what `admit` made of `request`. Leaving the context early cancels it. `watch`: replies carry spans."""
         decodes = self.tokenizer if request.skip_special_tokens else self.tokenizer.with_special_tokens()
-        text, feed = TextStream(decodes, spec.token_ids, request.stop), self.coordinator.feed
+        text = TextStream(decodes, spec.token_ids, request.stop, spec.sampling.min_tokens)
+        feed, eos = self.coordinator.feed, () if request.ignore_eos else self.tokenizer.eos_token_ids
+        stops = frozenset(request.sampling.stop_token_ids) - set(eos)
         if spec.resumed:
             _push(text, spec.resumed, spec)  # the client has had this text
         if reason := _ended(spec, text):
-            yield Generation(spec, text, ClientQueue(), feed, reason)
+            yield Generation(spec, text, ClientQueue(), feed, reason, stops)
             return
         if telemetry := self.coordinator.telemetry:
             telemetry.expect(spec.request_id, request.caller)
         with self.coordinator.generation(spec, watch=watch) as queue:
-            yield Generation(spec, text, queue, feed)
+            yield Generation(spec, text, queue, feed, stops=stops)
 
     async def admit(self, request: GenerationRequest) -> RequestSpec:
         """The request with every field checked and every default filled in. Raises InvalidInput.
@@ -176,6 +196,9 @@ class Service:
         _check_stop(request.stop)
         if not 0 <= request.window <= MAX_WINDOW:
             raise InvalidInput("window", request.window, f"must be at most {MAX_WINDOW} drafts (0 = the server's)")
+        if request.max_draft_length is not None and request.max_draft_length < 1:
+            fix = 'must be at least 1; for no drafts: mode "off"'
+            raise InvalidInput("max_draft_length", request.max_draft_length, fix)
         token_ids = await self._prompt(request)
         max_tokens = self._max_tokens(token_ids, request.max_tokens)
         sampling = self._with_stops(request, max_tokens)
@@ -190,9 +213,12 @@ class Service:
             mode=request.mode or config.mode,
             rule=request.rule or config.rule,
             policy=request.policy or config.policy,
+            max_draft_length=request.max_draft_length,
             window=request.window or config.window,
             resumed=self._resumed(request, max_tokens),
             client=request.client,
+            num_siblings=request.num_siblings,
+            sibling_of=request.sibling_of,
         )
 
     async def tokenize(self, text: str, *, add_special_tokens: bool = True) -> Tokens:

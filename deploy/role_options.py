@@ -88,7 +88,7 @@ def add_clients(parser: Parser) -> None:
     group.add(
         "--max-requests-per-key",
         kind=options.whole(1, 1_000_000),
-        default=256,
+        default=1024,
         metavar="N",
         help="requests of one key at a time, running and waiting; over it the client is told to come back later",
     )
@@ -109,30 +109,6 @@ def add_grpc_port(group: Group) -> None:
 
 def add_revision(group: Group, flag: str = "--revision", what: str = "an ORG/NAME model") -> None:
     group.add(flag, kind=options.text, shown="main", metavar="REVISION", help=f"branch, tag or commit of {what}")
-
-
-def add_http(group: Group) -> None:
-    group.add(
-        "--port",
-        kind=options.port_or_off,
-        default=8000,
-        metavar="PORT",
-        help="HTTP port: OpenAI's API, /metrics, and a web page at /; 0 = a free one, off = no HTTP",
-    )
-    group.add(
-        "--served-model-name",
-        kind=options.text,
-        shown="the target as it was given",
-        metavar="NAME",
-        help="what HTTP clients call the model",
-    )
-    group.add(
-        "--chat-template",
-        kind=options.text,
-        shown="the target's own",
-        metavar="FILE",
-        help="Jinja template that makes a prompt of a chat's messages",
-    )
 
 
 def add_pacing(parser: Parser) -> None:
@@ -190,7 +166,7 @@ def add_pacing(parser: Parser) -> None:
     group.add(
         "--max-waiting",
         kind=options.whole(1, 1_000_000),
-        default=256,
+        default=1024,
         metavar="N",
         help="requests queued for a verifier; over it clients are told at once to come back later",
     )

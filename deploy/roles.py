@@ -20,6 +20,7 @@ from typing import Any
 
 from deploy import model_free, options
 from deploy.admission_options import add_admission, add_exit_if_refused
+from deploy.http_options import add_http
 from deploy.one_key import keys_file
 from deploy.options import Parser
 from deploy.restart import restart
@@ -29,7 +30,6 @@ from deploy.role_options import (
     add_drain,
     add_grpc_port,
     add_host,
-    add_http,
     add_logging,
     add_pacing,
     add_reflection,
@@ -115,6 +115,8 @@ def _coordinator_config(values: argparse.Namespace) -> Any:
         port=values.port,
         served_model_name=values.served_model_name,
         chat_template=values.chat_template,
+        generation_config=values.generation_config,
+        allowed_origins=tuple(values.allowed_origins.split(",")) if values.allowed_origins else (),
         insecure=values.insecure,
         tls=tls_of(values, PeerRole.COORDINATOR),
         api_keys=values.api_keys,

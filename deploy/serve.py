@@ -15,6 +15,7 @@ from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from deploy import options
 from deploy.checks import check_pair, check_port
+from deploy.http_options import add_http
 from deploy.local import STOP_S, Supervisor
 from deploy.model_free import add_model_free, check_model_free
 from deploy.one_key import keys_file
@@ -27,9 +28,9 @@ from deploy.role_options import (
     add_engine,
     add_grpc_port,
     add_host,
-    add_http,
     add_logging,
     add_pacing,
+    add_reflection,
     add_revision,
     add_tensor_parallel,
     add_tls,
@@ -95,6 +96,7 @@ def reachable(host: str) -> str:
 
 def run(argv: Sequence[str]) -> int:
     values = parser().parse(argv, os.environ)
+    values.target = _target(values)
     check_options(values)
     for role in PeerRole:
         check_versions(role)
@@ -114,6 +116,16 @@ def run(argv: Sequence[str]) -> int:
         check_port("--port", values.host, values.port)
     with keys_file(values):
         return asyncio.run(_serve(_plan(values), values))
+
+
+def _target(values: argparse.Namespace) -> str:
+    """The model to serve, by either of its names. Raises UsageError."""
+    named, given = values.target, values.model
+    if given and named and given != named and not options.source_of("--target"):
+        raise options.UsageError(f"--target: {named} and {given} are two models; give one")
+    if target := given or named:
+        return str(target)
+    raise options.UsageError("--target: is required; give it, or a MODEL, or set PACELINE_TARGET")
 
 
 async def _serve(plan: Plan, values: argparse.Namespace) -> int:
@@ -166,7 +178,8 @@ def _plan(values: argparse.Namespace) -> Plan:
     trust = ("--trust-drafters",) if values.trust_drafters else ()
     common = (*tls, *drain, "--log-level", values.log_level)
     pacing = _given(values, "mode", "rule", "length_policy", "window", "max_draft_wait_ms", "max_waiting")
-    http = _given(values, "served_model_name", "chat_template")
+    http = _given(values, "served_model_name", "chat_template", "generation_config", "allowed_origins")
+    http += ("--reflection",) if values.reflection else ()
     trace = _given(values, "trace", "trace_max_size", "keep_traces", "otlp_traces_endpoint")
     engine = _given(
         values,
@@ -221,13 +234,14 @@ def parser() -> Parser:
 Prints one line when ready. A worker that dies is restarted, and requests go on without it. Ctrl-C lets
 running requests end, within --drain-s, then ends all; a second Ctrl-C ends at once.
 
-  paceline serve --target models/demo-target --drafter models/demo-drafter
+  paceline serve models/demo-target --drafter models/demo-drafter
   paceline serve --target big/ --drafter small/ --dtype bfloat16 --length-policy svip:threshold_nats=0.6
   paceline serve --target big/ --drafter prompt-lookup   drafts without a model: for answers that repeat the prompt
   paceline serve --target big/ --num-drafters 0          plain decoding, to compare
 
 To put the roles on several machines, start each by its own sub-command (coordinator, verifier, drafter).""",
     )
+    it.argument("model", metavar="MODEL", required=False, help="the same as --target MODEL")
     _add_models(it)
     _add_network(it)
     add_tls(it)
@@ -245,9 +259,9 @@ def _add_models(parser: Parser) -> None:
         "--target",
         "--model",
         kind=options.text,
-        required=True,
         metavar="DIR",
-        help="the model whose output is served: a folder in Hugging Face format, or ORG/NAME",
+        shown="MODEL",
+        help="the model whose output is served: a folder in Hugging Face format, or ORG/NAME [required]",
     )
     models.add(
         "--drafter",
@@ -272,6 +286,7 @@ def _add_network(parser: Parser) -> None:
     add_host(network)
     add_grpc_port(network)
     add_http(network)
+    add_reflection(network)
     add_drain(network)
 
 

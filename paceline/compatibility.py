@@ -19,6 +19,7 @@ from paceline.types import WIRE_VERSION
 
 ALL = ("coordinator", "verifier", "drafter")
 WORKERS = ("verifier", "drafter")
+DOOR = ("coordinator",)
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +39,11 @@ PACKAGES = (
     Package("protobuf", "7.35.1", "", ALL, "the runtime may not be older than the committed wire code"),
     Package("msgpack", "1.1", "", ALL, "traces, and the step plan between ranks"),
     Package("tokenizers", "0.22", "", ALL, "reads every tokenizer.json"),
+    Package("fastapi", "0.165", "", DOOR, "the HTTP routes; takes no JSON that does not call itself so"),
+    Package("uvicorn", "0.54", "", DOOR, "serves them"),
+    Package("pydantic", "2.12", "", DOOR, "checks every field that HTTP clients send"),
+    Package("jinja2", "3.1.6", "", DOOR, "chat templates, in the sandbox without the holes of earlier versions"),
+    Package("prometheus-client", "0.26", "", DOOR, "the text of /metrics"),
     Package("safetensors", "0.6", "", WORKERS, "reads weights without running code"),
     Package("torch", "2.9", "", WORKERS, "operators that pack a CPU's weights, and CUDA graphs as they are captured"),
     Package("transformers", "5.23", "5.24", WORKERS, "modelling code whose attention hook is no public interface yet"),
@@ -103,6 +109,12 @@ CONFLICTS = (
         "--port off",
         "is for HTTP, which --port off turns off: leave one of them out",
         lambda given: given.get("served_model_name") and "grpc_port" in given and given.get("port") is None,
+    ),
+    Conflict(
+        "--allowed-origins",
+        "--port off",
+        "is for HTTP, which --port off turns off: leave one of them out",
+        lambda given: given.get("allowed_origins") and "grpc_port" in given and given.get("port") is None,
     ),
     Conflict(
         "--tensor-parallel-size",

@@ -103,6 +103,13 @@ class LengthPolicy:
         given = dict(self.parameters)
         return int(given.get("max_length", given.get("length", 1)))
 
+    def capped(self, max_length: int | None) -> LengthPolicy:
+        """The same with drafts of `max_length` tokens at most; None = as it is."""
+        if max_length is None or max_length >= self.max_length:
+            return self
+        cap = "max_length" if "max_length" in dict(self.parameters) else "length"
+        return LengthPolicy.of(self.name, {**dict(self.parameters), cap: max_length})
+
     def __getitem__(self, key: str) -> float:
         return dict(self.parameters)[key]
 

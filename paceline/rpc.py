@@ -258,7 +258,9 @@ class Server:
         *,
         interceptors: Sequence[Any] = (),
         has_reflection: bool = True,
+        is_ready: bool = True,
     ) -> None:
+        self.is_ready = is_ready  # to serve from the start
         self.grpc = grpc.aio.server(options=SERVER_OPTIONS, interceptors=interceptors)
         self.health = health.HealthServicer()
         self.services = [name for name, _ in services]
@@ -285,9 +287,14 @@ class Server:
             fix = f"cannot be bound on {host}; another process may have it: choose another, or 0 for a free one"
             raise InvalidInput("port", port, fix)
         await self.grpc.start()
-        for name in self.services:
-            await self.health.set(name, health_pb2.HealthCheckResponse.SERVING)
+        await self.say_serving(self.is_ready)
         return bound
+
+    async def say_serving(self, is_serving: bool) -> None:
+        """Say whether the services are served. Of the process, the empty name, nothing is said but at its end."""
+        states = health_pb2.HealthCheckResponse
+        for name in self.services:
+            await self.health.set(name, states.SERVING if is_serving else states.NOT_SERVING)
 
     async def drain(self) -> None:
         """Say NOT_SERVING, so that no new clients are sent here; those that come are served as before."""
@@ -308,16 +315,23 @@ async def start_server(
     tls: Tls | None = None,
     door: Any = None,
     has_reflection: bool = False,
+    is_ready: bool = True,
 ) -> tuple[Server, int]:
     """A running server and its port (a free one for 0).
 
     `services` are pairs of a full name and what adds the service to a `grpc.aio.Server`. `door` is a `paceline.door`;
-    behind one that is locked there is reflection only if it `has_reflection`. Raises `InvalidInput` for a host that is
-    not safe to bind and for a port that is taken.
+    behind one that is locked there is reflection only if it `has_reflection`. Without `is_ready` its health says that
+    it serves once `say_serving` does. Raises `InvalidInput` for a host that is not safe to bind and for a port that is
+    taken.
     """
     check_bind(host, insecure=insecure, has_tls=tls is not None)
     is_locked = door is not None and door.is_locked
-    server = Server(services, interceptors=(door,) if door else (), has_reflection=has_reflection or not is_locked)
+    server = Server(
+        services,
+        interceptors=(door,) if door else (),
+        has_reflection=has_reflection or not is_locked,
+        is_ready=is_ready,
+    )
     return server, await server.start(host, port, tls)
 
 

@@ -42,14 +42,20 @@ class Piece:
 class TextStream:
     """The text of one request's output."""
 
-    def __init__(self, tokenizer: Decodes, prompt_ids: Sequence[int] = (), stop: Sequence[str] = ()) -> None:
+    def __init__(
+        self, tokenizer: Decodes, prompt_ids: Sequence[int] = (), stop: Sequence[str] = (), min_tokens: int = 0
+    ) -> None:
+        """A stop string that is complete with the first `min_tokens` tokens is text like any other."""
         self._tokenizer = tokenizer
+        self._num_free = min_tokens
         self._stop = tuple(filter(None, stop))
         self._known = list(prompt_ids[-CONTEXT_TOKENS:])
         self._known_text = tokenizer.decode(self._known) if self._known else ""
         self._pending: list[int] = []
         self._held = ""  # readable, but perhaps the beginning of a stop string
+        self._free = 0  # characters of it in which no stop string may end
         self.stopped = False
+        self.stop_string: str | None = None  # the one that has ended the text
 
     def push(self, token_ids: Sequence[int]) -> Piece:
         """Take the next tokens. After the stop string, and after `finish`, there is no text."""
@@ -57,14 +63,15 @@ class TextStream:
         for token_id in token_ids:
             if self.stopped:
                 break
-            texts.append(self._release(self._decode(token_id)))
+            texts.append(self._release(self._decode(token_id), is_free=self._num_free > 0))
+            self._num_free -= 1
         return Piece("".join(texts), tuple(map(len, texts)), self.stopped)
 
     def finish(self) -> str:
         """What was held, at the end of the request; it belongs to the last token."""
         if self.stopped:
             return ""
-        rest = self._release(self._window_text())
+        rest = self._release(self._window_text(), is_free=self._num_free >= 0)  # it is the last token's text
         if not self.stopped:
             rest, self._held = rest + self._held, ""
         self.stopped = True
@@ -87,17 +94,24 @@ class TextStream:
         """The text of the pending tokens."""
         return self._tokenizer.decode(self._known + self._pending)[len(self._known_text) :]
 
-    def _release(self, text: str) -> str:
+    def _release(self, text: str, *, is_free: bool) -> str:
         """Hold `text`, and let go what cannot belong to a stop string any more."""
         self._held += text
-        ends = [(at + len(stop), at) for stop in self._stop if (at := self._held.find(stop)) >= 0]
+        if is_free:
+            self._free = len(self._held)
+        ends = [(at + len(stop), at, stop) for stop in self._stop if (at := self._find(stop)) >= 0]
         if ends:
             self.stopped = True
-            at = min(ends)[1]
+            _, at, self.stop_string = min(ends)
         else:
             at = len(self._held) - self._num_suspicious()
         released, self._held = self._held[:at], self._held[at:]
+        self._free = max(0, self._free - at)
         return released
+
+    def _find(self, stop: str) -> int:
+        """Where in the held text the first `stop` begins that does not end too early; -1 if there is none."""
+        return self._held.find(stop, max(0, self._free - len(stop) + 1))
 
     def _num_suspicious(self) -> int:
         """The length of the longest end of the held text with which a stop string begins."""

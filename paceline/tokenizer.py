@@ -10,11 +10,12 @@ import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import tokenizers
 
 from paceline.errors import InvalidInput
+from paceline.files import read_json
+from paceline.pieces import Pieces
 from paceline.types import Tokens
 
 # What architectures call the number of positions they were made for.
@@ -26,6 +27,7 @@ class Tokenizer:
 
     def __init__(self, inner: tokenizers.Tokenizer, *, hash: str, eos_token_ids: Tokens, max_model_len: int) -> None:
         self._inner = inner
+        self._pieces = Pieces(inner)
         self.hash = hash  # see `tokenizer_hash`
         self.eos_token_ids = eos_token_ids
         self.max_model_len = max_model_len  # positions
@@ -62,6 +64,10 @@ class Tokenizer:
     def pieces(self, token_ids: Sequence[int]) -> list[str]:
         """The vocabulary's own name of each token."""
         return [self._inner.id_to_token(token_id) or "" for token_id in token_ids]
+
+    def bytes_of(self, token_id: int) -> bytes:
+        """A token's bytes as they stand in the text; they may be a part of a character."""
+        return self._pieces.bytes_of(token_id)
 
     def with_special_tokens(self) -> WithSpecialTokens:
         """What decodes special tokens too."""
@@ -103,7 +109,7 @@ def tokenizer_hash(path: str | Path) -> str:
     'a b' or ['a', 'b'], keys in any order. Raises `InvalidInput`.
     """
     file = Path(path) / "tokenizer.json"
-    parsed = _read(file)
+    parsed = read_json(file)
     model = parsed.get("model")
     if not isinstance(model, dict) or not model.get("vocab"):
         raise InvalidInput("model", str(file), "holds no vocabulary (model.vocab)")
@@ -113,29 +119,17 @@ def tokenizer_hash(path: str | Path) -> str:
     return f"sha256:{hashlib.sha256(meaning.encode()).hexdigest()}"
 
 
-def _read(file: Path) -> dict[str, Any]:
-    try:
-        parsed = json.loads(file.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InvalidInput("model", str(file), f"cannot be read: {error.strerror or error}") from None
-    except ValueError as error:
-        raise InvalidInput("model", str(file), f"is no JSON: {error}") from None
-    if not isinstance(parsed, dict):
-        raise InvalidInput("model", str(file), "must hold a JSON object")
-    return parsed
-
-
 def _eos_token_ids(folder: Path, inner: tokenizers.Tokenizer) -> Tokens:
     """From the first file that names any, in the order in which Hugging Face's `generate` looks."""
     for name in ("generation_config.json", "config.json"):
-        given = _read(folder / name).get("eos_token_id") if (folder / name).exists() else None
+        given = read_json(folder / name).get("eos_token_id") if (folder / name).exists() else None
         if given is not None:
             ids = given if isinstance(given, list) else [given]
             if not all(isinstance(token_id, int) and 0 <= token_id < 2**32 for token_id in ids):
                 raise InvalidInput("model", str(folder / name), f"eos_token_id={given!r} must be token ids")
             return tuple(ids)
     file = folder / "tokenizer_config.json"
-    token = _read(file).get("eos_token") if file.exists() else None
+    token = read_json(file).get("eos_token") if file.exists() else None
     text = token.get("content") if isinstance(token, dict) else token
     if text is None:
         return ()
@@ -146,7 +140,7 @@ def _eos_token_ids(folder: Path, inner: tokenizers.Tokenizer) -> Tokens:
 
 
 def _max_len(folder: Path) -> int:
-    config = _read(folder / "config.json")
+    config = read_json(folder / "config.json")
     text_config = config.get("text_config")  # of models that read images too
     for place in (config, text_config if isinstance(text_config, dict) else {}):
         for key in _LENGTH_KEYS:

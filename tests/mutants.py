@@ -1135,9 +1135,9 @@ DOORS = (
     ),
     Mutant(
         "what is not supported is ignored",
-        "coordinator/http/schema.py",
-        "if body[name] is not None and not any(",
-        "if False and not any(",
+        "coordinator/http/unserved.py",
+        "        if not any(type(asking[name])",
+        "        if False and not any(type(asking[name])",
         HTTP,
     ),
     Mutant(
@@ -1192,6 +1192,34 @@ DOORS = (
 )
 
 FACES = (
+    Mutant(
+        "metrics: drafts in flight pass for judged ones",
+        "coordinator/core/metrics.py",
+        "if draft.epoch == verdict.epoch), verdict.num_drafts)",
+        "if draft.epoch == verdict.epoch), None)",
+        ("tests/coordinator/test_metrics.py",),
+    ),
+    Mutant(
+        "queue: who waits is turned away although it moves",
+        "coordinator/core/pipeline.py",
+        "if request.verifier is None and now_s < self._moved_s + self.limits.queue_timeout_s:",
+        "if False:",
+        ("tests/coordinator/test_request.py", "-k", "queue"),
+    ),
+    Mutant(
+        "HTTP: a stop string within min_tokens ends the text",
+        "paceline/text.py",
+        "return self._held.find(stop, max(0, self._free - len(stop) + 1))",
+        "return self._held.find(stop)",
+        ("tests/paceline/test_text.py",),
+    ),
+    Mutant(
+        "HTTP: a bound on drafts passes for their length",
+        "coordinator/core/controller.py",
+        "tuple(sorted({min(length, self._max_length) for length in lengths}))",
+        "(self._max_length,)",
+        ("tests/coordinator/test_planner.py",),
+    ),
     Mutant(
         "traces: a request is told to whoever knows its id",
         "coordinator/recent.py",

@@ -38,9 +38,14 @@ _ADAPTIVE_LENGTH = 6
 class Controller:
     """One request's."""
 
-    def __init__(self, policy: LengthPolicy | None = None) -> None:
-        """`policy`: of a request that names one; then only the mode is chosen, for drafts of its usual length."""
-        self._lengths = LENGTHS if policy is None else (_expected_length(policy),)
+    def __init__(self, policy: LengthPolicy | None = None, max_length: int | None = None) -> None:
+        """`policy`: of a request that names one; then only the mode is chosen, for drafts of its usual length.
+
+        `max_length`: tokens in a draft at most, of a request that bounds them.
+        """
+        lengths = LENGTHS if policy is None else (_expected_length(policy),)
+        self._max_length = max_length or max(lengths)
+        self._lengths = tuple(sorted({min(length, self._max_length) for length in lengths}))
         self._choice = FIRST
         self._promised = 0.0  # tokens/s of the choice, uncorrected; 0 = nothing is known to promise
         self._since: tuple[float, int] | None = None  # when, and at which position, the stretch began
@@ -50,6 +55,8 @@ class Controller:
     def resume(self, pace: Pace) -> Choice:
         """What to begin with at a drafter: what its last request chose."""
         self._choice, self._promised, self._since, self._trial_end = pace.choice, 0.0, None, None
+        if self._choice.length > self._max_length:  # the last request had no such bound
+            self._choice = replace(self._choice, length=self._max_length)
         self.is_trying = pace.num_tests < MIN_TESTS or pace.choice is FIRST
         return self._choice
 

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    max_waiting: int = 256  # requests queued for a verifier; over it clients are told to come back
-    queue_timeout_s: float = 60.0  # a request waits this long for a verifier, then fails as unavailable
+    # Requests queued for a verifier; over it clients are told to come back. `vllm bench serve` sends 1000 at once.
+    max_waiting: int = 1024
+    queue_timeout_s: float = 60.0  # a queue that has not moved for so long: who waits in it fails as unavailable
     max_draft_wait_s: float = 0.25  # then the verifier decodes on by itself
     retry_s: float = 5.0  # an unanswered ask is repeated after this; well over the longest honest pass, then doubled
     max_retries: int = 6  # then the verifier counts as lost for this request

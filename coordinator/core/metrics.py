@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any
 
 from paceline.types import Branch, Draft, Source, Verdict
@@ -26,6 +27,7 @@ class RequestMetrics:
     num_drafts: int = 0  # judged
     num_received_drafts: int = 0  # from drafters, judged or not
     num_draft_tokens: int = 0  # in them
+    num_judged_tokens: int = 0  # in the drafts judged: what vLLM calls draft tokens
     num_tested_tokens: int = 0
     num_stale_drafts: int = 0
     num_branches: int = 0  # from drafters
@@ -71,10 +73,18 @@ class RequestMetrics:
         self.num_branch_hits += by_branch
         self.num_branch_misses += not by_branch
 
-    def verified(self, verdict: Verdict, now_s: float) -> None:
-        """Count a verdict that brought something new; repeated ones are not to be counted again."""
+    def verified(self, verdict: Verdict, drafts: Iterable[Draft], now_s: float) -> None:
+        """Count a verdict that brought something new; repeated ones are not to be counted again.
+
+        `drafts` are those in flight, of which the verdict judged the first ones from its own start on: what was
+        committed before a draft's turn came is not judged. A draft that has been forgotten since, with its drafter,
+        counts as long as what was looked at.
+        """
         self.num_drafts += verdict.num_drafts
         self.num_tested_tokens += verdict.num_tested
+        judged = islice((draft for draft in drafts if draft.epoch == verdict.epoch), verdict.num_drafts)
+        num_judged = sum(draft.end - max(draft.start, verdict.start) for draft in judged)
+        self.num_judged_tokens += max(num_judged, verdict.num_tested)
         if verdict.verify_ms:
             self.num_target_passes += 1
             self.verify_ms += verdict.verify_ms
@@ -125,7 +135,8 @@ class RequestMetrics:
         fields = (
             *("mode", "rule", "length_policy", "window", "num_prompt_tokens", "num_generated_tokens", "num_drafts"),
             "num_received_drafts",
-            *("num_draft_tokens", "num_tested_tokens", "num_accepted_tokens", "num_wasted_tokens", "num_stale_drafts"),
+            *("num_draft_tokens", "num_judged_tokens", "num_tested_tokens"),
+            *("num_accepted_tokens", "num_wasted_tokens", "num_stale_drafts"),
             *("num_target_passes", "mean_accepted_length", "draft_ms", "verify_ms", "overlap_share", "queue_ms"),
             *("ttft_ms", "e2e_ms", "coordinator_ms", "wire_ms"),
             *("num_branches", "num_branch_tokens", "num_branch_hits", "num_branch_misses", "num_wasted_branch_tokens"),

@@ -71,6 +71,7 @@ class Pipeline:
         self._requests: dict[str, Request] = {}
         self._waiting = FairQueue()  # requests without a verifier
         self._turnover = Turnover()  # of that queue
+        self._moved_s = -math.inf  # when one who had waited in it had the first answer, at last
         # Running requests that want a drafter, by what they want of it; first come first, and none of these is empty.
         self._undrafted: dict[Wish, OrderedDict[str, None]] = {}
         self._deadlines: list[tuple[float, str]] = []  # heap; an entry that is out of date is skipped
@@ -224,6 +225,8 @@ class Pipeline:
 
     def _verified(self, request: Request, verdict: Verdict, now_s: float) -> Iterator[Command]:
         num_known = len(request.committed)
+        if not request.metrics.sources:
+            self._moved_s = now_s
         yield from self._run(request, request.verified(verdict, now_s))
         self.pools.judged(request.drafter, now_s)
         if num_known // _LOOK_EVERY < len(request.committed) // _LOOK_EVERY:
@@ -372,5 +375,9 @@ class Pipeline:
         while self._next_request_s() <= now_s and self._deadlines:
             _, request_id = heapq.heappop(self._deadlines)
             request = self._requests[request_id]
+            if request.verifier is None and now_s < self._moved_s + self.limits.queue_timeout_s:
+                request.deadline_s = self._moved_s + self.limits.queue_timeout_s  # the queue is long, but it moves
+                self._arm(request)
+                continue
             self.pools.suspect(request.drafter)  # it may be late once too often
             yield from self._run(request, request.tick(now_s))

@@ -18,10 +18,11 @@ class Planner:
 
     def __init__(self, spec: RequestSpec) -> None:
         self.mode = spec.mode or FIRST.mode
-        self.policy = spec.policy or LengthPolicy()
+        self.policy = (spec.policy or LengthPolicy()).capped(spec.max_draft_length)
         self.window = spec.window if self.mode.streams else 1
         self._fixes_policy = spec.policy is not None
-        self._controller = None if spec.mode else Controller(spec.policy)
+        named = self.policy if self._fixes_policy else None
+        self._controller = None if spec.mode else Controller(named, spec.max_draft_length)
 
     @property
     def plan(self) -> DraftPlan:

@@ -269,7 +269,7 @@ class Request:
     def _count(self, verdict: Verdict, sources: tuple[Source, ...], now_s: float) -> None:
         if not self.metrics.sources:
             self.metrics.ttft_ms = 1e3 * (now_s - self.arrived_s)
-        self.metrics.verified(verdict, now_s)
+        self.metrics.verified(verdict, self._window.drafts, now_s)
         self.metrics.sources.update(sources)
         self.metrics.tokens_by_mode[self._planner.mode if self.drafter else Mode.OFF] += len(sources)
         self.metrics.settled(len(self.committed), sources, self._window.drafts)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from fastapi import Depends, FastAPI, Request
+from fastapi.middleware.cors import CORSMiddleware
 from fastapi.responses import Response
 
 from coordinator.http import abort, chat, completions, pages, playground, probes, tokens, traces
 from coordinator.http.door import Door
 from coordinator.http.errors import BodyLimit, RequestIds, add_handlers
 from coordinator.http.face import ClientLeft, Face, check_key
+from coordinator.http.responses import Responses
 from paceline import __version__
 from paceline.rpc import MAX_MESSAGE_BYTES
 
@@ -28,7 +30,16 @@ def create_app(face: Face) -> FastAPI:
     app.state.face = face
     app.add_middleware(BodyLimit, max_bytes=MAX_MESSAGE_BYTES)  # as over gRPC
     app.add_middleware(Door, face=face)
-    app.add_middleware(RequestIds)  # added last, so it is around all others
+    app.add_middleware(Responses, count=face.metrics.responded)
+    app.add_middleware(RequestIds)  # around the ones before
+    if origins := face.service.coordinator.config.allowed_origins:
+        app.add_middleware(  # around all others: a refusal must be readable on the page, too
+            CORSMiddleware,
+            allow_origins=origins,
+            allow_methods=["GET", "POST"],
+            allow_headers=["*"],
+            expose_headers=["x-request-id", "retry-after"],
+        )
     add_handlers(app)
 
     @app.exception_handler(ClientLeft)

@@ -120,7 +120,7 @@ def finish(reason: FinishReason | None) -> str | None:
 
 def metrics_block(metrics: RequestMetrics) -> dict[str, Any]:
     """gRPC's `RequestMetrics`, and beside it vLLM's `speculative_decoding` under vLLM's names."""
-    num_draft_tokens = metrics.num_draft_tokens
+    num_draft_tokens = metrics.num_judged_tokens  # vLLM has no drafts that nobody judges
     return metrics.figures() | {
         "speculative_decoding": {
             "mean_acceptance_length": metrics.mean_accepted_length,

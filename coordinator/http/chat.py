@@ -10,7 +10,7 @@ from fastapi.responses import Response
 
 from coordinator.http import logprobs
 from coordinator.http.call import Call, finish
-from coordinator.http.face import Face, choices, face, origin_of
+from coordinator.http.face import Face, choices, face, origin_of, request_id_of
 from coordinator.http.schema import ChatBody
 from coordinator.service import Reply
 from paceline.errors import InvalidInput
@@ -34,6 +34,7 @@ class ChatShape:
             "message": message,
             "logprobs": self._logprobs(reply),
             "finish_reason": finish(reply.finish_reason),
+            "stop_reason": reply.stop_reason,
         }
 
     def chunks(self, place: int, reply: Reply, offset: int, *, is_first: bool) -> list[dict[str, Any]]:
@@ -47,6 +48,7 @@ class ChatShape:
             deltas.append(({}, None, finish(reply.finish_reason)))
         return [
             {"index": place, "delta": delta, "logprobs": told, "finish_reason": reason}
+            | ({"stop_reason": reply.stop_reason} if reason else {})
             for delta, told, reason in deltas
         ]
 
@@ -65,12 +67,13 @@ async def chat_completions(request: Request, body: ChatBody, it: Annotated[Face,
     )
     asked = body.request(
         prompt,
-        it.service.coordinator.config.policy,
+        it.defaults,
         max_tokens=limits.pop() if limits else None,
         logprobs=bool(body.logprobs),
         top_logprobs=body.top_logprobs or 0,
         **origin_of(request),
-        add_special_tokens=False,  # the template has written them
+        add_special_tokens=body.add_special_tokens,
+        request_id=request_id_of(request, body.request_id),
     )
     shape = ChatShape(it.service.tokenizer, bool(body.logprobs))
     return await Call(it, body, shape, await choices(it.service, asked, body.num_choices)).respond(request)

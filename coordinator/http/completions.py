@@ -10,7 +10,7 @@ from fastapi.responses import Response
 
 from coordinator.http import logprobs
 from coordinator.http.call import Call, finish
-from coordinator.http.face import Face, choices, face, origin_of
+from coordinator.http.face import Face, choices, face, origin_of, request_id_of
 from coordinator.http.schema import CompletionBody
 from coordinator.service import Reply
 from paceline.errors import InvalidInput
@@ -35,6 +35,7 @@ class CompletionShape:
             "text": reply.text,
             "logprobs": logprobs.of_completion(reply, self.tokenizer, offset) if self.has_logprobs else None,
             "finish_reason": finish(reply.finish_reason),
+            "stop_reason": reply.stop_reason,
         }
 
     def chunks(self, place: int, reply: Reply, offset: int, *, is_first: bool) -> list[dict[str, Any]]:
@@ -47,17 +48,17 @@ async def completions(request: Request, body: CompletionBody, it: Annotated[Face
     it.check_model(body.model)
     if not 0 <= (body.logprobs or 0) <= MAX_TOP_LOGPROBS:
         raise InvalidInput("logprobs", body.logprobs, f"must be from 0 to {MAX_TOP_LOGPROBS}")
-    admitted = []
+    admitted, request_id = [], request_id_of(request, body.request_id)
     for number, prompt in enumerate(body.prompts):
         asked = body.request(
             prompt,
-            it.service.coordinator.config.policy,
+            it.defaults,
             max_tokens=DEFAULT_MAX_TOKENS if body.max_tokens is None else body.max_tokens,
             logprobs=body.logprobs is not None,
             top_logprobs=body.logprobs or 0,
             add_special_tokens=body.add_special_tokens,
             **origin_of(request),
-            request_id=f"{body.request_id}-{number}" if body.request_id and number else body.request_id or "",
+            request_id=f"{request_id}-{number}" if request_id and number else request_id,
         )
         admitted += await choices(it.service, asked, body.num_choices)
     shape = CompletionShape(it.service.tokenizer, body.logprobs is not None)

@@ -43,6 +43,13 @@ _STATUS: Sequence[tuple[type[PacelineError], int]] = (
     (Unavailable, 503),
 )
 _TYPES = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 429: "rate_limit_error"}
+# What the service calls a field by another name than the caller here.
+_OWN_NAMES = {
+    "prompt_token_ids": "prompt",
+    "length_policy": "speculative.length_policy",
+    "max_draft_length": "speculative.max_length",
+    "window": "speculative.window",
+}
 _BUG = "internal error; the server's log says more"
 
 
@@ -51,6 +58,12 @@ class UnknownModel(InvalidInput):
 
     def __init__(self, name: str, served: str) -> None:
         super().__init__("model", name, f"is not served here; the model is {served!r}, and GET /v1/models lists it")
+
+
+def asked_id(headers: Headers) -> str:
+    """The request's id by the header `x-request-id`; empty without one, or with one that is not fit for it."""
+    given = headers.get("x-request-id", "")
+    return given if re.fullmatch(r"[!-~]{1,120}", given) else ""  # with room for the numbers of several outputs
 
 
 def status_of(error: BaseException) -> int:
@@ -64,9 +77,12 @@ def error_object(error: BaseException) -> dict[str, Any]:
     """OpenAI's error object. What is no error of ours is a bug, of which nothing is told."""
     status = status_of(error)
     message = str(error) if isinstance(error, PacelineError) else _BUG
+    field = getattr(error, "field", None)
+    if field and (own := _OWN_NAMES.get(field.partition(" ")[0])):
+        message, field = own + message.removeprefix(field.partition(" ")[0]), own
     code = {401: "invalid_api_key", 429: "overloaded", 503: "unavailable"}.get(status)
     code = "model_not_found" if isinstance(error, UnknownModel) else code
-    return _object(status, message, getattr(error, "field", None), code)
+    return _object(status, message, field, code)
 
 
 def response_to(error: BaseException) -> JSONResponse:
@@ -117,8 +133,7 @@ class RequestIds:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        given = Headers(scope=scope).get("x-request-id", "")
-        given = given if re.fullmatch(r"[!-~]{1,128}", given) else ""
+        given = asked_id(Headers(scope=scope))
 
         async def named(message: Message) -> None:
             if message["type"] == "http.response.start":

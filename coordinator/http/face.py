@@ -13,7 +13,7 @@ from fastapi import Request
 
 from coordinator import telemetry
 from coordinator.core.events import RequestSpec
-from coordinator.http.errors import UnknownModel
+from coordinator.http.errors import UnknownModel, asked_id
 from coordinator.http.schema import Message
 from coordinator.metrics_export import MetricsExport
 from coordinator.pool_stats import PoolStats
@@ -46,6 +46,7 @@ class Face:
     metrics: MetricsExport
     stats: PoolStats
     keys: KeyCheck | None = None  # None = everybody may call
+    defaults: Mapping[str, float] = field(default_factory=dict)  # of the sampling law, where the model's are not ours
     created_s: int = field(default_factory=lambda: int(time.time()))
 
     @property
@@ -121,6 +122,11 @@ def origin_of(request: Request) -> dict[str, Any]:
     return {"client": client_of(request), "caller": caller}
 
 
+def request_id_of(request: Request, given: str | None) -> str:
+    """What the caller calls the request: in the body, or else by the header `x-request-id`; empty = nothing."""
+    return given or asked_id(request.headers)
+
+
 async def while_connected(request: Request, work: Awaitable[T]) -> T:
     """The result of `work`, which is cancelled if the client leaves first. Raises ClientLeft then."""
     task = asyncio.ensure_future(work)
@@ -143,13 +149,14 @@ async def _left(request: Request) -> None:
 
 async def choices(service: Service, asked: GenerationRequest, n: int) -> list[tuple[GenerationRequest, RequestSpec]]:
     """`n` requests for one prompt, admitted. With a seed each has its own: the seed, and those that follow it."""
-    admitted = []
+    admitted: list[tuple[GenerationRequest, RequestSpec]] = []
     for i in range(n):
-        one = asked
+        first = admitted[0][1].request_id if admitted else ""
+        one = replace(asked, num_siblings=n, sibling_of=first)
         if n > 1:
             seed = asked.sampling.seed
             sampling = asked.sampling if seed is None else replace(asked.sampling, seed=(seed + i) % (MAX_SEED + 1))
-            one = replace(asked, sampling=sampling, request_id=asked.request_id and f"{asked.request_id}-{i}")
+            one = replace(one, sampling=sampling, request_id=asked.request_id and f"{asked.request_id}-{i}")
         admitted.append((one, await service.admit(one)))
     return admitted
 
@@ -198,5 +205,6 @@ def joined(parts: Sequence[Reply]) -> Reply:
         logprobs=tuple(logprob for part in parts for logprob in part.logprobs),
         top_logprobs=tuple(top for part in parts for top in part.top_logprobs),
         finish_reason=last.finish_reason,
+        stop_reason=last.stop_reason,
         metrics=last.metrics,
     )

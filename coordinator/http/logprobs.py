@@ -43,15 +43,14 @@ def _pairs(reply: Reply, at: int) -> list[tuple[int, float]]:
 
 
 def _entry(tokenizer: Tokenizer, token_id: int, logprob: float) -> dict[str, Any]:
-    text = _text(tokenizer, token_id)
-    return {"token": text, "logprob": max(logprob, LEAST), "bytes": _bytes(text)}
+    found = tokenizer.bytes_of(token_id)
+    return {"token": _readable(found), "logprob": max(logprob, LEAST), "bytes": list(found)}
 
 
 def _text(tokenizer: Tokenizer, token_id: int) -> str:
-    """The token by itself; U+FFFD where it is a part of a character."""
-    return tokenizer.decode((token_id,), skip_special_tokens=False)
+    """The token as it stands in the text; U+FFFD where it is a part of a character."""
+    return _readable(tokenizer.bytes_of(token_id))
 
 
-def _bytes(text: str) -> list[int] | None:
-    """None where the text does not tell them."""
-    return None if "\N{REPLACEMENT CHARACTER}" in text else list(text.encode())
+def _readable(found: bytes) -> str:
+    return found.decode(errors="replace")

@@ -13,7 +13,7 @@ from coordinator.core.events import RequestSpec
 from coordinator.core.worker import Worker
 from coordinator.http import sse
 from coordinator.http.call import finish
-from coordinator.http.face import Face, face, origin_of, replies
+from coordinator.http.face import Face, face, origin_of, replies, request_id_of
 from coordinator.http.schema import PlaygroundBody
 from coordinator.server import Span
 from coordinator.service import GenerationRequest
@@ -33,9 +33,10 @@ async def generate(request: Request, body: PlaygroundBody, it: Annotated[Face, D
     has_template = body.messages is not None  # which writes the special tokens itself
     asked = body.request(
         it.prompt(body.prompt, body.messages),
-        it.service.coordinator.config.policy,
+        it.defaults,
         **origin_of(request),
         add_special_tokens=not has_template,
+        request_id=request_id_of(request, body.request_id),
     )
     spec = await it.service.admit(asked)
     return await sse.stream(request, _events(it, asked, spec))

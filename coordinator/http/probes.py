@@ -12,6 +12,7 @@ from coordinator.http.face import Face, face
 from paceline import __version__
 from paceline.types import Role
 
+_LAW = {"temperature": 1.0, "top_p": 1.0, "top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0}  # OpenAI's
 public = APIRouter()  # for load balancers, which have no key: they tell of the process, not of requests
 router = APIRouter()
 
@@ -78,6 +79,7 @@ def _model(it: Face) -> dict[str, Any]:
         "owned_by": "paceline",
         "root": it.service.coordinator.config.tokenizer,
         "max_model_len": it.service.max_model_len,
+        "default_sampling": {**_LAW, **it.defaults},
     }
 
 

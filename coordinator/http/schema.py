@@ -12,44 +12,14 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, model_validator
 
+from coordinator.http.unserved import without_what_asks_for_nothing
 from coordinator.service import GenerationRequest
 from paceline.errors import InvalidInput
 from paceline.length_policy import LengthPolicy
 from paceline.types import Mode, Rule, SamplingParams, Tokens, member
 
 MAX_CHOICES = 128  # of one call, over all its prompts; each is a request of its own
-_CAPS = ("length", "max_length")  # a policy's parameter that bounds a draft, in tokens
-
-# Fields that OpenAI or vLLM have and that are not served, each with the values that ask for nothing. To ignore one
-# that asks for something would be a lie.
-REFUSED: Mapping[str, tuple[tuple[Any, ...], str]] = {
-    "audio": ((), "only text is served"),
-    "echo": ((False,), "the prompt is not sent back"),
-    "function_call": (("none",), "tools are not served"),
-    "functions": (([],), "tools are not served"),
-    "guided_choice": ((), "constrained output is not served"),
-    "guided_grammar": ((), "constrained output is not served"),
-    "guided_json": ((), "constrained output is not served"),
-    "guided_regex": ((), "constrained output is not served"),
-    "include_stop_str_in_output": ((False,), "output ends before a stop string"),
-    "length_penalty": ((1, 1.0), "there is no beam search"),
-    "modalities": ((["text"],), "only text is served"),
-    "parallel_tool_calls": ((True, False), "tools are not served"),
-    "prediction": ((), "drafts come from the drafters"),
-    "priority": ((0,), "requests are served first come, first served"),
-    "prompt_logprobs": ((), "only output tokens have log-probabilities"),
-    "reasoning_effort": ((), "the target's chat template decides; see chat_template_kwargs"),
-    "response_format": (({"type": "text"},), "constrained output is not served"),
-    "service_tier": (("auto", "default"), "there is one tier"),
-    "spaces_between_special_tokens": ((True,), "the tokenizer decides"),
-    "store": ((False,), "nothing is stored"),
-    "structured_outputs": ((), "constrained output is not served"),
-    "suffix": (("",), "text is only written after the prompt"),
-    "tool_choice": (("none", "auto"), "tools are not served"),
-    "tools": (([],), "tools are not served"),
-    "truncate_prompt_tokens": ((), "a prompt is never cut"),
-    "use_beam_search": ((False,), "there is no beam search"),
-}
+_ROLES = ("system", "developer", "user", "assistant")
 
 
 class Body(BaseModel):
@@ -71,18 +41,10 @@ class Speculative(Body):
     max_length: int | None = None  # tokens in a draft at most
     window: int | None = None  # drafts unverified at a time
 
-    def policy(self, default: LengthPolicy | None) -> LengthPolicy | None:
-        """The policy asked for, with drafts of `max_length` at most. Raises InvalidInput."""
-        policy = default if self.length_policy is None else LengthPolicy.parse(self.length_policy)
-        if self.max_length is None:
-            return policy
-        if self.max_length < 1:
-            fix = 'must be at least 1; for no drafts: mode "off"'
-            raise InvalidInput("speculative.max_length", self.max_length, fix)
-        if policy is None:
-            return LengthPolicy.of("fixed", {"length": self.max_length})
-        caps = {key: min(value, self.max_length) for key, value in policy.parameters if key in _CAPS}
-        return LengthPolicy.of(policy.name, {**dict(policy.parameters), **caps})
+    @property
+    def policy(self) -> LengthPolicy | None:
+        """The policy asked for; None = the server's. Raises InvalidInput."""
+        return None if self.length_policy is None else LengthPolicy.parse(self.length_policy)
 
 
 class SamplingBody(Body):
@@ -102,7 +64,9 @@ class SamplingBody(Body):
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     user: str | None = None  # of OpenAI's accounting; nothing hangs on it
-    metadata: dict[str, str] | None = None  # likewise
+    metadata: dict[str, str] | None = None  # likewise, and so the next two
+    safety_identifier: str | None = None
+    prompt_cache_key: str | None = None
 
     top_k: int | None = None
     min_p: float | None = None
@@ -118,17 +82,8 @@ class SamplingBody(Body):
     @model_validator(mode="before")
     @classmethod
     def _without_what_asks_for_nothing(cls, body: Any) -> Any:
-        """The body without REFUSED fields. Raises InvalidInput for one that asks for something."""
-        if not isinstance(body, dict):
-            return body
-        for name in body.keys() & REFUSED.keys():
-            neutral, reason = REFUSED[name]
-            # 0 == False and 1 == True in Python, but not in JSON.
-            if body[name] is not None and not any(
-                type(body[name]) is type(one) and body[name] == one for one in neutral
-            ):
-                raise InvalidInput(name, body[name], f"is not supported: {reason}; leave it out")
-        return {name: value for name, value in body.items() if name not in REFUSED}
+        """Raises InvalidInput for what is not served here and asks for something."""
+        return without_what_asks_for_nothing(body) if isinstance(body, dict) else body
 
     @property
     def num_choices(self) -> int:
@@ -154,31 +109,36 @@ class SamplingBody(Body):
         """Whether every chunk says how many tokens there are by then; as with vLLM only together with include_usage."""
         return self.include_usage and bool(self.stream_options and self.stream_options.continuous_usage_stats)
 
-    def request(self, prompt: str | Tokens, default: LengthPolicy | None, **more: Any) -> GenerationRequest:
-        """What is asked of the service for one prompt; `more` are further fields of it. Raises InvalidInput."""
+    def request(self, prompt: str | Tokens, defaults: Mapping[str, Any], **more: Any) -> GenerationRequest:
+        """What is asked of the service for one prompt. Raises InvalidInput.
+
+        `defaults` are of the sampling law, `more` further fields of what is asked.
+        """
         how = self.speculative or Speculative()
         stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
         given = {
             "prompt": prompt,
             "max_tokens": self.max_tokens,
-            "sampling": self._sampling(more.pop("logprobs", False), more.pop("top_logprobs", 0)),
+            "sampling": self._sampling(defaults, more.pop("logprobs", False), more.pop("top_logprobs", 0)),
             "stop": stop,
             "ignore_eos": self.ignore_eos,
             "mode": member(Mode, "speculative.mode", how.mode),
             "rule": member(Rule, "speculative.rule", how.rule),
-            "policy": how.policy(default),
+            "policy": how.policy,
+            "max_draft_length": how.max_length,
             "window": how.window or 0,
             "request_id": self.request_id or "",
             "skip_special_tokens": self.skip_special_tokens,
         }
         return GenerationRequest(**(given | more))
 
-    def _sampling(self, logprobs: bool, top_logprobs: int) -> SamplingParams:
+    def _sampling(self, defaults: Mapping[str, Any], logprobs: bool, top_logprobs: int) -> SamplingParams:
         names = ("temperature", "top_p", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty")
         given = {name: value for name in (*names, "min_tokens") if (value := getattr(self, name)) is not None}
+        if self.top_k is not None:
+            given["top_k"] = 0 if self.top_k == -1 else self.top_k  # vLLM writes -1 for off
         return SamplingParams(
-            **given,
-            top_k=0 if self.top_k is None or self.top_k == -1 else self.top_k,  # vLLM writes -1 for off
+            **(dict(defaults) | given),
             seed=self.seed,
             logit_bias=tuple(sorted(_biases(self.logit_bias or {}))),
             stop_token_ids=tuple(self.stop_token_ids or ()),
@@ -221,8 +181,20 @@ class Message(Body):
     annotations: list[Any] | None = None
     audio: None = None
     function_call: None = None
-    tool_calls: None = None
+    tool_calls: list[Any] | None = None
     reasoning_content: str | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_tools(cls, message: Any) -> Any:
+        """Raises InvalidInput for the message of a tool, or that calls one; an empty list of calls is none."""
+        role, calls = (message.get("role"), message.get("tool_calls")) if isinstance(message, dict) else (None, None)
+        if role in ("tool", "function") or calls:
+            what = f"a message with {'tool_calls' if calls else f'the role {role}'}"
+            raise InvalidInput(
+                "messages", what, f"is not supported: tools are not served; roles are {', '.join(_ROLES)}"
+            )
+        return message
 
     def plain(self) -> dict[str, Any]:
         """What the template sees."""
@@ -239,6 +211,7 @@ class ChatBody(SamplingBody):
     max_completion_tokens: int | None = None
     logprobs: bool | None = None
     top_logprobs: int | None = None
+    add_special_tokens: bool = False  # beside those that the template writes
     add_generation_prompt: bool = True
     chat_template_kwargs: dict[str, Any] | None = None
 

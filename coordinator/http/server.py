@@ -21,6 +21,7 @@ from coordinator.service import Service
 from paceline.chat_template import ChatTemplate
 from paceline.errors import InvalidInput
 from paceline.files import stamp
+from paceline.generation_config import sampling_defaults
 from paceline.rpc import check_bind, is_loopback, join
 from paceline.security import Tls
 from paceline.tokenizer import resolve
@@ -29,6 +30,8 @@ log = logging.getLogger(__name__)
 
 MAX_HEADER_BYTES = 16 * 2**10
 KEEP_ALIVE_S = 65  # longer than the usual 60 s of load balancers, so that it is they who close
+# More than may wait and run at a time, so that who comes too many is told so by the queue and not by a bare 503.
+MAX_CONNECTIONS = 4096
 STOP_S = 2  # for responses under way; their requests have been cancelled by then
 
 
@@ -50,12 +53,20 @@ class HttpServer:
         config = coordinator.config
         metrics, stats = MetricsExport(coordinator), PoolStats()
         coordinator.observers += [metrics, stats]
-        template = ChatTemplate.load(resolve(config.tokenizer), config.chat_template)
-        self.app = create_app(Face(Service(coordinator), template, metrics, stats, keys))
+        folder = resolve(config.tokenizer, config.revision)
+        template = ChatTemplate.load(folder, config.chat_template)
+        defaults = sampling_defaults(config.generation_config, folder)
+        if defaults:
+            law = ", ".join(f"{name}={value:g}" for name, value in defaults.items())
+            log.warning("HTTP requests that name no other are sampled with %s; --generation-config says why", law)
+        self.app = create_app(Face(Service(coordinator), template, metrics, stats, keys, defaults))
         self.port = 0
         self._config = config
         is_guarded = config.tls is None or keys is not None or config.insecure
         self.host = config.host if is_guarded or is_loopback(config.host) else "127.0.0.1"
+        if self.host != config.host:
+            fix = "with TLS and without --api-keys it goes beyond this machine only with --insecure"
+            log.warning("HTTP is on %s and not on %s: %s", self.host, config.host, fix)
         self._server: _Server | None = None
         self._task: asyncio.Task[None] | None = None
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from coordinator.core.metrics import RequestMetrics
-from paceline.types import Draft, Source
+from paceline.types import Draft, Source, Verdict
 from paceline.wire import coordinator_pb2
 
-A, R = Source.ACCEPTED, Source.RECOVERED
+A, R, S = Source.ACCEPTED, Source.RECOVERED, Source.SELF_DECODED
 
 
 def metrics() -> RequestMetrics:
@@ -20,6 +20,18 @@ def test_accepted_tokens_are_counted_by_their_place_in_the_draft_they_come_from(
     assert it.accepted_at == {2: 1, 3: 1, 0: 1}
     it.settled(16, (R,), [])
     assert it.accepted_at.total() == 3
+
+
+def test_only_what_a_verdict_judged_counts_as_judged() -> None:
+    """As vLLM counts draft tokens: not what is still in flight, nor what was committed before the draft's turn came."""
+    it = metrics()
+    flight = [Draft("a", 2, 10, (1, 2, 3, 4)), Draft("a", 2, 14, (5, 6, 7)), Draft("a", 2, 17, (8, 9))]
+    it.verified(Verdict("a", 2, 12, (3, 4, 5, 0), (A, A, A, R), num_tested=4, num_drafts=2), flight, 0.0)
+    assert (it.num_drafts, it.num_judged_tokens, it.num_tested_tokens) == (2, 5, 4)
+    it.verified(Verdict("a", 2, 16, (0,), (S,)), flight[2:], 0.0)  # a decode
+    assert it.num_judged_tokens == 5
+    it.verified(Verdict("a", 2, 17, (8, 0), (A, R), num_tested=2, num_drafts=1), [Draft("a", 3, 17, (1,) * 9)], 0.0)
+    assert it.num_judged_tokens == 7  # of the new drafter's draft nothing was judged
 
 
 def test_a_client_is_told_everything_that_the_wire_has_a_name_for() -> None:

@@ -56,6 +56,8 @@ def test_the_page_names_what_is_exported_with_its_labels_and_kind(exported: Metr
     }
     assert {(name, tuple(filter(None, names.split(","))), kind) for name, names, kind in told} == there
     assert len(told) == len(there)
+    for table in re.findall(r"(?:^\|.*\n)+", PAGE.read_text(), flags=re.MULTILINE):
+        assert table.splitlines()[1].startswith("|---"), "rows without a head are no table to a reader's eye"
 
 
 def _labels(exported: MetricsExport) -> dict[Any, tuple[str, ...]]:
@@ -106,6 +108,7 @@ def test_an_end_counts_what_the_request_did(exported: MetricsExport) -> None:
     done = metrics(
         num_drafts=4,
         num_draft_tokens=30,
+        num_judged_tokens=14,
         num_tested_tokens=12,
         num_stale_drafts=1,
         num_branches=5,
@@ -124,11 +127,12 @@ def test_an_end_counts_what_the_request_did(exported: MetricsExport) -> None:
     exported.observe(Arrived(spec()), [], 0.0)
     exported.observe(Tick(), [Finish("a", FinishReason.LENGTH, done)], 1.4)
     assert value(exported, "vllm:request_success_total", finished_reason="length") == 1
-    drafts = ("num_drafts", 4), ("num_draft_tokens", 30), ("num_accepted_tokens", 9)
+    drafts = ("num_drafts", 4), ("num_draft_tokens", 14), ("num_accepted_tokens", 9)
     for name, count in drafts:
         assert value(exported, f"vllm:spec_decode_{name}_total") == count
     places = [value(exported, "vllm:spec_decode_num_accepted_tokens_per_pos_total", position=str(i)) for i in range(4)]
     assert places == [4, 3, 2, None]
+    assert value(exported, "paceline_drafted_tokens_total") == 30
     assert value(exported, "paceline_wasted_tokens_total") == 21
     assert value(exported, "paceline_branches_total") == 5
     assert value(exported, "paceline_branch_tokens_total") == 20
@@ -152,13 +156,13 @@ def test_counters_move_while_a_request_runs_and_its_end_adds_only_the_rest(expor
     accepted = "vllm:spec_decode_num_accepted_tokens_total"
     place = "vllm:spec_decode_num_accepted_tokens_per_pos_total"
     exported.observe(Arrived(spec()), [], 0.0)
-    did.num_draft_tokens = 5
+    did.num_draft_tokens, did.num_judged_tokens = 5, 4
     did.num_drafts, did.sources, did.accepted_at = 1, Counter({A: 3, R: 1}), Counter({0: 1, 1: 1, 2: 1})
     did.tokens_by_mode["pearl"] = 4
     for _ in range(2):  # nothing is counted twice
         exported.render()
     assert (value(exported, accepted), value(exported, place, position="2")) == (3, 1)
-    assert value(exported, "vllm:spec_decode_num_draft_tokens_total") == 5
+    assert value(exported, "vllm:spec_decode_num_draft_tokens_total") == 4
     assert value(exported, "paceline_tokens_by_mode_total", mode="pearl") == 4
     did.sources[A], did.num_drafts, did.num_draft_tokens = 4, 2, 9
     exported.observe(Tick(), [Finish("a", FinishReason.LENGTH, did)], 0.3)
@@ -245,3 +249,25 @@ async def test_registrations_are_told_by_state_and_refusals_by_reason(tmp_path: 
     with pytest.raises(Unsupported):
         toy.registry.register(replace(info, incarnation=2, tokenizer_hash="a" * 64))
     assert value(exported, refusals, role="drafter", reason="tokenizer") == 1
+
+
+def test_outputs_of_one_prompt_are_told_together(exported: MetricsExport) -> None:
+    for name, first in (("a", ""), ("b", "a"), ("c", "")):
+        num_siblings = 1 if name == "c" else 2
+        exported.observe(Arrived(replace(spec(name), num_siblings=num_siblings, sibling_of=first)), [], 0.0)
+    for name, num_tokens in (("a", 7), ("c", 4), ("b", 5)):
+        done = metrics(sources=Counter({S: num_tokens}))
+        exported.observe(Tick(), [Finish(name, FinishReason.LENGTH, done)], 1.0)
+    assert value(exported, "vllm:request_params_n_sum") == 2 + 1
+    assert value(exported, "vllm:request_params_n_count") == 2
+    assert value(exported, "vllm:request_max_num_generation_tokens_sum") == 7 + 4
+    exported.observe(Arrived(replace(spec("d"), num_siblings=2)), [Fail("d", Overloaded("queue", 1, 1))], 0.0)
+    assert not exported._calls, "of a call that was refused nothing stays"
+
+
+def test_a_pass_counts_once_however_many_requests_it_answers(exported: MetricsExport) -> None:
+    for worker, ms, num_tokens in (("v", 3.5, 40), ("v", 3.5, 40), ("w", 3.5, 40), ("v", 3.6, 40), ("v", 3.6, 9)):
+        verdict = Verdict("a", 0, 3, (5,), (A,), verify_ms=ms, batch_tokens=num_tokens)
+        exported.observe(Verified(worker, verdict), [], 1.0)
+    assert value(exported, "vllm:iteration_tokens_total_sum") == 40 + 40 + 40 + 9
+    assert value(exported, "paceline_pass_tokens_count") == 5

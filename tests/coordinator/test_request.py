@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from coordinator.core.commands import Ask, Command, Fail
@@ -132,6 +134,28 @@ def test_without_any_verifier_a_request_waits_then_fails_as_unavailable() -> Non
     (fail,) = it.handle(Tick(), 5.0)
     assert isinstance(fail, Fail)
     assert isinstance(fail.error, Unavailable)
+
+
+def test_a_queue_that_moves_is_waited_in_for_longer_and_one_that_stands_is_not() -> None:
+    """A thousand prompts sent at once are served in turn; what waits in vain is still told so."""
+    it = pipeline(places=1, drafter=False, limits=Limits(queue_timeout_s=5))
+    it.handle(Arrived(spec("r", max_tokens=1)), 0.0)
+    it.handle(Arrived(spec("s", max_tokens=50)), 0.0)
+    it.handle(Arrived(spec("t")), 0.0)
+    it.handle(verdict(3, 7), 4.0)  # r ends, and s begins
+    it.handle(replace(verdict(3, 7), verdict=replace(verdict(3, 7).verdict, request_id="s")), 4.5)
+    assert not [one for one in it.handle(Tick(), 5.0) if isinstance(one, Fail)]
+    assert not [one for one in it.handle(Tick(), 9.4) if isinstance(one, Fail)]
+    (failed,) = [one for one in it.handle(Tick(), 9.6) if isinstance(one, Fail)]
+    assert failed.request_id == "t"
+    assert isinstance(failed.error, Unavailable)
+
+
+def test_the_thousand_prompts_that_vllms_benchmark_sends_at_once_all_find_room() -> None:
+    it = pipeline(places=1, drafter=False)
+    commands = [one for i in range(1000) for one in it.handle(Arrived(spec(f"{i}")), 0.0)]
+    assert not [one for one in commands if isinstance(one, Fail)]
+    assert it.num_waiting == 999
 
 
 def test_over_the_queue_bound_clients_are_told_at_once() -> None:
@@ -340,7 +364,8 @@ def test_metrics_account_for_every_token() -> None:
     metrics = client.metrics
     assert metrics is not None
     assert metrics.num_generated_tokens == 300 == sum(metrics.sources.values())
-    assert metrics.num_accepted_tokens <= metrics.num_tested_tokens <= metrics.num_draft_tokens
+    assert metrics.num_accepted_tokens <= metrics.num_tested_tokens <= metrics.num_judged_tokens
+    assert metrics.num_judged_tokens < metrics.num_draft_tokens  # a rejection leaves drafts behind that nobody judges
     assert metrics.num_tested_tokens - metrics.num_accepted_tokens >= metrics.sources[Source.RECOVERED]
     assert 0.2 < metrics.overlap_share <= 1
 

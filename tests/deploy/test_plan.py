@@ -12,7 +12,8 @@ from safetensors.torch import load_file, save_file
 
 from deploy.checks import check_pair
 from deploy.cli import main
-from deploy.serve import SHARED_KV_CACHE_BYTES, Plan, _plan, parser
+from deploy.roles import _coordinator_config, parser_coordinator
+from deploy.serve import SHARED_KV_CACHE_BYTES, Plan, _plan, _target, parser
 from paceline.errors import InvalidInput
 from tests.tiny import write_pair
 
@@ -54,6 +55,21 @@ def test_an_option_of_the_engine_reaches_both_workers(flag: str, value: str) -> 
 def test_target_and_drafter_may_differ(flag: str, drafter_flag: str, role_flag: str, mine: str, its: str) -> None:
     plan = planned(flag, mine, drafter_flag, its)
     assert (given(plan.verifier, role_flag), given(plan.drafters, role_flag)) == (mine, its)
+
+
+def test_a_positional_model_is_the_target_and_beats_the_environment() -> None:
+    for argv, environ in ((["big", "--drafter", "small"], {}), (["big"], {"PACELINE_TARGET": "other"})):
+        assert _target(parser().parse(argv, environ)) == "big"
+    assert _target(parser().parse([], {"PACELINE_TARGET": "other"})) == "other"
+
+
+def test_what_concerns_the_doors_reaches_the_coordinator() -> None:
+    plan = planned("--reflection", "--generation-config", "none", "--allowed-origins", '["https://a.example", "*"]')
+    config = _coordinator_config(parser_coordinator().parse(["--tokenizer", "big", *plan.coordinator], {}))
+    assert (config.reflection, config.generation_config) == (True, "none")
+    assert config.allowed_origins == ("https://a.example", "*")
+    default = _coordinator_config(parser_coordinator().parse(["--tokenizer", "big", *planned().coordinator], {}))
+    assert (default.reflection, default.generation_config, default.allowed_origins) == (False, "auto", ())
 
 
 def test_the_coordinator_reads_the_tokenizer_of_the_targets_revision() -> None:

@@ -137,6 +137,7 @@ def test_options_that_cannot_go_together_are_refused_before_anything_starts(caps
         ("--api-key", "--api-keys"): ["--api-key", "k" * 20, "--api-keys", "file"],
         ("--chat-template", "--port off"): ["--chat-template", "x", "--port", "off"],
         ("--served-model-name", "--port off"): ["--served-model-name", "x", "--port", "off"],
+        ("--allowed-origins", "--port off"): ["--allowed-origins", "*", "--port", "off"],
         ("--tensor-parallel-size", "--device cuda:N"): ["--tensor-parallel-size", "2", "--device", "cuda:1"],
         ("--length-policy", "--drafter prompt-lookup or suffix"): [
             *("--drafter", "suffix", "--length-policy", "specdecpp:cost_ratio=12"),

@@ -47,9 +47,12 @@ BYTES = Decodes(byte_level())
 WORDS = Decodes(byte_level("hello", " world", "END", "😀 ok", "né"))
 
 
-def slow_cut(text: str, stop: Sequence[str]) -> str:
-    """`text` before the stop string that is complete first, letter by letter; of several the longest."""
-    for end in range(len(text) + 1):
+def slow_cut(text: str, stop: Sequence[str], num_free: int = 0) -> str:
+    """`text` before the stop string that is complete first, letter by letter; of several the longest.
+
+    None is complete among the first `num_free` letters.
+    """
+    for end in range(num_free + 1 if num_free else 0, len(text) + 1):
         ended = [one for one in stop if text[:end].endswith(one)]
         if ended:
             return text[: end - max(map(len, ended))]
@@ -90,6 +93,18 @@ def test_any_split_gives_the_text_of_the_whole(tokenizer: Decodes) -> None:
         stop = rng.sample(stops, k=rng.randint(0, 3))
         text, _, _ = stream(tokenizer, split(rng, ids), stop)
         assert text == slow_cut(tokenizer.decode(ids), stop), f"seed {seed}"
+
+
+def test_a_stop_string_that_ends_among_the_first_tokens_is_text() -> None:
+    for seed in range(300):
+        rng = random.Random(seed)
+        text = "".join(rng.choices("abc", k=rng.randint(1, 12)))
+        stop = rng.sample(["a", "ab", "bc", "abc", "cab", "bcab"], k=rng.randint(1, 3))
+        num_free = rng.randint(0, 8)
+        out = TextStream(BYTES, (), stop, num_free)
+        told = "".join(out.push(push).text for push in split(rng, BYTES.encode(text)))
+        assert told + out.finish() == slow_cut(text, stop, num_free), f"seed {seed}"
+        assert (out.stop_string in stop) == (slow_cut(text, stop, num_free) != text)
 
 
 def test_half_a_character_is_never_let_go() -> None:

@@ -23,6 +23,7 @@ from bench.serving.call import STREAM_OPTIONS, Outcome, agree
 from bench.serving.datasets import Ask
 from bench.serving.load import arrivals_s, run
 from bench.serving.settings import parse
+from coordinator.core.limits import Limits
 from coordinator.http.server import HttpServer
 from paceline.errors import Unavailable
 from tests.coordinator.toy import Toy, write_model
@@ -158,3 +159,16 @@ async def test_no_more_requests_run_at_a_time_than_are_allowed() -> None:
     asks = [Ask(str(i), 1) for i in range(12)]
     assert len(await run(asks, call, [0.0] * 12, 3, lambda: None)) == 12
     assert most == 3
+
+
+async def test_who_sends_more_than_the_queue_takes_is_told_what_to_set(tmp_path: Path) -> None:
+    toy = Toy(write_model(tmp_path / "model"), port=0, served_model_name="toy", limits=Limits(max_waiting=1))
+    toy.add_verifier()
+    it = HttpServer(toy)
+    await it.start()
+    code, told = await measured(it, "--num-prompts", "80", "--random-input-len", "2", "--random-output-len", "8")
+    await toy.close()
+    await it.stop()
+    assert code == 1
+    assert "--max-waiting" in told
+    assert "--max-concurrency" in told

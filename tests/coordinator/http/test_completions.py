@@ -5,7 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from tokenizers.processors import TemplateProcessing
 
+from coordinator.service import GenerationRequest, Service
 from paceline.types import Mode, Rule
 from tests.coordinator.http.conftest import Called
 from tests.coordinator.toy import CONTEXT, END, LOGPROB
@@ -19,7 +21,7 @@ NUM_TOKENS = len(TEXT.encode()) + 1  # and the end
 async def test_a_completion_has_text_usage_and_what_speculation_did(called: Called) -> None:
     answer = await called.post(COMPLETIONS, model="toy", prompt="abc", max_tokens=20)
     (choice,) = answer["choices"]
-    assert choice == {"index": 0, "text": TEXT, "logprobs": None, "finish_reason": "stop"}
+    assert choice == {"index": 0, "text": TEXT, "logprobs": None, "finish_reason": "stop", "stop_reason": None}
     assert answer["usage"] == {"prompt_tokens": 3, "completion_tokens": NUM_TOKENS, "total_tokens": 3 + NUM_TOKENS}
     assert (answer["object"], answer["model"]) == ("text_completion", "toy")
     assert answer["id"].startswith("cmpl-")
@@ -118,7 +120,7 @@ async def test_logprobs_are_there_for_every_token_and_offsets_count_characters(c
     content = answer["choices"][0]["logprobs"]["content"]
     assert [entry["logprob"] for entry in content] == [LOGPROB] * NUM_TOKENS
     assert content[0] == {"token": "h", "logprob": LOGPROB, "bytes": [104], "top_logprobs": []}
-    assert content[1]["bytes"] is None  # half of a character
+    assert [entry["bytes"] for entry in content[1:3]] == [[195], [169]]  # é, a half each
 
 
 async def test_the_likeliest_tokens_stand_beside_each_in_the_shapes_of_both_apis(called: Called) -> None:
@@ -152,7 +154,8 @@ async def test_every_chunk_says_how_many_tokens_there_are_by_then_if_it_is_asked
 
 async def test_a_stop_string_ends_the_text_before_it_and_the_request_at_the_verifier(called: Called) -> None:
     answer = await called.post(COMPLETIONS, prompt="a", max_tokens=20, stop=["o", "lo"], ignore_eos=True)
-    assert answer["choices"][0] == {"index": 0, "text": "hél", "logprobs": None, "finish_reason": "stop"}
+    end = {"finish_reason": "stop", "stop_reason": "lo"}
+    assert answer["choices"][0] == {"index": 0, "text": "hél", "logprobs": None, **end}
     assert called.toy.closed == [called.toy.opened[0].request_id]
 
 
@@ -207,6 +210,8 @@ async def test_defaults_are_openais_and_nulls_are_defaults(called: Called) -> No
             (None, "svip:threshold_nats=0.5,max_length=9", 3),
         ),
         ({"mode": "auto", "window": 2, "rule": "match"}, (None, "fixed:length=8", 2)),
+        ({"mode": "pearl", "max_length": 99}, (Mode.PEARL, "fixed:length=8", 3)),
+        ({"max_length": 16}, (None, "fixed:length=8", 3)),  # a bound, not a length: auto chooses as ever
     ],
 )
 async def test_speculation_is_each_requests_own(
@@ -220,3 +225,72 @@ async def test_speculation_is_each_requests_own(
     assert metrics["window"] == window
     if "rule" in given:
         assert metrics["rule"] == given["rule"]
+
+
+@pytest.mark.parametrize(
+    ("more", "reason", "why"),
+    [
+        ({"stop": ["zz", "ll"]}, "stop", "ll"),
+        ({"stop_token_ids": [ord("l")]}, "stop", ord("l")),
+        ({}, "stop", None),  # the model's own end
+        ({"stop_token_ids": [END]}, "stop", None),
+        ({"stop_token_ids": [END], "ignore_eos": True}, "stop", END),
+        ({"max_tokens": 2, "stop": "zz"}, "length", None),
+    ],
+)
+async def test_a_choice_says_what_has_ended_it(called: Called, more: dict[str, Any], reason: str, why: Any) -> None:
+    body = {"max_tokens": 16} | more
+    (choice,) = (await called.post(COMPLETIONS, prompt="a", **body))["choices"]
+    assert (choice["finish_reason"], choice["stop_reason"]) == (reason, why)
+    last = (await called.stream(COMPLETIONS, prompt="a", **body))[-1]["choices"][0]
+    assert (last["finish_reason"], last["stop_reason"]) == (reason, why)
+    chat = {"messages": USER, **body}
+    (choice,) = (await called.post(CHAT, **chat))["choices"]
+    assert choice["stop_reason"] == why
+    last = (await called.stream(CHAT, **chat))[-1]["choices"][0]
+    assert last["stop_reason"] == why
+
+
+async def test_a_stop_string_that_is_complete_too_early_is_text(called: Called) -> None:
+    """As with vLLM: the first min_tokens tokens are not searched; a token of the toy is a byte."""
+    body: dict[str, Any] = {"prompt": "a", "max_tokens": 16, "stop": ["h", "l"]}
+    texts = [(await called.post(COMPLETIONS, min_tokens=n, **body))["choices"][0]["text"] for n in (0, 1, 3, 4, 5)]
+    assert texts == ["", "hé", "hé", "hél", "héllo"]
+
+
+async def test_the_callers_id_is_the_requests(called: Called) -> None:
+    """So `paceline trace` and /abort_request know it by the id that is in the caller's own logs."""
+    headers = {"x-request-id": "mine-1"}
+    response = await called.http.post(COMPLETIONS, json={"prompt": "a", "max_tokens": 1}, headers=headers)
+    assert response.headers["x-request-id"] == "mine-1"
+    assert response.json()["id"] == "cmpl-mine-1"
+    assert called.toy.opened[-1].request_id == "mine-1"
+    chat = {"messages": USER, "max_tokens": 1}
+    response = await called.http.post(CHAT, json=chat, headers={"x-request-id": "mine-2"})
+    assert response.json()["id"] == "chatcmpl-mine-2"
+    for body, bad in (({"request_id": "own"}, "mine-3"), ({}, "not fit"), ({}, "x" * 121)):
+        response = await called.http.post(
+            COMPLETIONS, json={"prompt": "a", "max_tokens": 1, **body}, headers={"x-request-id": bad}
+        )
+        assert response.status_code == 200
+        assert bad not in response.json()["id"]
+    assert called.toy.opened[-3].request_id == "own"
+
+
+async def test_an_id_that_is_running_already_is_refused(called: Called) -> None:
+    called.toy.num_answers = 0
+    with called.toy.generation(await Service(called.toy).admit(GenerationRequest(prompt="x", request_id="mine"))):
+        response = await called.http.post(COMPLETIONS, json={"prompt": "a"}, headers={"x-request-id": "mine"})
+    assert response.status_code == 400
+    assert "is running already" in response.json()["error"]["message"]
+
+
+async def test_special_tokens_come_before_a_chat_where_they_are_asked_for(called: Called) -> None:
+    chat = {"messages": USER, "max_tokens": 1}
+    called.toy.tokenizer._inner.post_processor = TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 256)])
+    await called.post(CHAT, **chat)
+    await called.post(CHAT, add_special_tokens=False, **chat)
+    await called.post(CHAT, add_special_tokens=True, **chat)
+    plain, same, more = (opened.token_ids for opened in called.toy.opened)
+    assert plain == same
+    assert len(more) == len(plain) + 1

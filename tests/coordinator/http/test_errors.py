@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,8 @@ import pytest
 
 from coordinator.core.events import Verified, WorkerDown
 from coordinator.core.limits import Limits
-from coordinator.http.schema import REFUSED
 from coordinator.http.server import HttpServer
+from coordinator.http.unserved import REFUSED
 from coordinator.service import GenerationRequest, Service
 from paceline.errors import InvalidInput, Overloaded, PeerFault, Unavailable, UnknownRequest, Unsupported
 from tests.coordinator.http.conftest import Called, Keys, client
@@ -36,8 +37,8 @@ USER = [{"role": "user", "content": "hi"}]
         ({"prompt": []}, "prompt", "is empty"),
         ({"prompt": {"a": 1}}, "prompt", "valid string"),
         ({"prompt": ["a", 1]}, "prompt", "valid string"),
-        ({"prompt": [1, 10_000]}, "prompt_token_ids", "vocabulary's size"),
-        ({"prompt": [-1]}, "prompt_token_ids", "vocabulary's size"),
+        ({"prompt": [1, 10_000]}, "prompt", "vocabulary's size"),
+        ({"prompt": [-1]}, "prompt", "vocabulary's size"),
         ({"prompt": "\ud800"}, "prompt", "surrogate"),
         ({"temperature": -1}, "temperature", "from 0 (greedy)"),
         ({"top_p": 0}, "top_p", "greater than 0"),
@@ -58,8 +59,9 @@ USER = [{"role": "user", "content": "hi"}]
         ({"speculative": {"mode": "fast"}}, "speculative.mode", "must be auto, off"),
         ({"speculative": {"rule": "lossy"}}, "speculative.rule", "must be auto, match"),
         ({"speculative": {"max_length": 0}}, "speculative.max_length", 'mode "off"'),
-        ({"speculative": {"length_policy": "guess"}}, "length_policy", "unknown"),
-        ({"speculative": {"window": 65}}, "window", "at most 64"),
+        ({"speculative": {"length_policy": "guess"}}, "speculative.length_policy", "unknown"),
+        ({"speculative": {"length_policy": "svip:zzz=3"}}, "speculative.length_policy", "svip:zzz"),
+        ({"speculative": {"window": 65}}, "speculative.window", "at most 64"),
         ({"request_id": "x" * 129}, "request_id", "128 characters"),
     ],
 )
@@ -72,6 +74,14 @@ async def test_what_is_wrong_is_named(called: Called, body: dict[str, Any], para
     assert (error["type"], error["param"]) == ("invalid_request_error", param)
     assert part in error["message"]
     assert not called.toy.opened
+
+
+async def test_what_asks_for_nothing_is_taken_whatever_its_name(called: Called) -> None:
+    nothing = {"ignore_eos": None, "of_tomorrow": None, "prompt_cache_key": "a", "safety_identifier": "b"}
+    sent_back = {"role": "assistant", "content": "yes", "tool_calls": [], "function_call": None}
+    await called.post(CHAT, messages=[*USER, sent_back, *USER], max_tokens=1, **nothing)
+    error = await called.refusal(CHAT, messages=USER, of_tomorrow=False)
+    assert "unknown field" in error["message"]
 
 
 @pytest.mark.parametrize("name", REFUSED)
@@ -87,7 +97,9 @@ async def test_what_is_not_supported_is_refused_by_name_unless_it_asks_for_nothi
     ("body", "param", "part"),
     [
         ({"messages": []}, "messages", "at least one"),
-        ({"messages": [{"role": "tool", "content": "x"}]}, "messages", "system"),
+        ({"messages": [{"role": "critic", "content": "x"}]}, "messages", "system"),
+        ({"messages": [{"role": "tool", "content": "x", "tool_call_id": "1"}]}, "messages", "tools are not served"),
+        ({"messages": [{"role": "assistant", "tool_calls": [{"id": "1"}]}]}, "messages", "tools are not served"),
         ({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}]}, "messages", "text"),
         ({"messages": [{"role": "user", "content": "refuse"}]}, "messages", "the chat template says: not that"),
         ({"top_logprobs": 21, "logprobs": True}, "top_logprobs", "from 0 to 20"),
@@ -254,3 +266,27 @@ async def test_without_a_key_no_body_is_read(chat_model: Path) -> None:
 
     await HttpServer(toy, Keys()).app(scope, receive, send)
     assert sent[0]["status"] == 401
+
+
+async def test_every_response_is_counted_by_route_and_status(chat_model: Path) -> None:
+    """What is refused at the door reaches no request, and so no other metric."""
+    toy = Toy(chat_model, served_model_name="m")
+    toy.add_verifier()
+    async with client(toy, Keys()) as http:
+        key = {"authorization": "Bearer sesame"}
+        await http.post(COMPLETIONS, json={"prompt": "a", "max_tokens": 1}, headers=key)
+        await http.post(COMPLETIONS, json={"prompt": ""}, headers=key)
+        await http.post(COMPLETIONS, json={"prompt": "a"})
+        await http.get("/v1/models/nobody's", headers=key)
+        await http.get("/made/up", headers=key)
+        await http.post(COMPLETIONS, json={"prompt": " " * 5 * 2**20}, headers=key)
+        page = (await http.get("/metrics", headers=key)).text
+    told = dict(re.findall(r'^paceline_http_responses_total\{model_name="m",(.*)\} (\S+)$', page, re.MULTILINE))
+    assert told == {
+        'path="/v1/completions",status="200"': "1.0",
+        'path="/v1/completions",status="400"': "1.0",
+        'path="other",status="401"': "1.0",
+        'path="/v1/models/{name:path}",status="404"': "1.0",
+        'path="other",status="404"': "1.0",
+        'path="other",status="413"': "1.0",  # by its length, before any route is looked for, as for want of a key
+    }

@@ -194,11 +194,16 @@ async def test_openais_client_streams_over_tls_with_a_key_and_is_refused_without
         await server.stop()
 
 
-def test_behind_tls_without_keys_it_is_for_this_machine_only(chat_model: Path) -> None:
+def test_behind_tls_without_keys_it_is_for_this_machine_only_and_says_so(
+    chat_model: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     open_to_all: Any = {"port": 0, "host": "0.0.0.0", "tls": certificates.tls(PeerRole.COORDINATOR)}
     assert HttpServer(Toy(chat_model, **open_to_all)).host == "127.0.0.1"
+    assert "HTTP is on 127.0.0.1 and not on 0.0.0.0: with TLS and without --api-keys" in caplog.text
+    caplog.clear()
     assert HttpServer(Toy(chat_model, **open_to_all), Keys()).host == "0.0.0.0"
     assert HttpServer(Toy(chat_model, **open_to_all, insecure=True)).host == "0.0.0.0"
+    assert not caplog.text
 
 
 async def test_a_client_that_does_not_read_ends_its_stream() -> None:
