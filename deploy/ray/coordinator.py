@@ -33,10 +33,11 @@ ASK_TIMEOUT_S = 2.0
 class CoordinatorReplica:
     """See the top of the file."""
 
-    def __init__(self, application: str, *_pools: Any) -> None:
+    def __init__(self, *_pools: Any) -> None:
         """`_pools`: handles that make the pools part of the application; nothing is sent through them."""
-        self._application = application
-        self._name = serve.get_replica_context().replica_id.unique_id
+        context = serve.get_replica_context()
+        # Whatever Serve's commands call the application, everybody finds its directory by that name.
+        self._application, self._name = context.app_name, context.replica_id.unique_id
         self._replica = Replica()
         self._reporting: asyncio.Task[None] | None = None
         self._client: AsyncClient | None = None

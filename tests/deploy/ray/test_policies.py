@@ -34,7 +34,7 @@ class World:
         self.now_s = 0.0
         self.directory: Directory | None = Directory()
         self.num_looks = 0
-        self.outlook = Outlook("it", self._find, lambda: self.now_s)
+        self.outlook = Outlook(self._find, lambda: self.now_s)
 
     def _find(self, _: str) -> Directory | None:
         self.num_looks += 1
@@ -44,11 +44,11 @@ class World:
 def test_an_answer_is_read_when_it_is_there_and_not_waited_for() -> None:
     world = World()
     assert world.directory
-    assert world.outlook.demand() is None
-    assert world.outlook.demand() is None
+    assert world.outlook.demand("it") is None
+    assert world.outlook.demand("it") is None
     assert len(world.directory.asked) == 1, "one question at a time"
     world.directory.asked[0].set_result([entry(3, 0.5, worker("verifier", "a:1"))])
-    assert world.outlook.demand() == Demand(
+    assert world.outlook.demand("it") == Demand(
         num_running=3, num_speculative=3, num_places=16, stall_share=0.5, verify_ms=30.0
     )
 
@@ -56,57 +56,57 @@ def test_an_answer_is_read_when_it_is_there_and_not_waited_for() -> None:
 def test_what_is_old_says_nothing() -> None:
     world = World()
     assert world.directory
-    world.outlook.demand()
+    world.outlook.demand("it")
     world.directory.asked[0].set_result([entry(3, 0.5)])
-    assert world.outlook.demand()
+    assert world.outlook.demand("it")
     world.now_s = STALE_S + 0.1
-    assert world.outlook.demand() is None
+    assert world.outlook.demand("it") is None
 
 
 def test_no_coordinator_is_no_reason_to_believe_that_nobody_asks_for_anything() -> None:
     """Else the drafters would go whenever the coordinator restarts."""
     world = World()
     assert world.directory
-    world.outlook.demand()
+    world.outlook.demand("it")
     world.directory.asked[0].set_result([])
-    assert world.outlook.demand() is None
+    assert world.outlook.demand("it") is None
 
 
 def test_a_directory_that_has_died_is_looked_for_again_but_not_at_once() -> None:
     world = World()
     assert world.directory
-    world.outlook.demand()
+    world.outlook.demand("it")
     world.directory.asked[0].set_exception(RuntimeError("the actor died"))
-    world.outlook.demand()
-    world.outlook.demand()
+    world.outlook.demand("it")
+    world.outlook.demand("it")
     assert world.num_looks == 1
     world.now_s = RETRY_S
-    world.outlook.demand()
+    world.outlook.demand("it")
     assert world.num_looks == 2
 
 
 def context(num_replicas: int, **metrics: dict[str, float]) -> Any:
     return SimpleNamespace(
-        target_num_replicas=num_replicas, current_num_replicas=num_replicas, aggregated_metrics=metrics
+        app_name="it", target_num_replicas=num_replicas, current_num_replicas=num_replicas, aggregated_metrics=metrics
     )
 
 
 def knowing(policy: Any, demand: Demand | None) -> Any:
-    policy._outlook = SimpleNamespace(demand=lambda: demand)
+    policy._outlook = SimpleNamespace(demand=lambda _: demand)
     return policy
 
 
 def test_a_pool_stays_as_it_is_while_nothing_is_known() -> None:
-    drafters = knowing(DrafterPolicy("it", requests_per_replica=4, max_stall_share=0.4), None)
-    verifiers = knowing(VerifierPolicy("it", max_kv_used=0.8, max_load=0.8, max_step_ms=None), None)
+    drafters = knowing(DrafterPolicy(requests_per_replica=4, max_stall_share=0.4), None)
+    verifiers = knowing(VerifierPolicy(max_kv_used=0.8, max_load=0.8, max_step_ms=None), None)
     assert drafters(context(3))[0] == 3
     assert verifiers(context(2))[0] == 2
 
 
 def test_drafters_follow_the_demand_and_verifiers_what_their_replicas_record() -> None:
     demand = Demand(num_running=2, num_speculative=9, num_places=64)
-    drafters = knowing(DrafterPolicy("it", requests_per_replica=4, max_stall_share=0.4), demand)
+    drafters = knowing(DrafterPolicy(requests_per_replica=4, max_stall_share=0.4), demand)
     assert drafters(context(0))[0] == 3
-    verifiers = knowing(VerifierPolicy("it", max_kv_used=0.8, max_load=0.8, max_step_ms=None), demand)
+    verifiers = knowing(VerifierPolicy(max_kv_used=0.8, max_load=0.8, max_step_ms=None), demand)
     assert verifiers(context(2, kv_used={"one": 1.0, "other": 0.9}))[0] == 3
     assert verifiers(context(2, kv_used={"one": 0.6, "other": 0.4}))[0] == 2
