@@ -97,7 +97,7 @@ class CoordinatorReplica:
                         entry = entry_of(await asker.server_info(), self._address, self._url)
                         await directory.make(self._application).report.remote(self._name, entry)
                 except (PacelineError, RayError, TimeoutError, ValueError) as error:
-                    log.warning("this coordinator's report was lost: %s", error)
+                    log.warning("this coordinator's report was lost: %s", str(error) or type(error).__name__)
                 await asyncio.sleep(REPORT_S)
         finally:
             await asker.close()

@@ -79,7 +79,8 @@ class DrafterPolicy:
         demand = self._outlook.demand(context.app_name)
         if demand is None:
             return context.target_num_replicas, {}
-        return drafters_wanted(demand, context.current_num_replicas, self._aims), {}
+        num_held = sum(recorded(context, "num_requests"))
+        return drafters_wanted(demand, num_held, context.current_num_replicas, self._aims), {}
 
 
 class VerifierPolicy:
@@ -93,11 +94,16 @@ class VerifierPolicy:
         demand = self._outlook.demand(context.app_name)
         if demand is None:
             return context.target_num_replicas, {}
-        kv_used = mean((context.aggregated_metrics or {}).get("kv_used", {}).values())
+        # What coordinators see calls quickly; what Serve has recorded is the mean of half a minute, and lets go slowly.
+        kv_used = max(demand.kv_used, mean(recorded(context, "kv_used")))
         return verifiers_wanted(demand, kv_used, context.current_num_replicas, self._aims), {}
 
 
-def mean(values: Any) -> float:
+def recorded(context: Any, name: str) -> list[float]:
+    """What the pool's replicas have recorded of themselves (`record_autoscaling_stats`), a figure each."""
+    return list((context.aggregated_metrics or {}).get(name, {}).values())
+
+
+def mean(values: Sequence[float]) -> float:
     """0 for none."""
-    known = list(values)
-    return sum(known) / len(known) if known else 0.0
+    return sum(values) / len(values) if values else 0.0

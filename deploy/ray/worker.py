@@ -96,8 +96,7 @@ class WorkerReplica:
         if not known:
             return {}
         worker = known[0]
-        load = worker["num_requests"] / worker["max_num_seqs"]
-        return {"kv_used": worker["kv_used"], "load": load, "num_requests": float(worker["num_requests"])}
+        return {"kv_used": worker["kv_used"], "num_requests": float(worker["num_requests"])}
 
     async def whereabouts(self) -> dict[str, Any]:
         """For those who watch: where the process serves, its id, and the actors of its other ranks."""

@@ -17,6 +17,8 @@ import pytest
 import yaml
 from packaging.requirements import Requirement
 
+from deploy.local import STOP_S
+from paceline.drain import DRAIN_S
 from tests.deploy.manifests import DEPLOY, ROOT, twins_of
 
 OPTIONAL = {"opentelemetry", "ray", "matplotlib"}  # extras: without them a role does without
@@ -125,3 +127,9 @@ def test_compose_listens_with_certificates_only() -> None:
         assert {f"{role}.crt", f"{role}.key", "ca.crt"} <= set(service["secrets"])
         for port in service.get("ports", ()):
             assert port.startswith("${ADDRESS"), "not on every interface of the machine"
+
+
+def test_compose_gives_time_to_drain_and_to_end() -> None:
+    for role, service in _services():
+        assert "PACELINE_DRAIN_S" not in service["environment"], "the default, which is compared with here"
+        assert int(service["stop_grace_period"].removesuffix("s")) > DRAIN_S + STOP_S, role

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from concurrent.futures import Future
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -101,6 +102,39 @@ def test_a_pool_stays_as_it_is_while_nothing_is_known() -> None:
     verifiers = knowing(VerifierPolicy(max_kv_used=0.8, max_load=0.8, max_step_ms=None), None)
     assert drafters(context(3))[0] == 3
     assert verifiers(context(2))[0] == 2
+
+
+def drafters_after(demand: Demand, **held: float) -> int:
+    """With one replica, which records what it holds."""
+    policy = knowing(DrafterPolicy(requests_per_replica=4, max_stall_share=0.4), demand)
+    return int(policy(context(1, num_requests=held))[0])
+
+
+def test_drafters_are_called_by_stall_share_and_by_queued_work_alone() -> None:
+    calm = Demand(num_running=4, num_speculative=4, num_places=64)
+    assert drafters_after(calm, one=4) == 1
+    assert drafters_after(replace(calm, stall_share=0.5)) == 2
+    assert drafters_after(replace(calm, num_undrafted=1)) == 2
+    assert drafters_after(replace(calm, num_speculative=9)) == 3
+    assert drafters_after(calm, one=9) == 3, "recorded by its replicas"
+    assert drafters_after(replace(calm, num_waiting=20, verify_ms=900.0)) == 1, "not its business"
+    assert drafters_after(Demand(num_running=4, num_places=64), one=9) == 0, "nobody wants drafts"
+
+
+def verifiers_after(demand: Demand, kv_used: float = 0.1) -> int:
+    policy = knowing(VerifierPolicy(max_kv_used=0.8, max_load=0.8, max_step_ms=50.0), demand)
+    return int(policy(context(1, kv_used={"one": kv_used}))[0])
+
+
+def test_verifiers_are_called_by_kv_use_queue_and_step_time_alone() -> None:
+    calm = Demand(num_running=4, num_speculative=4, num_places=64, verify_ms=20.0)
+    assert verifiers_after(calm) == 1
+    assert verifiers_after(calm, kv_used=0.9) == 2, "recorded by its replicas"
+    assert verifiers_after(replace(calm, kv_used=0.9)) == 2, "as coordinators see it"
+    assert verifiers_after(replace(calm, num_waiting=1)) == 2
+    assert verifiers_after(replace(calm, num_waiting=120)) == 3
+    assert verifiers_after(replace(calm, verify_ms=60.0)) == 2
+    assert verifiers_after(replace(calm, stall_share=1.0, num_undrafted=4)) == 1, "not its business"
 
 
 def test_drafters_follow_the_demand_and_verifiers_what_their_replicas_record() -> None:

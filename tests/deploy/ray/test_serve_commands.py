@@ -73,24 +73,23 @@ def served(environment: dict[str, str], name: str) -> Any:
         it = told(environment, name)
         return it if it["status"] == "RUNNING" and "verifier" in {worker["role"] for worker in it["workers"]} else None
 
-    it = until(f"{name} to serve", now)
+    it = until(f"{name} to serve", now, within_s=240)
     with Client(it["grpc"]) as client:
         assert client.complete("hello", max_tokens=8, ignore_eos=True).token_ids
     return it
 
 
-def test_serve_run_takes_the_arguments_and_any_name(environment: dict[str, str], target: Path) -> None:
+def test_serve_run_takes_the_arguments_and_any_name(environment: dict[str, str], target: Path, tmp_path: Path) -> None:
     shares = ("coordinator.num_cpus=0.1", "verifiers.num_cpus=0.1", "pools.drafters.num_cpus=0.1")
     words = ("run", "deploy.ray.app:build", "--name", "typed", "--route-prefix", "/typed", f"target={target}")
-    process = subprocess.Popen(
-        [str(SERVE), *words, "drafter=prompt-lookup", *shares],
-        env=environment,
-        cwd=ROOT,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
+    log = tmp_path / "run.log"
+    with log.open("wb") as file:
+        command = [str(SERVE), *words, "drafter=prompt-lookup", *shares]
+        process = subprocess.Popen(command, env=environment, cwd=ROOT, stdout=file, stderr=file)
     try:
         served(environment, "typed")
+    except AssertionError as error:
+        raise AssertionError(log.read_text()[-4000:]) from error
     finally:
         process.send_signal(signal.SIGINT)  # Ctrl-C takes the application down
         process.wait(60)
