@@ -59,7 +59,7 @@ def read(path: str, command: str) -> dict[str, Setting]:
 
 def _tables(table: Mapping[str, Any], known: Mapping[str, object]) -> dict[str, dict[str, Any]]:
     """The tables by their commands: [ray.up] is `ray up`'s."""
-    found = {}
+    found: dict[str, dict[str, Any]] = {}
     for name, value in table.items():
         if not isinstance(value, dict):
             continue

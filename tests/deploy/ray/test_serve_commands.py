@@ -64,7 +64,7 @@ def run(environment: dict[str, str], *words: str) -> str:
 def told(environment: dict[str, str], name: str) -> Any:
     """What `paceline ray status` says, whatever its exit code."""
     command = [sys.executable, "-m", "deploy.cli", "ray", "status", "--name", name, "--json"]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
     return json.loads(done.stdout)
 
 
