@@ -17,7 +17,7 @@ from paceline import __version__
 from paceline.errors import Forbidden, InvalidInput, PacelineError, Unauthenticated, did_you_mean
 
 # Each module has `run(argv) -> int`, or `run_NAME` if it holds several commands; and, if its options have twins and a
-# place in the file, `parser() -> Parser`, or `parser_NAME`.
+# place in the file, `parser() -> Parser`, or `parser_NAME`, or `parsers()` by name where a command has commands.
 COMMANDS = {
     "demo": ("deploy.demo", "run", "the main job on this machine: every mode side by side, with the demo models"),
     "serve": ("deploy.serve", "run", "coordinator, drafters and verifier on this machine, as separate processes"),
@@ -68,11 +68,13 @@ def _from(error: PacelineError) -> str:
 
 def parsers() -> dict[str, Parser]:
     """Every command's options, by its name; without the commands that have their own way with them."""
-    found = {}
+    found: dict[str, Parser] = {}
     for name, (module, function, _) in COMMANDS.items():
-        make = getattr(importlib.import_module(module), function.replace("run", "parser", 1), None)
-        if make is not None:
+        imported = importlib.import_module(module)
+        if make := getattr(imported, function.replace("run", "parser", 1), None):
             found[name] = make()
+        elif several := getattr(imported, "parsers", None):
+            found |= several()
     return found
 
 

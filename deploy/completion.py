@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import argparse
-import importlib
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 import shtab
 
+from deploy import cli
 from deploy.bench import BENCHMARKS
 from deploy.cli import COMMANDS
-from deploy.options import UsageError
+from deploy.options import Parser, UsageError
 from paceline.errors import did_you_mean
 
 SHELLS = {
@@ -38,17 +39,24 @@ def _tree() -> argparse.ArgumentParser:
     root = argparse.ArgumentParser("paceline", allow_abbrev=False)
     root.add_argument("--version", "-V", action="store_true", help="print the version")
     commands = root.add_subparsers()
-    for name, (module, function, summary) in COMMANDS.items():
-        make = getattr(importlib.import_module(module), function.replace("run", "parser", 1), None)
-        if make is None:
-            words = {"bench": BENCHMARKS, "completion": SHELLS}.get(name, {})
-            it = commands.add_parser(name, help=summary)
-            if words:
-                it.add_argument("which", choices=list(words))
+    known = cli.parsers()
+    for name, (_, _, summary) in COMMANDS.items():
+        if name in known:
+            _add(commands, name, known[name], summary)
             continue
-        own = make().argparse
-        commands.add_parser(name, help=summary, parents=[own], add_help=False, allow_abbrev=False)
+        it = commands.add_parser(name, help=summary)
+        if words := {"bench": BENCHMARKS, "completion": SHELLS}.get(name, {}):
+            it.add_argument("which", choices=list(words))
+        elif several := [whole for whole in known if whole.startswith(f"{name} ")]:  # as `ray up`
+            own = it.add_subparsers()
+            for whole in several:
+                _add(own, whole.removeprefix(f"{name} "), known[whole], known[whole].argparse.description or "")
     return root
+
+
+def _add(commands: Any, name: str, parser: Parser, summary: str) -> None:
+    line = summary.partition("\n")[0]
+    commands.add_parser(name, help=line, parents=[parser.argparse], add_help=False, allow_abbrev=False)
 
 
 def _help() -> str:

@@ -4,6 +4,8 @@
     [serve]
     target = "models/big"      # of `paceline serve` alone; it wins over the same key above
     max-num-seqs = 128         # names are those of the options, without their dashes; _ for - will do
+    [ray.up]
+    num-cpus = 8               # of `paceline ray up`
 
 No file is read that was not named: one that merely lies in the working folder could change what a command does without
 a word. A key that no command knows is an error, so a misspelt one never passes for a default.
@@ -42,17 +44,35 @@ def read(path: str, command: str) -> dict[str, Setting]:
     known = {name: {key for option in parser.options for key in option.keys} for name, parser in parsers().items()}
     table = _load(path)
     shared = {key: value for key, value in table.items() if not isinstance(value, dict)}
-    tables = {name: value for name, value in table.items() if isinstance(value, dict)}
+    tables = _tables(table, known)
     everything = set().union(*known.values())
     found = _settings(path, "", shared, everything, " of any command")
     for name, values in tables.items():
         if name not in known:
             hint = did_you_mean(name, known)
             raise InvalidInput(f"{path}: [{name}]", "…", f"is no command with options; {hint}Use one of {_list(known)}")
-        own = _settings(path, f"[{name}] ", values, known[name], f" of paceline {name}")
+        own = _settings(path, f"[{_dotted(name)}] ", values, known[name], f" of paceline {name}")
         if name == command:
             found |= own
     return {key: setting for key, setting in found.items() if key in known.get(command, ())}
+
+
+def _tables(table: Mapping[str, Any], known: Mapping[str, object]) -> dict[str, dict[str, Any]]:
+    """The tables by their commands: [ray.up] is `ray up`'s."""
+    found: dict[str, dict[str, Any]] = {}
+    for name, value in table.items():
+        if not isinstance(value, dict):
+            continue
+        inner = {f"{name} {key}": own for key, own in value.items() if isinstance(own, dict)}
+        if name not in known and inner and len(inner) == len(value):
+            found |= inner
+        else:
+            found[name] = value
+    return found
+
+
+def _dotted(command: str) -> str:
+    return command.replace(" ", ".")
 
 
 def _load(path: str) -> dict[str, Any]:
@@ -92,7 +112,7 @@ def _texts(where: str, value: Any) -> tuple[str, ...]:
 
 def written(command: str, rows: Sequence[tuple[Option, Any, str]]) -> str:
     """A file that says what `rows` say, with where each value came from; what is not set is commented out."""
-    lines = [f"[{command}]"]
+    lines = [f"[{_dotted(command)}]"]
     for option, value, source in rows:
         key = option.keys[0]
         if option.name in SECRETS and value is not None:
@@ -117,4 +137,4 @@ def _toml(value: Any) -> str:
 
 
 def _list(names: Mapping[str, object]) -> str:
-    return ", ".join(names)
+    return ", ".join(map(_dotted, names))

@@ -6,6 +6,7 @@ import argparse
 
 from coordinator.recent import DEFAULT_KEPT
 from deploy import options
+from deploy.admission_options import add_queue
 from deploy.options import Group, Parser
 from paceline.drain import DRAIN_S
 from paceline.security import PeerRole, Tls
@@ -163,13 +164,7 @@ def add_pacing(parser: Parser) -> None:
         metavar="MS",
         help="longest wait for a draft; then the verifier decodes on by itself",
     )
-    group.add(
-        "--max-waiting",
-        kind=options.whole(1, 1_000_000),
-        default=1024,
-        metavar="N",
-        help="requests queued for a verifier; over it clients are told at once to come back later",
-    )
+    add_queue(group)
 
 
 def add_draft_rows(group: Group) -> None:

@@ -177,7 +177,9 @@ def _plan(values: argparse.Namespace) -> Plan:
     drain = _given(values, "drain_s")
     trust = ("--trust-drafters",) if values.trust_drafters else ()
     common = (*tls, *drain, "--log-level", values.log_level)
-    pacing = _given(values, "mode", "rule", "length_policy", "window", "max_draft_wait_ms", "max_waiting")
+    pacing = _given(
+        values, "mode", "rule", "length_policy", "window", "max_draft_wait_ms", "max_waiting", "queue_timeout_s"
+    )
     http = _given(values, "served_model_name", "chat_template", "generation_config", "allowed_origins")
     http += ("--reflection",) if values.reflection else ()
     trace = _given(values, "trace", "trace_max_size", "keep_traces", "otlp_traces_endpoint")

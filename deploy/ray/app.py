@@ -24,7 +24,7 @@ HEALTH_TIMEOUT_S = 10.0
 LEAVE_S = 5.0  # beside draining and ending the process
 _RESOURCES = ("num_cpus", "num_gpus", "resources")
 # What every process is told.
-_SHARED = {"target", "name", "host", "insecure", "tls_cert", "tls_key", "tls_ca"}
+_SHARED = {"target", "host", "insecure", "tls_cert", "tls_key", "tls_ca"}
 _SHARED |= {"drain_s", "start_timeout_s", "log_level"}
 
 
@@ -41,12 +41,13 @@ def build(arguments: Arguments | dict[str, Any]) -> Application:
         # The new one is there before the old one drains, unless both would want the same port.
         "max_surge_percent": 0 if arguments.coordinator.has_own_port else 100,
     }
-    return _bound(CoordinatorReplica, options, arguments.name, *deployments)
+    return _bound(CoordinatorReplica, options, *deployments)
 
 
 def _bound(kind: type, options: dict[str, Any], *given: Any) -> Application:
-    deployment: Any = serve.deployment(kind)
-    application: Application = deployment.options(**options).bind(*given)
+    deployment: Any = serve.deployment(kind).options(**options)  # so said, `serve build` writes it down
+    # A version of one's own is how Serve knows that the code is the same.
+    application: Application = deployment.options(version=__version__, _internal=True).bind(*given)
     return application
 
 
@@ -63,13 +64,11 @@ def _workers(name: str, pool: Pool, arguments: Arguments) -> Application:
     own = pool.model_dump(mode="json", include={"model", "options", "tensor_parallel_size", *_RESOURCES})
     key = {VERIFIERS: own} if isinstance(pool, VerifierPool) else {"pools": {name: own}}
     options["user_config"] = _config(arguments) | key
-    return _bound(WorkerReplica, options, arguments.name, name)
+    return _bound(WorkerReplica, options, name)
 
 
 def _common(arguments: Arguments) -> dict[str, Any]:
     return {
-        "version": __version__,
-        "_internal": True,  # a version of one's own is how Serve knows that the code is the same
         "max_ongoing_requests": 100,
         "health_check_period_s": HEALTH_PERIOD_S,
         "health_check_timeout_s": HEALTH_TIMEOUT_S,
@@ -108,7 +107,7 @@ def _policy(pool: Pool, arguments: Arguments) -> dict[str, Any]:
         }
     return {
         "policy_function": f"deploy.ray.policies:{kind}",
-        "policy_kwargs": {"application": arguments.name, **aims},
+        "policy_kwargs": aims,
     }
 
 

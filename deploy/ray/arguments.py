@@ -126,7 +126,7 @@ class Arguments(_Strict):
     pools: dict[str, DrafterPool] = {}  # of drafters, by name
     verifiers: VerifierPool = VerifierPool()
     coordinator: Coordinators = Coordinators()
-    name: str = "paceline"  # of the application, in Serve
+    name: str = "paceline"  # by which `paceline ray up` deploys it; Serve's own commands have one of theirs
     host: str = "127.0.0.1"  # what every process listens on; `node` = its node's address
     insecure: bool = False
     tls_cert: str | None = None  # on every node the same paths, with {role} in them

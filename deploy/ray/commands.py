@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import importlib
 import json
 import logging
 import os
@@ -34,7 +35,24 @@ def run(argv: Sequence[str]) -> int:
         raise UsageError(f"ray {argv[0]}: unknown command; {hint}The commands are {', '.join(COMMANDS)}")
     if has_token(os.environ):
         os.environ.setdefault("RAY_AUTH_MODE", "token")
-    return {"up": up, "status": status, "down": down}[argv[0]](argv[1:])
+    values = parsers()[f"ray {argv[0]}"].parse(argv[1:], os.environ)
+    _check_installed()
+    return {"up": up, "status": status, "down": down}[argv[0]](values)
+
+
+def parsers() -> dict[str, Parser]:
+    """Each command's options, by its whole name."""
+    return {f"ray {name}": make() for name, make in _PARSERS.items()}
+
+
+def _check_installed() -> None:
+    """Raises UsageError without Ray, which only these commands need."""
+    try:
+        for name in ("ray.serve", "yaml"):
+            importlib.import_module(name)
+    except ImportError as error:
+        fix = "pip install 'paceline[ray]', here and on every node of the cluster"
+        raise UsageError(f"ray: Ray Serve cannot be imported ({error}); {fix}") from None
 
 
 def has_token(environ: Mapping[str, str]) -> bool:
@@ -64,20 +82,20 @@ examples:
 docs/ray.md explains the application's arguments."""
 
 
-def up(argv: Sequence[str]) -> int:
-    values = _parser_of_up().parse(argv, os.environ)
+def up(values: argparse.Namespace) -> int:
     arguments = _arguments(values)
     from ray import serve
 
     from deploy.ray.app import build
 
-    with _cluster(values, may_start=True):
+    with _cluster(values, may_start=True) as dashboard:
         _check_nodes(arguments)
         serve.start(proxy_location="HeadOnly" if values.proxy_port else "Disabled", http_options=_http(values))
         route = "/" if values.proxy_port else None
         serve.run(build(arguments), name=arguments.name, route_prefix=route, blocking=False)
-        told = _wait(arguments.name, values.start_timeout)
-        _print(told, values, f"paceline ready: gRPC on {told['grpc']}, HTTP on {told['http']}")
+        told = _wait(arguments.name, values.start_timeout) | {"dashboard": dashboard}
+        more = f", Ray's dashboard on {dashboard}" if dashboard else ""
+        _print(told, values, f"paceline ready: gRPC on {told['grpc']}, HTTP on {told['http']}{more}")
     return 0
 
 
@@ -137,21 +155,23 @@ def _merged(*several: Mapping[str, Any]) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def _cluster(values: argparse.Namespace, *, may_start: bool) -> Iterator[None]:
-    """Connected to the cluster that is meant. Raises Unavailable if there is none."""
+def _cluster(values: argparse.Namespace, *, may_start: bool) -> Iterator[str]:
+    """Connected to the cluster that is meant; its dashboard's URL, empty without one. Raises Unavailable."""
     import ray
 
     from deploy.ray import directory
 
     address = values.address or os.environ.get("RAY_ADDRESS") or _own(values, may_start=may_start)
-    level = logging.WARNING if values.log_level == "warning" else logging.INFO
+    level = values.log_level.upper()
     try:
-        ray.init(address=address, namespace=directory.NAMESPACE, log_to_driver=False, logging_level=level)
+        context: Any = ray.init(
+            address=address, namespace=directory.NAMESPACE, log_to_driver=False, logging_level=level
+        )
     except ConnectionError as error:
         raise Unavailable(f"no Ray cluster answers at {address}: {error}") from None
     logging.getLogger("ray.serve").setLevel(level)
     try:
-        yield
+        yield f"http://{context.dashboard_url}" if context.dashboard_url else ""
     finally:
         ray.shutdown()
 
@@ -229,11 +249,9 @@ def _plain(states: Mapping[Any, int]) -> dict[str, int]:
     return {str(getattr(state, "value", state)): count for state, count in states.items()}
 
 
-def status(argv: Sequence[str]) -> int:
-    parser = Parser("ray status", "Where the application serves, and what every pool has.\n\n  paceline ray status")
-    values = _common(parser).parse(argv, os.environ)
-    with _cluster(values, may_start=False):
-        told = _told(values.name or "paceline")
+def status(values: argparse.Namespace) -> int:
+    with _cluster(values, may_start=False) as dashboard:
+        told = _told(values.name or "paceline") | {"dashboard": dashboard}
     lines = [f"{told['name']}: {told['status']}; gRPC on {told['grpc'] or '–'}, HTTP on {told['http'] or '–'}"]
     for name, pool in told["pools"].items():
         counts = ", ".join(f"{count} {state.lower()}" for state, count in pool["replicas"].items()) or "none"
@@ -242,16 +260,13 @@ def status(argv: Sequence[str]) -> int:
         f"  {told['running']} requests running, {told['waiting']} waiting, {told['undrafted']} without a drafter; "
         f"stall share {told['stall_share']:.0%}, a pass {told['verify_ms']:.1f} ms"
     )
+    if dashboard:
+        lines.append(f"  Ray's dashboard: {dashboard}")
     _print(told, values, "\n".join(lines))
     return 0 if told["status"] == "RUNNING" else 1
 
 
-def down(argv: Sequence[str]) -> int:
-    parser = Parser(
-        "ray down",
-        "Take the application down. Coordinators let what runs end first; a cluster that `up` has started ends too.",
-    )
-    values = _common(parser).parse(argv, os.environ)
+def down(values: argparse.Namespace) -> int:
     from ray import serve
 
     from deploy.ray import directory, local_cluster
@@ -327,6 +342,18 @@ it starts one on this machine, or uses the one that it has started.
     return parser
 
 
+def _parser_of_status() -> Parser:
+    about = (
+        "Where the application serves, and what every pool has. Exit code 1 unless it serves.\n\n  paceline ray status"
+    )
+    return _common(Parser("ray status", about))
+
+
+def _parser_of_down() -> Parser:
+    about = "Take the application down. Coordinators let what runs end first; a cluster that `up` has started ends too."
+    return _common(Parser("ray down", about))
+
+
 def _common(parser: Parser) -> Parser:
     group = parser.group("cluster")
     group.add(
@@ -340,9 +367,12 @@ def _common(parser: Parser) -> Parser:
     group.add("--json", kind=options.boolean, default=False, help="one JSON object instead of text")
     group.add(
         "--log-level",
-        kind=options.choice("info", "warning"),
+        kind=options.choice("debug", "info", "warning", "error"),
         default="warning",
         metavar="LEVEL",
-        help="Ray's own messages on stderr: info or warning",
+        help="least severe of Ray's own messages on stderr: debug, info, warning or error",
     )
     return parser
+
+
+_PARSERS = {"up": _parser_of_up, "status": _parser_of_status, "down": _parser_of_down}

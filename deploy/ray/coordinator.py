@@ -21,7 +21,7 @@ from deploy.ray.arguments import Arguments, flags
 from deploy.ray.directory import REPORT_S, entry_of
 from deploy.ray.replica import Replica, cancelled
 from paceline.api_keys import read_keys
-from paceline.client import AsyncClient
+from paceline.client import AsyncClient, ServerInfo
 from paceline.errors import PacelineError
 from paceline.security import PeerRole, Tls
 
@@ -30,16 +30,49 @@ log = logging.getLogger("ray.serve")
 ASK_TIMEOUT_S = 2.0
 
 
+class Asker:
+    """Asks the coordinator's process. After any failure it reads key and certificates again.
+
+    A key may be revoked, and a certificate run out, while the replica goes on: one that kept what it has read first
+    would never report again, and the pools would stay as they are for good.
+    """
+
+    def __init__(self, address: str, arguments: Arguments) -> None:
+        self._address, self._arguments = address, arguments
+        self._client: AsyncClient | None = None
+
+    async def server_info(self) -> ServerInfo:
+        """Raises PacelineError, also for files that cannot be read."""
+        if self._client is None:
+            self._client = self._connect()
+        try:
+            return await self._client.server_info()
+        except BaseException:
+            await self.close()
+            raise
+
+    def _connect(self) -> AsyncClient:
+        told = self._arguments
+        tls = Tls.of(PeerRole.CLIENT, told.tls_cert, told.tls_key, told.tls_ca)
+        key = next(iter(read_keys(told.api_keys).values())) if told.api_keys else None
+        return AsyncClient(self._address, tls=tls, api_key=key)
+
+    async def close(self) -> None:
+        client, self._client = self._client, None
+        if client is not None:
+            await client.close()
+
+
 class CoordinatorReplica:
     """See the top of the file."""
 
-    def __init__(self, application: str, *_pools: Any) -> None:
+    def __init__(self, *_pools: Any) -> None:
         """`_pools`: handles that make the pools part of the application; nothing is sent through them."""
-        self._application = application
-        self._name = serve.get_replica_context().replica_id.unique_id
+        context = serve.get_replica_context()
+        # Whatever Serve's commands call the application, everybody finds its directory by that name.
+        self._application, self._name = context.app_name, context.replica_id.unique_id
         self._replica = Replica()
         self._reporting: asyncio.Task[None] | None = None
-        self._client: AsyncClient | None = None
 
     async def reconfigure(self, config: dict[str, Any]) -> None:
         await self._leave()
@@ -54,20 +87,20 @@ class CoordinatorReplica:
         if child.http_url:
             child.arguments += ("--port", child.http_url.rpartition(":")[2])
         self._address, self._url = child.address, child.http_url
-        tls = Tls.of(PeerRole.CLIENT, arguments.tls_cert, arguments.tls_key, arguments.tls_ca)
-        key = next(iter(read_keys(arguments.api_keys).values())) if arguments.api_keys else None
-        self._client = AsyncClient(self._address, tls=tls, api_key=key)
-        self._reporting = asyncio.create_task(self._report(self._client), name="report")
+        self._reporting = asyncio.create_task(self._report(Asker(self._address, arguments)), name="report")
 
-    async def _report(self, client: AsyncClient) -> None:
-        while True:
-            try:
-                async with asyncio.timeout(ASK_TIMEOUT_S):
-                    entry = entry_of(await client.server_info(), self._address, self._url)
-                    await directory.make(self._application).report.remote(self._name, entry)
-            except (PacelineError, RayError, TimeoutError, ValueError) as error:
-                log.warning("this coordinator's report was lost: %s", error)
-            await asyncio.sleep(REPORT_S)
+    async def _report(self, asker: Asker) -> None:
+        try:
+            while True:
+                try:
+                    async with asyncio.timeout(ASK_TIMEOUT_S):
+                        entry = entry_of(await asker.server_info(), self._address, self._url)
+                        await directory.make(self._application).report.remote(self._name, entry)
+                except (PacelineError, RayError, TimeoutError, ValueError) as error:
+                    log.warning("this coordinator's report was lost: %s", str(error) or type(error).__name__)
+                await asyncio.sleep(REPORT_S)
+        finally:
+            await asker.close()
 
     async def __call__(self, request: Request) -> Response:
         if request.url.path in ("", "/"):
@@ -85,8 +118,6 @@ class CoordinatorReplica:
     async def _leave(self) -> None:
         await cancelled(self._reporting)
         self._reporting = None
-        if self._client:
-            await self._client.close()
 
     async def __del__(self) -> None:
         await self._leave()

@@ -98,11 +98,14 @@ def main(num_cpus: int) -> None:
 
     stopped = []
     # `local` begins a new one, whatever else runs on this machine.
-    context: Any = ray.init(address="local", num_cpus=num_cpus or None, include_dashboard=False, log_to_driver=False)
+    # Its dashboard is on loopback, where Serve's own commands reach it; where none comes up, `None` goes on without.
+    context: Any = ray.init(address="local", num_cpus=num_cpus or None, include_dashboard=None, log_to_driver=False)
     signal.signal(signal.SIGTERM, lambda *_: stopped.append(True))
     file = folder() / "cluster.json"
     fresh = file.with_suffix(".new")
-    fresh.write_text(json.dumps({"pid": os.getpid(), "address": context.address_info["gcs_address"]}))
+    dashboard = f"http://{context.dashboard_url}" if context.dashboard_url else ""
+    told = {"pid": os.getpid(), "address": context.address_info["gcs_address"], "dashboard": dashboard}
+    fresh.write_text(json.dumps(told))
     os.replace(fresh, file)
     while not stopped:
         time.sleep(POLL_S)

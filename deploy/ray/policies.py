@@ -27,22 +27,21 @@ class Outlook:
 
     def __init__(
         self,
-        application: str,
         find: Callable[[str], Any | None] = directory.find,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._application, self._find, self._clock = application, find, clock
+        self._find, self._clock = find, clock
         self._handle: Any = None
         self._asked: Future[Sequence[Entry]] | None = None
         self._next_s = 0.0  # nothing is asked before
         self._known: tuple[float, Demand] | None = None  # when it was learnt, and what
 
-    def demand(self) -> Demand | None:
-        """The latest that is known; None if that is too old, or if no coordinator is there."""
+    def demand(self, application: str) -> Demand | None:
+        """The latest that is known of it; None if that is too old, or if no coordinator is there."""
         now_s = self._clock()
         self._hear(now_s)
         if self._asked is None and now_s >= self._next_s:
-            self._ask(now_s)
+            self._ask(application, now_s)
         if self._known is None or now_s - self._known[0] > STALE_S:
             return None
         return self._known[1]
@@ -59,10 +58,10 @@ class Outlook:
                 self._known = (now_s, Demand.of(entries))
         self._asked = None
 
-    def _ask(self, now_s: float) -> None:
+    def _ask(self, application: str, now_s: float) -> None:
         self._next_s = now_s + ASK_S
         if self._handle is None:
-            self._handle = self._find(self._application)
+            self._handle = self._find(application)
         if self._handle is None:
             self._next_s = now_s + RETRY_S
         else:
@@ -72,33 +71,39 @@ class Outlook:
 class DrafterPolicy:
     """Stall share and queued drafting work, for one pool of drafters."""
 
-    def __init__(self, application: str, **aims: float) -> None:
-        self._outlook = Outlook(application)
+    def __init__(self, **aims: float) -> None:
+        self._outlook = Outlook()
         self._aims = DrafterAims(**aims)
 
     def __call__(self, context: Any) -> Decision:
-        demand = self._outlook.demand()
+        demand = self._outlook.demand(context.app_name)
         if demand is None:
             return context.target_num_replicas, {}
-        return drafters_wanted(demand, context.current_num_replicas, self._aims), {}
+        num_held = sum(recorded(context, "num_requests"))
+        return drafters_wanted(demand, num_held, context.current_num_replicas, self._aims), {}
 
 
 class VerifierPolicy:
     """KV use, queue and step time."""
 
-    def __init__(self, application: str, **aims: Any) -> None:
-        self._outlook = Outlook(application)
+    def __init__(self, **aims: Any) -> None:
+        self._outlook = Outlook()
         self._aims = VerifierAims(**aims)
 
     def __call__(self, context: Any) -> Decision:
-        demand = self._outlook.demand()
+        demand = self._outlook.demand(context.app_name)
         if demand is None:
             return context.target_num_replicas, {}
-        kv_used = mean((context.aggregated_metrics or {}).get("kv_used", {}).values())
+        # What coordinators see calls quickly; what Serve has recorded is the mean of half a minute, and lets go slowly.
+        kv_used = max(demand.kv_used, mean(recorded(context, "kv_used")))
         return verifiers_wanted(demand, kv_used, context.current_num_replicas, self._aims), {}
 
 
-def mean(values: Any) -> float:
+def recorded(context: Any, name: str) -> list[float]:
+    """What the pool's replicas have recorded of themselves (`record_autoscaling_stats`), a figure each."""
+    return list((context.aggregated_metrics or {}).get(name, {}).values())
+
+
+def mean(values: Sequence[float]) -> float:
     """0 for none."""
-    known = list(values)
-    return sum(known) / len(known) if known else 0.0
+    return sum(values) / len(values) if values else 0.0

@@ -29,6 +29,7 @@ class Demand:
     num_resting: int = 0  # have a drafter, which draws nothing since it does not pay
     num_speculative: int = 0  # running and waiting, but for those that asked for plain decoding
     num_places: int = 0  # for requests, on the verifiers that are there
+    kv_used: float = 0.0  # of their caches, a share, on average
     stall_share: float = 0.0
     verify_ms: float = 0.0
 
@@ -37,19 +38,20 @@ class Demand:
         running = [entry for entry in entries if entry["num_running"]]
         num_running = sum(entry["num_running"] for entry in running)
         # Every coordinator knows every worker, so a verifier's places count once.
-        places = {
-            worker["address"]: worker["max_num_seqs"]
+        verifiers = {
+            worker["address"]: worker
             for entry in entries
             for worker in entry["workers"]
             if worker["role"] == Role.VERIFIER and not worker["is_draining"]
-        }
+        }.values()
         return cls(
             num_running=num_running,
             num_waiting=sum(entry["num_waiting"] for entry in entries),
             num_undrafted=sum(entry["num_undrafted"] for entry in entries),
             num_resting=sum(entry["num_resting"] for entry in entries),
             num_speculative=sum(entry["num_speculative"] for entry in entries),
-            num_places=sum(places.values()),
+            num_places=sum(worker["max_num_seqs"] for worker in verifiers),
+            kv_used=sum(worker["kv_used"] for worker in verifiers) / max(1, len(verifiers)),
             stall_share=sum(entry["stall_share"] * entry["num_running"] for entry in running) / max(1, num_running),
             verify_ms=max((entry["verify_ms"] for entry in running), default=0.0),
         )
@@ -64,16 +66,17 @@ class DrafterAims:
     share: float = 1.0
 
 
-def drafters_wanted(demand: Demand, num_replicas: int, aims: DrafterAims) -> int:
-    """For a pool that has `num_replicas` now.
+def drafters_wanted(demand: Demand, num_held: float, num_replicas: int, aims: DrafterAims) -> int:
+    """For a pool that has `num_replicas` now, which hold `num_held` requests together.
 
-    Work is queued drafting: requests that want drafts, less those for which none are drawn. One drafter more is tried
+    Work is queued drafting: requests that want drafts, less those for which none are drawn; the pool's share of all, or
+    what its own drafters hold, if that is more since other pools are away or full. One drafter more is tried
     where verifiers decode by themselves although there are drafters, or where requests wait for a drafter; never more
     than there are requests. Nobody who wants drafts: none. Where drafting pays for nobody one is kept, to be tried.
     """
     if not demand.num_speculative:
         return 0
-    num_drafting = aims.share * max(0, demand.num_speculative - demand.num_resting)
+    num_drafting = max(0.0, aims.share * (demand.num_speculative - demand.num_resting), num_held - demand.num_resting)
     wanted = math.ceil(num_drafting / aims.requests_per_replica)
     is_short = demand.num_undrafted > 0 or demand.stall_share > aims.max_stall_share
     if is_short and num_replicas:
@@ -93,8 +96,9 @@ class VerifierAims:
 def verifiers_wanted(demand: Demand, kv_used: float, num_replicas: int, aims: VerifierAims) -> int:
     """For a pool of `num_replicas` whose KV caches are `kv_used`, a share, on average.
 
-    Pressure is the largest of KV use, load and step time, each against what is aimed at; with requests in the queue one
-    more is wanted in any case. One fewer, once the others could carry all and be calm.
+    Pressure is the largest of KV use, load and step time, each against what is aimed at. The queue is a part of the
+    load, so a long one calls for several at once, and a short one for one more in any case. One fewer, once the others
+    could carry all and be calm.
     """
     if not num_replicas:
         return 1
@@ -112,4 +116,4 @@ def verifiers_wanted(demand: Demand, kv_used: float, num_replicas: int, aims: Ve
 
 
 def _load(demand: Demand) -> float:
-    return demand.num_running / demand.num_places if demand.num_places else 0.0
+    return (demand.num_running + demand.num_waiting) / demand.num_places if demand.num_places else 0.0

@@ -14,6 +14,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from ray import serve
+
 from deploy.ray.arguments import VERIFIERS, Arguments, DrafterPool, VerifierPool, flags, needs_device
 from deploy.ray.directory import REPORT_S, Entry
 from deploy.ray.ranks import Ranks
@@ -26,8 +28,8 @@ log = logging.getLogger("ray.serve")
 class WorkerReplica:
     """See the top of the file."""
 
-    def __init__(self, application: str, pool: str) -> None:
-        self._application, self._pool = application, pool
+    def __init__(self, pool: str) -> None:
+        self._application, self._pool = serve.get_replica_context().app_name, pool
         self._role = Role.VERIFIER if pool == VERIFIERS else Role.DRAFTER
         self._folder = Path(tempfile.mkdtemp(prefix="paceline-"))  # nobody else can enter it
         self._replica = Replica()
@@ -94,8 +96,7 @@ class WorkerReplica:
         if not known:
             return {}
         worker = known[0]
-        load = worker["num_requests"] / worker["max_num_seqs"]
-        return {"kv_used": worker["kv_used"], "load": load, "num_requests": float(worker["num_requests"])}
+        return {"kv_used": worker["kv_used"], "num_requests": float(worker["num_requests"])}
 
     async def whereabouts(self) -> dict[str, Any]:
         """For those who watch: where the process serves, its id, and the actors of its other ranks."""

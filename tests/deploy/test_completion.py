@@ -53,9 +53,13 @@ def test_bash_completes_commands(bash_script: Path) -> None:
 
 def test_bash_completes_every_option_of_every_command(bash_script: Path) -> None:
     for name, parser in parsers().items():
-        offered = set(completed(bash_script, "paceline", name, "--"))
+        offered = set(completed(bash_script, "paceline", *name.split(), "--"))
         flags = {flag for option in parser.options for flag in option.flags if flag.startswith("--")}
         assert flags | {"--config", "--print-config"} <= offered, name
+
+
+def test_bash_completes_a_commands_own_commands(bash_script: Path) -> None:
+    assert set(completed(bash_script, "paceline", "ray", "")) >= {"up", "status", "down"}
 
 
 def test_bash_completes_benchmarks_and_shells(bash_script: Path) -> None:
@@ -67,7 +71,7 @@ def test_bash_completes_benchmarks_and_shells(bash_script: Path) -> None:
 def test_the_other_shells_know_all_of_it(shell: str, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     text = script(shell, capsys)
     for name, parser in parsers().items():
-        assert name in text
+        assert name.rpartition(" ")[2] in text
         for option in parser.options:
             assert option.flags[0].removeprefix("--") in text
     if found := shutil.which(shell):  # a check of its syntax where there is such a shell

@@ -6,7 +6,9 @@ No engine to build an image with is needed, nor used: what an image would hold i
 from __future__ import annotations
 
 import ast
+import os
 import re
+import shutil
 import subprocess
 import sys
 from importlib.metadata import Distribution, distribution, packages_distributions
@@ -17,6 +19,8 @@ import pytest
 import yaml
 from packaging.requirements import Requirement
 
+from deploy.local import STOP_S
+from paceline.drain import DRAIN_S
 from tests.deploy.manifests import DEPLOY, ROOT, twins_of
 
 OPTIONAL = {"opentelemetry", "ray", "matplotlib"}  # extras: without them a role does without
@@ -125,3 +129,35 @@ def test_compose_listens_with_certificates_only() -> None:
         assert {f"{role}.crt", f"{role}.key", "ca.crt"} <= set(service["secrets"])
         for port in service.get("ports", ()):
             assert port.startswith("${ADDRESS"), "not on every interface of the machine"
+
+
+def test_compose_gives_time_to_drain_and_to_end() -> None:
+    for role, service in _services():
+        assert "PACELINE_DRAIN_S" not in service["environment"], "the default, which is compared with here"
+        assert int(service["stop_grace_period"].removesuffix("s")) > DRAIN_S + STOP_S, role
+
+
+def _compose() -> list[str]:
+    """The command of whichever compose is installed; empty for none."""
+    if shutil.which("docker"):
+        asked = subprocess.run(["docker", "compose", "version"], capture_output=True, timeout=60, check=False)
+        if asked.returncode == 0:
+            return ["docker", "compose"]
+    return ["docker-compose"] if shutil.which("docker-compose") else []
+
+
+@pytest.mark.parametrize("machine", ["target", "drafter"])
+def test_compose_itself_reads_its_file(machine: str) -> None:
+    if not (command := _compose()):
+        pytest.skip("no docker compose here")
+    own = {"TARGET": "/big", "DRAFTER": "/small", "ADDRESS": "10.0.0.1", "COORDINATOR": "10.0.0.1:50051"}
+    file = DEPLOY / "docker" / f"compose.{machine}.yaml"
+    words = [*command, "-f", str(file), "config"]
+    done = subprocess.run(words, env={**os.environ, **own}, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+    services = yaml.safe_load(done.stdout)["services"]
+    assert set(services) == ({"coordinator", "verifier"} if machine == "target" else {"drafter"})
+    del own["ADDRESS"]
+    done = subprocess.run(words, env={**os.environ, **own}, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode != 0
+    assert "this machine's address" in done.stderr, "what is missing is said, not left empty"

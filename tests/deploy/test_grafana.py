@@ -52,3 +52,27 @@ def test_panels_say_what_they_show_and_do_not_overlap() -> None:
         assert at["x"] + at["w"] <= 24
         assert not cells & taken
         taken |= cells
+
+
+def test_links_lead_to_rays_dashboard_wherever_it_is() -> None:
+    board = json.loads(BOARD.read_text())
+    (where,) = [variable for variable in board["templating"]["list"] if variable["name"] == "ray_dashboard"]
+    assert where["type"] == "textbox"
+    assert where["current"]["value"] == where["query"] == "http://127.0.0.1:8265", "Ray's own default"
+    assert [link["url"] for link in board["links"]] == [
+        f"${{ray_dashboard:raw}}/#/{page}" for page in ("serve", "cluster")
+    ]
+    for link in board["links"]:
+        assert link["type"] == "link"
+        assert link["tooltip"]
+
+
+def test_the_pages_that_are_linked_are_the_dashboards() -> None:
+    ray = pytest.importorskip("ray")
+    scripts = list((Path(ray.__file__).parent / "dashboard" / "client" / "build" / "static" / "js").glob("main.*.js"))
+    if not scripts:
+        pytest.skip("this Ray has no dashboard's pages")
+    source = "".join(script.read_text() for script in scripts)
+    for link in json.loads(BOARD.read_text())["links"]:
+        page = link["url"].rpartition("/")[2]
+        assert f'path:"{page}"' in source, page

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import yaml
 
+from deploy.local import STOP_S
 from paceline.security import PeerRole
 from tests.deploy.manifests import DEPLOY, flags_of, twins_of
 
@@ -79,7 +80,7 @@ def test_a_worker_registers_with_every_coordinator(everything: Docs) -> None:
 def test_a_pod_outlives_its_drain(everything: Docs) -> None:
     for _, spec, container in pods(everything):
         (drain_s,) = [int(one.partition("=")[2]) for one in container["args"] if one.startswith("--drain-s=")]
-        assert spec["terminationGracePeriodSeconds"] > drain_s
+        assert spec["terminationGracePeriodSeconds"] > drain_s + STOP_S, "a clean end comes after draining"
 
 
 def test_no_pod_may_more_than_it_must(everything: Docs) -> None:

@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -53,7 +58,7 @@ def arguments(config: dict[str, Any]) -> Arguments:
 def test_pods_and_services_are_valid(documents: list[dict[str, Any]], cluster: dict[str, Any]) -> None:
     validate = pytest.importorskip("kubernetes_validate").validate
     validate(documents[1], KUBERNETES, strict=True)
-    for group in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"]):
+    for group in groups(cluster):
         template = group["template"]
         pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "a"} | template.get("metadata", {})}
         validate(pod | {"spec": template["spec"]}, KUBERNETES, strict=True)
@@ -61,7 +66,7 @@ def test_pods_and_services_are_valid(documents: list[dict[str, Any]], cluster: d
 
 def test_fields_are_kuberays(cluster: dict[str, Any]) -> None:
     assert set(cluster) <= CLUSTER
-    for group in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"]):
+    for group in groups(cluster):
         assert set(group) <= GROUP
         assert all(isinstance(value, str) for value in group["rayStartParams"].values())
 
@@ -79,14 +84,14 @@ def test_options_exist(arguments: Arguments, capsys: pytest.CaptureFixture[str])
 
 
 def test_there_are_nodes_for_every_pool(cluster: dict[str, Any], arguments: Arguments) -> None:
-    head, *groups = (offered(group) for group in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"]))
+    head, *workers = map(offered, groups(cluster))
     assert fits(arguments.coordinator.bundle, head)
     whole = {name: 4 * amount for name, amount in arguments.verifiers.bundle.items()}
-    assert any(fits(whole, group) for group in groups), "all ranks on one node"
+    assert any(fits(whole, worker) for worker in workers), "all ranks on one node"
     for pool in arguments.drafters.values():
-        able = [group for group in groups if fits(pool.bundle, group)]
+        able = [worker for worker in workers if fits(pool.bundle, worker)]
         assert able
-        assert not any(group.get("GPU") for group in able), "drafters stay off the verifiers' nodes"
+        assert not any(worker.get("GPU") for worker in able), "drafters stay off the verifiers' nodes"
 
 
 def offered(group: dict[str, Any]) -> dict[str, float]:
@@ -107,9 +112,66 @@ def test_traffic_is_authenticated_and_encrypted(cluster: dict[str, Any], argumen
     assert cluster["authOptions"] == {"mode": "token"}
     assert arguments.tls_cert
     assert not arguments.insecure
-    for group in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"]):
-        container = group["template"]["spec"]["containers"][0]
+    autoscaler = cluster["autoscalerOptions"]  # beside the head, in a container that KubeRay makes
+    containers = [group["template"]["spec"]["containers"][0] for group in groups(cluster)]
+    for container in (autoscaler, *containers):
         env = {one["name"]: one.get("value") for one in container["env"]}
         assert env["RAY_USE_TLS"] == "1"
-        assert {mount["mountPath"] for mount in container["volumeMounts"]} >= {"/ray-tls", "/etc/paceline/tls"}
-        assert "ray-ca" not in {mount["name"] for mount in container["volumeMounts"]}
+        mounts = {mount["name"]: mount["mountPath"] for mount in container["volumeMounts"]}
+        assert mounts["ray-tls"] == str(Path(env["RAY_TLS_SERVER_KEY"]).parent)
+        assert "ray-ca" not in mounts, "whoever has it can make certificates"
+    volumes = {volume["name"] for volume in cluster["headGroupSpec"]["template"]["spec"]["volumes"]}
+    assert {mount["name"] for mount in autoscaler["volumeMounts"]} <= volumes
+
+
+def groups(cluster: dict[str, Any]) -> list[dict[str, Any]]:
+    return [cluster["headGroupSpec"], *cluster["workerGroupSpecs"]]
+
+
+def mounted(group: dict[str, Any]) -> dict[str, str]:
+    """The secrets of a group's main container, by where they are."""
+    spec = group["template"]["spec"]
+    secrets = {one["name"]: one["secret"]["secretName"] for one in spec["volumes"] if "secret" in one}
+    mounts = spec["containers"][0]["volumeMounts"]
+    return {mount["mountPath"]: secrets[mount["name"]] for mount in mounts if mount["name"] in secrets}
+
+
+@pytest.fixture(scope="module")
+def secrets(tmp_path_factory: pytest.TempPathFactory) -> dict[str, set[str]]:
+    """What the commands at the file's head put into each secret, run with a kubectl that only writes down its words."""
+    folder = tmp_path_factory.mktemp("head")
+    lines = [line.removeprefix("#   ").rstrip() for line in FILE.read_text().splitlines() if line.startswith("#   ")]
+    script = "\n".join(re.sub(r"(?<=\S) {4,}\S.*$", "", line) for line in lines)  # remarks stand to the right
+    for name, code in (
+        ("kubectl", f'echo "$@" >> {folder}/said'),
+        ("paceline", f'{sys.executable} -m deploy.cli "$@"'),
+    ):
+        (folder / name).write_text(f"#!/bin/sh\n{code}\n")
+        (folder / name).chmod(0o755)
+    path = {"PATH": f"{folder}:{os.environ['PATH']}", "PYTHONPATH": str(DEPLOY.parent)}
+    command = ["bash", "-euc", script]
+    done = subprocess.run(command, cwd=folder, env={**os.environ, **path}, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    found: dict[str, set[str]] = {}
+    for line in (folder / "said").read_text().splitlines():
+        words = line.split()
+        if words[:3] == ["create", "secret", "generic"]:
+            given = [word.removeprefix("--from-file=").split("=") for word in words[4:]]
+            assert all((folder / pair[-1]).is_file() for pair in given)
+            found[words[3]] = {Path(pair[0]).name for pair in given}
+    return found
+
+
+def test_a_node_has_its_own_roles_keys_and_nobody_elses(
+    cluster: dict[str, Any], arguments: Arguments, secrets: dict[str, set[str]]
+) -> None:
+    assert arguments.tls_cert
+    assert arguments.api_keys
+    folder, keys = str(Path(arguments.tls_cert).parent), Path(arguments.api_keys)
+    wanted = {"coordinator": {"coordinator", "client"}, "verifiers": {"verifier"}, "drafters": {"drafter"}}
+    for group in groups(cluster):
+        name = group.get("groupName", "coordinator")
+        files = {f"{role}.{end}" for role in wanted[name] for end in ("crt", "key")} | {"ca.crt"}
+        told = {path: secrets[secret] for path, secret in mounted(group).items()}
+        assert told.pop(folder) == files, name
+        assert told == ({str(keys.parent): {keys.name}} if name == "coordinator" else {}), name

@@ -16,7 +16,18 @@ from tests.deploy.conftest import ENVIRONMENT, paceline
 
 # Commands that print results, and so can print them for programs. The others serve until they are told to stop, or
 # (bench, completion) have their own way.
-WITH_RESULTS = ("demo", "generate", "check-lossless", "certs", "simulate", "trace", "doctor")
+WITH_RESULTS = (
+    "demo",
+    "generate",
+    "check-lossless",
+    "certs",
+    "simulate",
+    "trace",
+    "doctor",
+    "ray up",
+    "ray status",
+    "ray down",
+)
 SMALL = ("simulate", "--num-requests", "2", "--modes", "off,pearl")
 
 

@@ -10,6 +10,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from coordinator.config import CoordinatorConfig
+from coordinator.core.limits import Limits
 from deploy.checks import check_pair
 from deploy.cli import main
 from deploy.roles import _coordinator_config, parser_coordinator
@@ -136,3 +138,12 @@ def test_a_worker_whose_weights_have_the_wrong_shape_ends_with_code_2_before_it_
     said = capsys.readouterr()
     assert said.out == "", "it never was ready"
     assert "tensor model.norm.weight has the wrong shape" in said.err.splitlines()[-1]
+
+
+def test_how_long_requests_wait_and_workers_may_be_silent_is_the_coordinators_to_be_told() -> None:
+    config = _coordinator_config(parser_coordinator().parse(["--tokenizer", "t"], {}))
+    assert (config.limits, config.lease_s) == (Limits(), CoordinatorConfig(tokenizer="t").lease_s)
+    twins = {"PACELINE_QUEUE_TIMEOUT_S": "900", "PACELINE_LEASE_S": "30"}
+    config = _coordinator_config(parser_coordinator().parse(["--tokenizer", "t"], twins))
+    assert (config.limits.queue_timeout_s, config.lease_s) == (900, 30)
+    assert given(planned("--queue-timeout-s", "900").coordinator, "--queue-timeout-s") == "900.0"

@@ -18,8 +18,7 @@ def deployments(**more: Any) -> dict[str, Any]:
     """Of a built application, by name."""
     bound: Any = build(GIVEN | {name.replace("__", "."): value for name, value in more.items()})
     found = {
-        argument._bound_deployment.name: argument._bound_deployment
-        for argument in bound._bound_deployment.init_args[1:]
+        argument._bound_deployment.name: argument._bound_deployment for argument in bound._bound_deployment.init_args
     }
     return found | {bound._bound_deployment.name: bound._bound_deployment}
 
@@ -86,3 +85,15 @@ def test_folders_are_whole_paths_since_replicas_work_elsewhere(tmp_path: Path, m
     made = deployments()
     assert made["verifiers"]._deployment_config.user_config["target"] == str(tmp_path / "big")
     assert made["edge"]._deployment_config.user_config["pools"]["edge"]["model"] == "tiny", "not here: a hub's, perhaps"
+
+
+def test_what_serve_build_writes_down_holds_every_setting() -> None:
+    """Serve leaves out of the file what it was not told by a public call."""
+    from ray.serve.deployment import deployment_to_schema
+
+    written = {name: deployment_to_schema(it) for name, it in deployments(pools__edge__max_replicas=3).items()}
+    edge = written["edge"].model_dump(exclude_unset=True)
+    assert edge["user_config"]["pools"]["edge"]["model"] == "tiny"
+    assert edge["autoscaling_config"]["max_replicas"] == 3
+    assert edge["ray_actor_options"]["num_cpus"] == 1
+    assert written["coordinator"].max_surge_percent == 100

@@ -163,6 +163,35 @@ def test_a_node_that_dies_costs_its_drafters_and_no_request(cluster: Any, expect
     load.stop()
 
 
+def test_a_node_that_dies_costs_its_verifier_and_no_request(cluster: Any, tmp_path: Path) -> None:
+    """Two nodes with a verifier each; what the dead one held is prefilled on the other, and goes on there."""
+    from ray import serve
+
+    name = "twins"
+    other = cluster.add_node(num_cpus=8, resources={"core": 6})
+    each = {"num_cpus": 0.1, "resources": {"core": 5}, "min_replicas": 2, "max_replicas": 2}  # so one fits on a node
+    try:
+        target = write_model(tmp_path / "target", seed=1)
+        on.deploy({"target": str(target), "verifiers": each, "coordinator": {"num_cpus": 0.1}}, name)
+        until("two verifiers", lambda: on.roles(name).count("verifier") == 2)
+        before = verifiers(on.entry(name))
+        with Client(on.address(name)) as client:
+            expected = [on.complete(client, prompt) for prompt in on.PROMPTS]
+        load = Load(on.address(name), 6, expected)
+        until("requests on both", lambda: all(worker["num_requests"] for worker in on.entry(name)["workers"]))
+        cluster.remove_node(other, allow_graceful=False)
+        until("one verifier", lambda: on.roles(name).count("verifier") == 1)
+        assert verifiers(on.entry(name)) < before, "the other one went on"
+        load.wait_for(6)
+        other = cluster.add_node(num_cpus=8, resources={"core": 6})
+        until("a verifier on the new node", lambda: on.roles(name).count("verifier") == 2)
+        load.wait_for(6)
+        load.stop()
+    finally:
+        serve.delete(name)
+        cluster.remove_node(other)
+
+
 @needs_accelerate
 def test_a_dead_rank_costs_a_new_group_and_no_request(cluster: Any, tmp_path: Path) -> None:
     """A verifier of two ranks, an actor each: the second one's actor is killed in the middle of a request."""

@@ -54,6 +54,7 @@ def test_up_status_and_down_leave_nothing_behind(environment: dict[str, str], tm
             assert client.complete("hello", max_tokens=8, ignore_eos=True).token_ids
         code, told = paceline(environment, "status")
         assert (code, told["status"]) == (0, "RUNNING")
+        assert told["dashboard"].startswith("http://127.0.0.1:")
         assert {name: pool["replicas"] for name, pool in told["pools"].items()} == {
             name: {"RUNNING": 1} for name in ("coordinator", "drafters", "verifiers")
         }
@@ -82,3 +83,15 @@ def test_bad_input_is_told_in_one_line_before_anything_starts(
     assert main(["ray", *arguments]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert says in line
+
+
+@pytest.mark.parametrize("command", ["up", "status", "down"])
+def test_without_ray_it_is_said_how_to_get_it(
+    command: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    monkeypatch.setitem(sys.modules, "ray.serve", None)
+    assert main(["ray", command]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "pip install 'paceline[ray]'" in line
+    assert main(["ray", command, "--help"]) == 0

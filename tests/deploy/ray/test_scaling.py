@@ -12,9 +12,9 @@ VERIFIERS = VerifierAims(max_kv_used=0.8, max_load=0.8)
 BUSY = Demand(num_running=8, num_speculative=8, num_places=64)
 
 
-def worker(role: str, address: str, *, is_draining: bool = False) -> WorkerEntry:
+def worker(role: str, address: str, *, kv_used: float = 0.0, is_draining: bool = False) -> WorkerEntry:
     return WorkerEntry(
-        role=role, address=address, model="m", num_requests=0, max_num_seqs=16, kv_used=0.0, is_draining=is_draining
+        role=role, address=address, model="m", num_requests=0, max_num_seqs=16, kv_used=kv_used, is_draining=is_draining
     )
 
 
@@ -35,44 +35,62 @@ def entry(num_running: int, stall_share: float, *workers: WorkerEntry, num_waiti
 
 def test_coordinators_add_up_and_a_verifier_that_both_know_counts_once() -> None:
     shared = worker("verifier", "127.0.0.1:5")
-    going = worker("verifier", "127.0.0.1:6", is_draining=True)
-    demand = Demand.of([entry(3, 0.5, shared, going), entry(1, 0.1, shared, num_waiting=2), entry(0, 1.0)])
+    other = worker("verifier", "127.0.0.1:7", kv_used=0.5)
+    going = worker("verifier", "127.0.0.1:6", kv_used=1.0, is_draining=True)
+    drafter = worker("drafter", "127.0.0.1:8", kv_used=1.0)
+    demand = Demand.of([entry(3, 0.5, shared, going), entry(1, 0.1, shared, other, drafter, num_waiting=2)])
     assert demand == Demand(
-        num_running=4, num_waiting=2, num_speculative=6, num_places=16, stall_share=0.4, verify_ms=30.0
+        num_running=4, num_waiting=2, num_speculative=6, num_places=32, kv_used=0.25, stall_share=0.4, verify_ms=30.0
     )
 
 
 def test_nobody_who_wants_drafts_needs_no_drafter() -> None:
-    assert drafters_wanted(Demand(), 3, DRAFTERS) == 0
+    assert drafters_wanted(Demand(), 0, 3, DRAFTERS) == 0
     plain = Demand(num_running=50, num_speculative=0, num_places=64)
-    assert drafters_wanted(plain, 3, DRAFTERS) == 0
+    assert drafters_wanted(plain, 0, 3, DRAFTERS) == 0
 
 
 def test_a_pool_without_replicas_comes_back_for_the_first_request() -> None:
     first = Demand(num_running=1, num_speculative=1, num_undrafted=1, stall_share=1.0)
-    assert drafters_wanted(first, 0, DRAFTERS) == 1
+    assert drafters_wanted(first, 0, 0, DRAFTERS) == 1
 
 
 def test_drafters_follow_the_requests_that_want_drafts() -> None:
-    assert [drafters_wanted(replace(BUSY, num_speculative=n), 0, DRAFTERS) for n in (1, 4, 5, 8, 9)] == [1, 1, 2, 2, 3]
+    wanted = [drafters_wanted(replace(BUSY, num_speculative=n), 0, 0, DRAFTERS) for n in (1, 4, 5, 8, 9)]
+    assert wanted == [1, 1, 2, 2, 3]
 
 
 def test_one_drafter_more_is_tried_where_verifiers_decode_alone_and_only_there() -> None:
-    assert drafters_wanted(replace(BUSY, stall_share=0.39), 2, DRAFTERS) == 2
-    assert drafters_wanted(replace(BUSY, stall_share=0.41), 2, DRAFTERS) == 3
-    assert drafters_wanted(replace(BUSY, num_undrafted=1), 4, DRAFTERS) == 5
-    assert drafters_wanted(replace(BUSY, stall_share=1.0), 8, DRAFTERS) == 8, "no more drafters than requests"
+    assert drafters_wanted(replace(BUSY, stall_share=0.39), 0, 2, DRAFTERS) == 2
+    assert drafters_wanted(replace(BUSY, stall_share=0.41), 0, 2, DRAFTERS) == 3
+    assert drafters_wanted(replace(BUSY, num_undrafted=1), 0, 4, DRAFTERS) == 5
+    assert drafters_wanted(replace(BUSY, stall_share=1.0), 0, 8, DRAFTERS) == 8, "no more drafters than requests"
 
 
 def test_where_drafting_does_not_pay_one_drafter_is_kept_to_be_tried() -> None:
-    assert drafters_wanted(replace(BUSY, num_resting=8), 3, DRAFTERS) == 1
-    assert drafters_wanted(replace(BUSY, num_resting=4), 1, DRAFTERS) == 1
+    assert drafters_wanted(replace(BUSY, num_resting=8), 0, 3, DRAFTERS) == 1
+    assert drafters_wanted(replace(BUSY, num_resting=4), 0, 1, DRAFTERS) == 1
 
 
 def test_a_pool_has_drafters_for_its_share_alone() -> None:
     half = replace(DRAFTERS, share=0.5)
-    assert drafters_wanted(replace(BUSY, num_speculative=16), 2, half) == 2
-    assert drafters_wanted(replace(BUSY, num_speculative=17), 2, half) == 3
+    assert drafters_wanted(replace(BUSY, num_speculative=16), 0, 2, half) == 2
+    assert drafters_wanted(replace(BUSY, num_speculative=17), 0, 2, half) == 3
+
+
+def test_what_a_pools_own_drafters_hold_counts_where_it_is_more_than_its_share() -> None:
+    """As when the other pools are away."""
+    half = replace(DRAFTERS, share=0.5)
+    assert drafters_wanted(replace(BUSY, num_speculative=8), 4, 1, half) == 1
+    assert drafters_wanted(replace(BUSY, num_speculative=8), 8, 1, half) == 2
+    resting = replace(BUSY, num_speculative=8, num_resting=6)
+    assert drafters_wanted(resting, 8, 1, half) == 1, "who rests asks for nothing"
+
+
+def test_a_long_queue_calls_for_several_verifiers_at_once() -> None:
+    full = Demand(num_running=16, num_places=16)
+    aims = replace(VERIFIERS, max_load=1.0)
+    assert [verifiers_wanted(replace(full, num_waiting=n), 0.3, 1, aims) for n in (0, 1, 16, 17, 48)] == [1, 2, 2, 3, 4]
 
 
 def test_each_of_the_three_signals_of_a_verifier_calls_for_another() -> None:
@@ -99,4 +117,4 @@ def test_neither_pool_looks_at_the_others_signals() -> None:
     stalled = replace(BUSY, stall_share=1.0, num_undrafted=8)
     assert verifiers_wanted(stalled, 0.1, 1, VERIFIERS) == verifiers_wanted(BUSY, 0.1, 1, VERIFIERS) == 1
     full = replace(BUSY, num_waiting=50, verify_ms=500.0, num_places=8)
-    assert drafters_wanted(full, 2, DRAFTERS) == drafters_wanted(BUSY, 2, DRAFTERS) == 2
+    assert drafters_wanted(full, 0, 2, DRAFTERS) == drafters_wanted(BUSY, 0, 2, DRAFTERS) == 2
