@@ -17,9 +17,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from coordinator.core.commands import Ask, Command, Emit, Fail, Finish
-from coordinator.core.events import Arrived, Drafted, Event, Faulted, Passed, Verified, WorkerDown
+from coordinator.core.events import Arrived, Branched, Drafted, Event, Faulted, Passed, Verified, WorkerDown
 from coordinator.recent import Seen
-from paceline.types import Close, Commit, Decode, Draft, OpenDraft, OpenVerify, Verdict, Verify
+from paceline.types import Branch, Close, Commit, Decode, Draft, OpenDraft, OpenVerify, Verdict, Verify
 
 CLIENT, COORDINATOR, DRAFTER, VERIFIER, NETWORK = "client", "coordinator", "drafter", "verifier", "network"
 TRACKS = (CLIENT, COORDINATOR, DRAFTER, VERIFIER, NETWORK)
@@ -93,6 +93,8 @@ def _event_bars(event: Event, at_s: float, request: _Request) -> None:
             bars.append(Bar(COORDINATOR, "arrived", at_s, at_s, arguments))
         case Drafted(worker, draft):
             _drafted(worker, draft, at_s, request)
+        case Branched(worker, branch):
+            bars.append(_branch(worker, branch, at_s))
         case Verified(worker, verdict):
             _verified(worker, verdict, at_s, request)
         case Passed(worker, _):
@@ -112,6 +114,13 @@ def _drafted(worker: str, draft: Draft, at_s: float, request: _Request) -> None:
         request.bars.append(Bar(NETWORK, "commit to the drafter", told_s, told_s + one_way_s, {"worker": worker}))
         request.bars.append(Bar(NETWORK, "draft", at_s - one_way_s, at_s, {"worker": worker}))
     request.bars.append(Bar(DRAFTER, "draft", at_s - one_way_s - draft_s, at_s - one_way_s, arguments))
+
+
+def _branch(worker: str, branch: Branch, at_s: float) -> Bar:
+    """Nobody asks for one, so it is placed by its arrival."""
+    draft = branch.draft
+    arguments = {"worker": worker, "tokens": len(draft.token_ids), "beside epoch": draft.epoch, "start": draft.start}
+    return Bar(DRAFTER, "branch", at_s - draft.draft_ms / 1e3, at_s, arguments)
 
 
 def _verified(worker: str, verdict: Verdict, at_s: float, request: _Request) -> None:

@@ -9,10 +9,11 @@ import pytest
 
 from coordinator.chrome_trace import TRACKS, chrome_trace
 from coordinator.core.commands import Ask, Emit, Finish
-from coordinator.core.events import Arrived, Drafted, RequestSpec, Verified
+from coordinator.core.events import Arrived, Branched, Drafted, RequestSpec, Verified
 from coordinator.core.metrics import RequestMetrics
 from coordinator.recent import Seen
 from paceline.types import (
+    Branch,
     Commit,
     Draft,
     FinishReason,
@@ -145,6 +146,14 @@ def test_a_draft_that_is_awaited_by_a_pass_of_its_own_request_is_placed_by_its_a
     trace = chrome_trace("r", [*steps()[:2], awaited, Seen(10.140, verdict(4, (5, 6, 9), 1, 45.0), ())])
     assert bars(trace, "network", "verdict") == []
     assert bars(trace, "verifier", "verify") == [(95.0, 140.0)]
+
+
+def test_a_branch_is_a_bar_of_its_own_on_the_drafters_track() -> None:
+    branch = Branched("drafter-1", Branch(9, Draft("r", 0, 5, (7, 8), draft_ms=12.0)))
+    trace = chrome_trace("r", [*steps()[:4], Seen(10.130, branch, ()), *steps()[4:]])
+    check(trace)
+    assert bars(trace, "drafter", "branch") == [(118.0, 130.0)]
+    assert len(bars(trace, "drafter", "draft")) == 3
 
 
 def test_bars_that_would_lie_over_one_another_get_lines_of_their_own() -> None:
