@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import re
 from importlib import resources
@@ -11,12 +10,11 @@ from typing import Any
 
 import pytest
 
-from coordinator.core.events import Branched, WorkerDown
+from coordinator.core.events import WorkerDown
 from coordinator.core.limits import Limits
 from paceline import __version__
-from paceline.types import Branch, Draft
 from tests.coordinator.http.conftest import Called, client
-from tests.coordinator.toy import CONTEXT, VERIFIER, Toy
+from tests.coordinator.toy import CONTEXT, VERIFIER, Branching, Toy
 
 DASHBOARD = resources.files("coordinator.dashboard")
 FILES = sorted(file.name for file in DASHBOARD.iterdir() if not file.name.startswith("__"))
@@ -111,14 +109,6 @@ async def test_the_playground_tells_source_text_and_time_of_every_token(called: 
 
 
 async def test_the_playground_tells_branches_apart_from_drafts(chat_model: Path) -> None:
-    class Branching(Toy):
-        """A drafter's branch comes before its verdicts."""
-
-        def _recite(self, request_id: str, *rest: Any) -> None:
-            branch = Branch(1, Draft(request_id, 0, 5, (2, 3), draft_ms=4.0))
-            asyncio.get_running_loop().call_soon(self.feed, Branched("drafter-1", branch))
-            super()._recite(request_id, *rest)
-
     toy = Branching(chat_model, served_model_name="toy")
     toy.add_verifier()
     async with client(toy) as http:
@@ -126,7 +116,7 @@ async def test_the_playground_tells_branches_apart_from_drafts(chat_model: Path)
     told = [json.loads(data) for data in re.findall(r"event: tokens\ndata: (.+)\n\n", response.text)]
     drafted, *passes = [span for data in told for span in data["spans"]]
     assert (drafted["role"], drafted["num_tokens"], drafted["is_branch"]) == ("drafter", 2, True)
-    assert drafted["end_ms"] - drafted["start_ms"] == pytest.approx(4, abs=0.01)
+    assert drafted["end_ms"] - drafted["start_ms"] == pytest.approx(Branching.BRANCH_MS, abs=0.01)
     assert {(span["role"], span["is_branch"]) for span in passes} == {("verifier", False)}
 
 
