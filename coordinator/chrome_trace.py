@@ -51,9 +51,17 @@ class _Request:
     owed: int = 0  # position up to which the verifier has something to answer
 
 
-def chrome_trace(request_id: str, steps: Sequence[Seen], unix_s: float = 0.0) -> dict[str, Any]:
-    """The trace; empty tracks are left out. `unix_s`: the wall clock at the first step, told beside the events."""
+def chrome_trace(
+    request_id: str, steps: Sequence[Seen], unix_s: float = 0.0, *, is_cut: bool = False
+) -> dict[str, Any]:
+    """The trace; empty tracks are left out. `unix_s`: the wall clock at the first step, told beside the events.
+
+    `is_cut`: there were more steps than could be kept, so the picture ends before the request did.
+    """
     bars = list(bars_of(steps))
+    if is_cut and steps:
+        why = "the request went on; so many steps of one are kept"
+        bars.append(Bar(CLIENT, "cut here", steps[-1].at_s, steps[-1].at_s, {"why": why, "steps": len(steps)}))
     begun_s = min((bar.start_s for bar in bars), default=0.0)
     events = [_meta("process_name", 0, f"request {request_id}")]
     for number, track in enumerate(TRACKS):
@@ -66,7 +74,7 @@ def chrome_trace(request_id: str, steps: Sequence[Seen], unix_s: float = 0.0) ->
     return {
         "traceEvents": events,
         "displayTimeUnit": "ms",
-        "otherData": {"request_id": request_id, "unix_s": unix_s, "program": "paceline"},
+        "otherData": {"request_id": request_id, "unix_s": unix_s, "program": "paceline", "is_cut": is_cut},
     }
 
 

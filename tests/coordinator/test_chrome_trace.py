@@ -165,6 +165,17 @@ def test_bars_that_would_lie_over_one_another_get_lines_of_their_own() -> None:
     assert "drafter (2)" in names
 
 
+def test_a_trace_that_is_cut_says_so_and_where() -> None:
+    trace = chrome_trace("r", steps()[:4], is_cut=True)
+    check(trace)
+    assert trace["otherData"]["is_cut"]
+    (cut,) = [event for event in trace["traceEvents"] if event["name"] == "cut here"]
+    assert cut["ts"] == pytest.approx(110e3)
+    whole = chrome_trace("r", steps())
+    assert not whole["otherData"]["is_cut"]
+    assert all(event["name"] != "cut here" for event in whole["traceEvents"])
+
+
 @pytest.mark.parametrize("num", [0, 1, 3, 5])
 def test_a_request_that_still_runs_has_a_trace_too(num: int) -> None:
     check(chrome_trace("r", steps()[:num]))
