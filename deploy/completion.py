@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 import shtab
 
+from bench.serving import settings as serving
 from deploy.bench import BENCHMARKS
 from deploy.cli import COMMANDS
 from deploy.options import UsageError
@@ -41,14 +42,23 @@ def _tree() -> argparse.ArgumentParser:
     for name, (module, function, summary) in COMMANDS.items():
         make = getattr(importlib.import_module(module), function.replace("run", "parser", 1), None)
         if make is None:
-            words = {"bench": BENCHMARKS, "completion": SHELLS}.get(name, {})
             it = commands.add_parser(name, help=summary)
-            if words:
-                it.add_argument("which", choices=list(words))
+            if name == "bench":
+                _add_benchmarks(it)
+            elif name == "completion":
+                it.add_argument("which", choices=list(SHELLS))
             continue
         own = make().argparse
         commands.add_parser(name, help=summary, parents=[own], add_help=False, allow_abbrev=False)
     return root
+
+
+def _add_benchmarks(bench: argparse.ArgumentParser) -> None:
+    """Names, and the options of the one that loads no model: a shell that starts must not wait for torch."""
+    benchmarks = bench.add_subparsers()
+    for name, summary in BENCHMARKS.items():
+        own = [serving.parser("")] if name == "serve" else []
+        benchmarks.add_parser(name, help=summary, parents=own, add_help=False, allow_abbrev=False)
 
 
 def _help() -> str:
