@@ -10,19 +10,17 @@ for the caches that it takes.
 
 from __future__ import annotations
 
-import argparse
-import json
 import statistics
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from bench import system
+from bench import output, system
+from bench.options import Parser
 from coordinator.core.events import Arrived, Drafted, Event, RequestSpec, Verified, WorkerUp
 from coordinator.core.limits import Limits
 from coordinator.core.pipeline import Pipeline
@@ -96,9 +94,7 @@ def measure(num_requests: int, num_events: int) -> list[float]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="paceline bench core", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
+    parser = Parser("core", __doc__)
     parser.add_argument("--requests", default="10,100,1000,10000,100000", help="running at a time, comma separated")
     parser.add_argument("--events", type=int, default=200_000, help="of each number (200000)")
     parser.add_argument("--json", metavar="FILE", help="write the figures there")
@@ -114,9 +110,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         low, _, high = statistics.quantiles(spans, n=4)
         cells = (f"{median:.1f}", f"{low:.1f}–{high:.1f}", f"{1e6 / median:,.0f}", f"{median / first:.2f}")
         table.add_row(f"{number:,}", *cells)
-    Console(width=110).print(table)
-    if given.json:
-        Path(given.json).write_text(json.dumps({"commit": system.commit(), "us_per_event": found}))
+    output.console(given.json, 110).print(table)
+    output.save(given.json, {"commit": system.commit(), "us_per_event": found})
     return 0
 
 

@@ -28,7 +28,7 @@ from rich.table import Table
 
 from bench import lines, system
 from bench.distant import distant
-from bench.options import counts, values
+from bench.options import Parser, counts, values
 from bench.plot import check_plot
 from bench.simulator.network import Network
 from bench.simulator.recorded import Profile, measure
@@ -303,9 +303,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="paceline bench distance", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
+    parser = Parser("distance", __doc__)
     parser.add_argument("--target", default="models/demo-target", help="unexpanded target")
     parser.add_argument("--drafter", default="models/demo-drafter")
     parser.add_argument("--parameters", default="90M", help="expand the target to about this; 0 = leave it")

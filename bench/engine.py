@@ -18,7 +18,6 @@ Four parts:
 from __future__ import annotations
 
 import argparse
-import json
 import random
 import statistics
 import sys
@@ -33,8 +32,9 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from bench import system
+from bench import output, system
 from bench.baselines import PAGE_SIZE, Bare, Measured, Transformers, exact_logits
+from bench.options import Parser
 from paceline.engine.runner import Chunk, Runner
 from paceline.types import Close, OpenVerify, Role, Rule, SamplingParams, Tokens, Verdict, WorkerInfo
 from verifier.batcher import Budget
@@ -297,9 +297,7 @@ def show(title: str, rows: Sequence[dict[str, Any]], console: Console) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="paceline bench engine", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
+    parser = Parser("engine", __doc__)
     parser.add_argument("--target", default="models/demo-target", help="unexpanded target")
     parser.add_argument("--parameters", default="90M", help="expand the target to about this; 0 = leave it")
     parser.add_argument("--concurrencies", type=_integers, default=(1, 4, 16, 64), help="comma separated (1,4,16,64)")
@@ -315,7 +313,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--json", metavar="FILE", help="write all figures there")
     given = parser.parse_args(arguments)
     torch.set_num_threads(1)
-    console = Console(width=170)
+    console = output.console(given.json, 170)
     with tempfile.TemporaryDirectory() as folder:
         target = given.target if given.parameters == "0" else _expand(given, Path(folder) / "target")
         report: dict[str, Any] = {"commit": system.commit(), "machine": system.machine(), "arguments": vars(given)}
@@ -324,8 +322,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if given.only in (None, part.__name__):
                 rows = report[part.__name__] = list(part(target, given))
                 show(part.__name__, rows, console)
-    if given.json:
-        Path(given.json).write_text(json.dumps(report, indent=1))
+    output.save(given.json, report)
     return 0 if _is_exact(report) else 1
 
 

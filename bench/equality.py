@@ -8,8 +8,6 @@ dozen prompts; this does it with all of them.
 
 from __future__ import annotations
 
-import argparse
-import json
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -23,7 +21,8 @@ from rich.progress import track
 from rich.table import Table
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from bench import system
+from bench import output, system
+from bench.options import Parser
 from paceline.client import Client
 from paceline.prompts import read_prompts
 from paceline.tokenizer import Tokenizer
@@ -79,9 +78,7 @@ def compare(
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="paceline bench equality", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
+    parser = Parser("equality", __doc__)
     parser.add_argument("--target", default="models/demo-target")
     parser.add_argument("--drafter", default="models/demo-drafter")
     parser.add_argument("--prompts", nargs="+", default=["tests/data/gsm8k_dev_12.jsonl"])
@@ -103,9 +100,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         table.add_column(column, justify="right")
     for name, equal in figures.items():
         table.add_row(name, *(str(equal[mode]) for mode in MODES))
-    Console(width=100).print(table)
-    if given.json:
-        Path(given.json).write_text(json.dumps({"num_prompts": len(prompts), "equal": figures}))
+    output.console(given.json, 100).print(table)
+    output.save(given.json, {"num_prompts": len(prompts), "equal": figures})
     return 0 if all(count == len(prompts) for equal in figures.values() for count in equal.values()) else 1
 
 

@@ -24,6 +24,7 @@ from rich.table import Table
 
 from bench import options, row, system
 from bench.assisted import SETTINGS, Assisted, Knobs
+from bench.options import Parser
 from bench.row import Row, Sample, quartiles, ratios, take_turns
 from bench.target import expanded
 from paceline.client import Client
@@ -124,9 +125,7 @@ def show(rows: Sequence[Row[Setting]], temperature: float, console: Console) -> 
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="paceline bench modes", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
+    parser = Parser("modes", __doc__)
     parser.add_argument("--target", default="models/demo-target", help="unexpanded target")
     parser.add_argument("--drafter", default="models/demo-drafter")
     parser.add_argument("--parameters", default="90M", help="expand the target to about this; 0 = leave it")

@@ -1,11 +1,82 @@
-"""What the benchmarks' options share: lists of values in one word."""
+"""What the benchmarks' options share: a parser that refuses as the commands' does, and lists of values in one word.
+
+An option has an environment twin, `--num-prompts` PACELINE_BENCH_NUM_PROMPTS: a name of its own, since what is set for
+a server that runs beside (PACELINE_MODE) must not change what a benchmark measures.
+"""
 
 from __future__ import annotations
 
 import argparse
 import math
+import os
 import re
-from collections.abc import Callable, Sequence
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NoReturn
+
+from paceline.errors import UsageError, did_you_mean
+
+TWIN = "PACELINE_BENCH_"
+
+
+class Parser(argparse.ArgumentParser):
+    """The options of `paceline bench NAME`. What is wrong is one line that names the option, the value and the fix."""
+
+    def __init__(self, name: str, about: str | None, epilog: str = "", environ: Mapping[str, str] = os.environ) -> None:
+        twins = f"Each option may be given as an environment variable too: --some-option is {TWIN}SOME_OPTION."
+        super().__init__(
+            prog=f"paceline bench {name}",
+            description=about,
+            epilog="\n\n".join(filter(None, (epilog, twins))),
+            formatter_class=_Formatter,
+            allow_abbrev=False,  # an abbreviation that works today is ambiguous after the next release
+        )
+        self._environ = environ
+
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Flag, else environment, else default. Raises UsageError; prints and raises SystemExit for --help."""
+        given = list(sys.argv[1:] if args is None else args)
+        values, unknown = self.parse_known_args([*self._from_environment(given), *given], namespace)
+        if unknown:
+            flag = next((word for word in unknown if word.startswith("-")), unknown[0]).partition("=")[0]
+            hint = did_you_mean(flag, [flag for action in self._actions for flag in action.option_strings])
+            raise UsageError(f"{flag}: unknown option; {hint}see {self.prog} --help")
+        return values
+
+    def error(self, message: str) -> NoReturn:
+        text = message.removeprefix("argument ")
+        if found := re.fullmatch(r"(\S+): invalid choice: '?(.*?)'? \(choose from (.*)\)", text):
+            flag, value, valid = found[1], found[2], [word.strip(" '") for word in found[3].split(",")]
+            text = f"{flag}={value!r}: unknown; {did_you_mean(value, valid)}Choose from {', '.join(valid)}"
+        raise UsageError(f"{text}; see {self.prog} --help")
+
+    def _from_environment(self, given: Sequence[str]) -> Iterator[str]:
+        """The words that the variables stand for, of options that are not given."""
+        words = {word.partition("=")[0] for word in given}
+        for action in self._actions:
+            flags = [flag for flag in action.option_strings if flag.startswith("--")]
+            if not flags or isinstance(action, argparse._HelpAction) or words & set(action.option_strings):
+                continue
+            for flag in flags:
+                name = TWIN + flag.removeprefix("--").replace("-", "_").upper()
+                if text := self._environ.get(name):
+                    yield from _words(flag, text, action, name)
+                    break
+
+
+class _Formatter(argparse.RawDescriptionHelpFormatter):
+    """Keeps the line breaks that a help text has, and adds those that it needs."""
+
+    def _split_lines(self, text: str, width: int) -> list[str]:
+        return [piece for line in text.splitlines() for piece in super(_Formatter, self)._split_lines(line, width)]
+
+
+def _words(flag: str, text: str, action: argparse.Action, name: str) -> Sequence[str]:
+    if action.nargs == 0:
+        if text.lower() not in ("1", "true", "yes", "on", "0", "false", "no", "off"):
+            raise UsageError(f"{name}={text!r}: write 1 or 0")
+        return (flag,) if text.lower() in ("1", "true", "yes", "on") else ()
+    return (flag, *text.split()) if action.nargs in ("+", "*") else (f"{flag}={text}",)
 
 
 def numbers(text: str) -> tuple[float, ...]:
@@ -61,7 +132,8 @@ def names(valid: Sequence[str]) -> Callable[[str], tuple[str, ...]]:
         if not given:
             raise argparse.ArgumentTypeError(f"{text!r} names nothing; choose from {', '.join(valid)}")
         if wrong := [name for name in given if name not in valid]:
-            raise argparse.ArgumentTypeError(f"{wrong[0]} is unknown; choose from {', '.join(valid)}")
+            hint = did_you_mean(wrong[0], valid)
+            raise argparse.ArgumentTypeError(f"{wrong[0]} is unknown; {hint}choose from {', '.join(valid)}")
         return given
 
     return parse

@@ -12,7 +12,6 @@ the models cost, and more rounds are seen. The client is in no round; how late i
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import sys
 import tempfile
@@ -20,16 +19,16 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from bench import system
+from bench import output, system
 from bench.hops import NAMES, Round, rounds
 from bench.marks import READ, Mark, read_marks
+from bench.options import Parser
 from bench.processes import child
 from paceline.client import Client
 from paceline.errors import Unavailable
@@ -147,9 +146,7 @@ def quantiles(values: Sequence[float]) -> dict[str, float] | None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="paceline bench overhead", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
+    parser = Parser("overhead", __doc__)
     parser.add_argument("--target", default="models/demo-target")
     parser.add_argument("--drafter", default="models/demo-drafter")
     parser.add_argument("--prompts", default="tests/data/gsm8k_dev_12.jsonl")
@@ -175,9 +172,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             for column in ("p50", "p90")
         )
         table.add_row(name, *cells)
-    Console(width=120).print(table)
-    if given.json:
-        Path(given.json).write_text(json.dumps({"commit": system.commit(), "rounds": counts, "ms": figures}))
+    output.console(given.json, 120).print(table)
+    output.save(given.json, {"commit": system.commit(), "rounds": counts, "ms": figures})
     return 0
 
 

@@ -10,21 +10,18 @@ drafter that nobody here is.
 
 from __future__ import annotations
 
-import argparse
 import contextlib
-import json
 import statistics
 import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from pathlib import Path
 from unittest.mock import patch
 
-from rich.console import Console
 from rich.table import Table
 
-from bench import system
+from bench import output, system
+from bench.options import Parser
 from bench.simulator.network import Network
 from bench.simulator.scenario import Load, Pool, Scenario, run
 from coordinator.core.passes import PassTimes
@@ -120,9 +117,7 @@ def places_us(num_drafters: int, num_places: int, *, in_vain: bool) -> list[floa
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="paceline bench placement", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
+    parser = Parser("placement", __doc__)
     parser.add_argument("--mode", default="pearl", choices=("pearl", "sequential", "auto"))
     parser.add_argument("--concurrency", type=int, default=4, help="requests at a time (4)")
     parser.add_argument("--seeds", type=int, default=5, help="worlds of each pool (5)")
@@ -139,7 +134,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         load, gain = (statistics.median(column) for column in zip(*pairs, strict=True))
         spread = f"{ratios[0]:.2f}–{ratios[-1]:.2f}"
         table.add_row(name, f"{load:.0f}", f"{gain:.0f}", f"{statistics.median(ratios):.2f}", spread)
-    console = Console(width=110)
+    console = output.console(given.json, 110)
     console.print(table)
     costs = {
         number: [places_us(number, given.places, in_vain=in_vain) for in_vain in (False, True)]
@@ -154,7 +149,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     console.print(table)
     if given.json:
         figures = {"commit": system.commit(), "tokens_per_s": found, "us": costs}
-        Path(given.json).write_text(json.dumps(figures))
+        output.save(given.json, figures)
     return 0
 
 

@@ -29,6 +29,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from bench import calibration, grids, options, oracle, plot, policy_report, rules, system
+from bench.options import Parser
 from bench.row import Row, Sample, Setting, complete, take_turns
 from bench.target import DRAFT_LENGTH, Sizer, step_ms
 from bench.tuning import Halves, Timer, groups, num_runs, sweep
@@ -322,13 +323,7 @@ def prompts_of(given: argparse.Namespace) -> list[Tokens]:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="paceline bench policies",
-        description=__doc__,
-        epilog=policy_report.KEYS,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = Parser("policies", __doc__, policy_report.KEYS)
     add = parser.add_argument
     add("--target", default="models/demo-target", help="folder of the target (%(default)s)")
     add("--drafter", default="models/demo-drafter", help="folder of the drafter (%(default)s)")

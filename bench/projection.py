@@ -8,20 +8,16 @@ counts, since what disturbs a measurement only ever makes it slower. One thread.
 
 from __future__ import annotations
 
-import argparse
-import json
 import sys
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 import torch
-from rich.console import Console
 from rich.table import Table
 from torch.nn.functional import linear
 
-from bench import system
-from bench.options import integers
+from bench import output, system
+from bench.options import Parser, integers
 from paceline.engine.projection import Projection, can_pack
 
 NUM_LAYERS = 12
@@ -49,15 +45,13 @@ def row(dtype: torch.dtype, num_rows: int, rounds: int) -> tuple[float, float]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="paceline bench projection", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
+    parser = Parser("projection", __doc__)
     parser.add_argument("--rows", type=integers, default=(1, 2, 4, 8, 16, 32, 64), help="tokens in a pass (1,2,4,…)")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--json", metavar="FILE", help="write the figures there")
     given = parser.parse_args(arguments)
     torch.set_num_threads(1)
-    console = Console(width=100)
+    console = output.console(given.json, 100)
     console.print(f"commit {system.commit()}; {system.machine()}; weights {SHAPE[0]} x {SHAPE[1]}")
     columns = [f"{name}, {way}" for name in ("float32", "bfloat16") for way in ("ms", "packed", "ratio")]
     table = Table("tokens", *columns)
@@ -70,8 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             cells += [f"{plain_ms:.3f}", f"{packed_ms:.3f}", f"{plain_ms / packed_ms:.2f}"]
         table.add_row(str(num_rows), *cells)
     console.print(table)
-    if given.json:
-        Path(given.json).write_text(json.dumps(figures, indent=1))
+    output.save(given.json, figures)
     return 0
 
 

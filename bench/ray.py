@@ -18,13 +18,13 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
-from bench import row, system
+from bench import output, row, system
+from bench.options import Parser
 from bench.row import Row, Sample, Setting, quartiles, ratios, take_turns
 from paceline.client import Client
 from paceline.errors import PacelineError, Unavailable
@@ -199,9 +199,7 @@ def show(report: dict[str, Any], console: Console) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="paceline bench ray", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
+    parser = Parser("ray", __doc__)
     parser.add_argument("--target", default="models/demo-target")
     parser.add_argument("--drafter", default="models/demo-drafter")
     parser.add_argument("--prompts", default="tests/data/gsm8k_dev_12.jsonl")
@@ -213,7 +211,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--within-s", type=float, default=60.0, help="longest wait for a pool to follow")
     parser.add_argument("--json", metavar="FILE", help="write all figures there")
     given = parser.parse_args(arguments)
-    console = Console(width=120)
+    console = output.console(given.json, 120)
     tokenizer = Tokenizer.load(given.target)
     prompts = [tokenizer.encode(text) for text in read_prompts(given.prompts)[: given.num_prompts]]
     report: dict[str, Any] = {"commit": system.commit(), "machine": system.machine(), "arguments": vars(given)}
@@ -223,8 +221,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if not given.no_steps:
             report["steps"] = steps(given, prompts)
     show(report, console)
-    if given.json:
-        Path(given.json).write_text(json.dumps(report, indent=1))
+    output.save(given.json, report)
     return 0
 
 

@@ -22,7 +22,8 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from bench import system
+from bench import output, system
+from bench.options import Parser
 from paceline.client import Client
 from paceline.prompts import question
 
@@ -83,9 +84,7 @@ def figures(total: Counter[str]) -> dict[str, float]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="paceline bench repetition", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
+    parser = Parser("repetition", __doc__)
     parser.add_argument("--target", default="models/demo-target")
     parser.add_argument("--drafters", nargs="+", default=list(DRAFTERS), choices=list(DRAFTERS))
     parser.add_argument("--prompts", default="tests/data/gsm8k_dev_12.jsonl")
@@ -104,9 +103,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for drafter, kinds in rows.items():
         for kind, values in kinds.items():
             table.add_row(drafter, kind, *(f"{values[name]:.2f}" for name in FIGURES))
-    Console(width=120).print(table)
-    if given.json:
-        Path(given.json).write_text(json.dumps(rows))
+    output.console(given.json, 120).print(table)
+    output.save(given.json, rows)
     return 0
 
 

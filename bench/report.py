@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 import argparse
-import json
-import sys
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
-from bench import system
+from bench import output, system
+from bench.options import Parser
 
 
 def parser(name: str, doc: str | None) -> argparse.ArgumentParser:
     """With the options that they all have."""
-    it = argparse.ArgumentParser(
-        prog=f"paceline bench {name}", description=doc, formatter_class=argparse.RawTextHelpFormatter
-    )
+    it = Parser(name, doc)
     it.add_argument("--target", default="models/demo-target")
     it.add_argument("--drafter", default="models/demo-drafter")
     it.add_argument("--prompts", default="tests/data/gsm8k_dev_12.jsonl")
@@ -29,7 +25,7 @@ def parser(name: str, doc: str | None) -> argparse.ArgumentParser:
 
 def console(given: argparse.Namespace) -> Console:
     """Where tables go, after a line that says what runs on what."""
-    it = Console(width=130, stderr=given.json == "-")
+    it = output.console(given.json, 130)
     it.print(f"commit {system.commit()}; {system.machine()}")
     return it
 
@@ -42,11 +38,5 @@ def tell_missed(missed: Sequence[str], console: Console) -> None:
 
 def write(given: argparse.Namespace, figures: Mapping[str, Any]) -> None:
     """All figures as JSON, if that is wanted."""
-    if not given.json:
-        return
     report = {"commit": system.commit(), "machine": system.machine(), "arguments": vars(given), **figures}
-    text = json.dumps(report, indent=1)
-    if given.json == "-":
-        sys.stdout.write(text + "\n")
-    else:
-        Path(given.json).write_text(text + "\n")
+    output.save(given.json, report)

@@ -10,11 +10,8 @@ the rule `token` keeps a drafted token; nothing is drawn. No choice here changes
 
 from __future__ import annotations
 
-import argparse
-import json
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -24,7 +21,8 @@ from rich.table import Table
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from bench import system
+from bench import output, system
+from bench.options import Parser
 from paceline import codec, rows
 from paceline.prompts import read_prompts
 from paceline.tokenizer import Tokenizer
@@ -87,9 +85,7 @@ def cost(at: Positions, width: int, bits: int, temperature: float, draft_length:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="paceline bench rows", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
+    parser = Parser("rows", __doc__)
     parser.add_argument("--target", default="models/demo-target")
     parser.add_argument("--drafter", default="models/demo-drafter")
     parser.add_argument("--prompts", default="tests/data/gsm8k_dev_12.jsonl")
@@ -110,7 +106,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     by_temperature = {
         temperature: cost(at, given.width, given.bits, temperature, given.draft_length) for temperature in TEMPERATURES
     }
-    console = Console(width=100)
+    console = output.console(given.json, 100)
     console.print(
         f"{len(at.token_ids)} positions, vocabulary {at.target_probs.shape[-1]}, drafts of {given.draft_length}, "
         f"request temperature 1, seed {given.seed}; full rows: acceptance {full:.4f}; commit {system.commit()}"
@@ -124,7 +120,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             "rows": [{"width": width, "bits": bits, **found._asdict()} for (width, bits), found in by_row.items()],
             "temperatures": {str(key): found._asdict() for key, found in by_temperature.items()},
         }
-        Path(given.json).write_text(json.dumps(figures))
+        output.save(given.json, figures)
     return 0
 
 

@@ -21,13 +21,14 @@ import os
 import random
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import httpx2
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from bench import system
+from bench import output, system
 from bench.serving import compare, datasets, figures, load, plot, report
 from bench.serving.call import Caller, agree
 from bench.serving.datasets import Ask
@@ -62,6 +63,7 @@ async def measure(given: argparse.Namespace, console: Console) -> int:
         asks = datasets.read(given, lambda: Tokenizer.load(given.tokenizer or model))
         first = Ask(asks[0].prompt, min(asks[0].max_tokens, 4))
         caller = await agree(http, given.endpoint, model, given.body, first)
+        caller = replace(caller, id_prefix=given.request_id_prefix)
         if not (caller.stream_options or {}).get("continuous_usage_stats"):
             console.print("the server does not say how many tokens a chunk carries: ITL is one a chunk", style="yellow")
         if given.compare:
@@ -85,9 +87,11 @@ async def _load(given: argparse.Namespace, caller: Caller, asks: Sequence[Ask], 
     found |= figures.spec_decode(before, after)
     result = report.result(found, outcomes, given, caller.model)
     console.print(report.table(found, given), highlight=False, markup=False)
+    output.save(file, result, "--result-filename", appends=given.append_result)
+    output.save(given.json, result)
     for target in filter(None, (file, given.json)):
-        report.save(target, result)
-        console.print(f"written to {target}", highlight=False)
+        if target != "-":
+            console.print(f"written to {target}", highlight=False)
     if given.plot and found["completed"]:
         plot.draw_times(outcomes, f"{caller.model}, {len(asks)} requests of {given.dataset_name}", given.plot)
     errors = dict.fromkeys(outcome.error for outcome in outcomes if outcome.error)
@@ -105,10 +109,12 @@ async def _compare(given: argparse.Namespace, caller: Caller, asks: Sequence[Ask
         sides = await compare.compare(caller, asks, given.compare, concurrency, advance)
     base = next((side for side in sides if side.mode == "off"), sides[0])
     console.print(compare.table(sides, base))
+    for doubt in compare.doubts(sides):
+        console.print(doubt, style="yellow", highlight=False)
     found = [side.figures(base) for side in sides]
     result = {"commit": system.commit(), "machine": system.machine(), "arguments": _plain(given), "modes": found}
-    for target in filter(None, (report.file_of(given, caller.model), given.json)):
-        report.save(target, result)
+    output.save(report.file_of(given, caller.model), result, "--result-filename", appends=given.append_result)
+    output.save(given.json, result)
     if given.plot:
         title = f"{caller.model}, {len(asks)} prompts of {given.dataset_name}, {concurrency} at a time"
         plot.draw_comparison(found, base.mode, title, given.plot)
@@ -158,6 +164,6 @@ def _plain(given: argparse.Namespace) -> dict[str, Any]:
 def main(arguments: Sequence[str] | None = None) -> int:
     given = parse(arguments, __doc__ or "")
     try:
-        return asyncio.run(measure(given, Console(width=130)))
+        return asyncio.run(measure(given, output.console(given.json, 130)))
     except httpx2.InvalidURL as error:
         raise InvalidInput("--base-url", given.base_url, f"is no URL: {error}") from None

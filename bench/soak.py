@@ -114,7 +114,7 @@ class Chaos:
         given: dict[str, Any] = {**ask.options, "request_id": f"soak-{self._rng.random()}"}
         if how == "deadline":
             given["timeout_s"] = 0.05 + self._rng.random() * 0.3
-        async with AsyncClient(self._pools.address) as client:
+        async with AsyncClient(self._pools.address, max_retries=0) as client:
             with contextlib.suppress(PacelineError):
                 async for _ in client.generate(ask.prompt, **given):
                     if how == "abort":

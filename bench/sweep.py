@@ -35,7 +35,7 @@ from rich.table import Table
 from bench import lines, rate, system
 from bench.distant import Distant, distant
 from bench.equality import random_drafter
-from bench.options import count, counts, names, positive, values
+from bench.options import Parser, count, counts, names, positive, values
 from bench.plot import check_plot
 from bench.row import quartiles
 from bench.target import expanded
@@ -243,9 +243,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="paceline bench sweep", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
+    parser = Parser("sweep", __doc__)
     parser.add_argument("--target", default="models/demo-target", help="unexpanded target")
     parser.add_argument("--drafter", default="models/demo-drafter", help="the good one")
     parser.add_argument("--parameters", default="90M", help="expand the target to about this; 0 = leave it")

@@ -17,9 +17,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from coordinator.core.commands import Ask, Command, Emit, Fail, Finish
-from coordinator.core.events import Arrived, Drafted, Event, Faulted, Passed, Verified, WorkerDown
+from coordinator.core.events import Arrived, Branched, Drafted, Event, Faulted, Passed, Verified, WorkerDown
 from coordinator.recent import Seen
-from paceline.types import Close, Commit, Decode, Draft, OpenDraft, OpenVerify, Verdict, Verify
+from paceline.types import Branch, Close, Commit, Decode, Draft, OpenDraft, OpenVerify, Verdict, Verify
 
 CLIENT, COORDINATOR, DRAFTER, VERIFIER, NETWORK = "client", "coordinator", "drafter", "verifier", "network"
 TRACKS = (CLIENT, COORDINATOR, DRAFTER, VERIFIER, NETWORK)
@@ -51,9 +51,17 @@ class _Request:
     owed: int = 0  # position up to which the verifier has something to answer
 
 
-def chrome_trace(request_id: str, steps: Sequence[Seen], unix_s: float = 0.0) -> dict[str, Any]:
-    """The trace; empty tracks are left out. `unix_s`: the wall clock at the first step, told beside the events."""
+def chrome_trace(
+    request_id: str, steps: Sequence[Seen], unix_s: float = 0.0, *, is_cut: bool = False
+) -> dict[str, Any]:
+    """The trace; empty tracks are left out. `unix_s`: the wall clock at the first step, told beside the events.
+
+    `is_cut`: there were more steps than could be kept, so the picture ends before the request did.
+    """
     bars = list(bars_of(steps))
+    if is_cut and steps:
+        why = "the request went on; so many steps of one are kept"
+        bars.append(Bar(CLIENT, "cut here", steps[-1].at_s, steps[-1].at_s, {"why": why, "steps": len(steps)}))
     begun_s = min((bar.start_s for bar in bars), default=0.0)
     events = [_meta("process_name", 0, f"request {request_id}")]
     for number, track in enumerate(TRACKS):
@@ -66,7 +74,7 @@ def chrome_trace(request_id: str, steps: Sequence[Seen], unix_s: float = 0.0) ->
     return {
         "traceEvents": events,
         "displayTimeUnit": "ms",
-        "otherData": {"request_id": request_id, "unix_s": unix_s, "program": "paceline"},
+        "otherData": {"request_id": request_id, "unix_s": unix_s, "program": "paceline", "is_cut": is_cut},
     }
 
 
@@ -93,6 +101,8 @@ def _event_bars(event: Event, at_s: float, request: _Request) -> None:
             bars.append(Bar(COORDINATOR, "arrived", at_s, at_s, arguments))
         case Drafted(worker, draft):
             _drafted(worker, draft, at_s, request)
+        case Branched(worker, branch):
+            bars.append(_branch(worker, branch, at_s))
         case Verified(worker, verdict):
             _verified(worker, verdict, at_s, request)
         case Passed(worker, _):
@@ -112,6 +122,13 @@ def _drafted(worker: str, draft: Draft, at_s: float, request: _Request) -> None:
         request.bars.append(Bar(NETWORK, "commit to the drafter", told_s, told_s + one_way_s, {"worker": worker}))
         request.bars.append(Bar(NETWORK, "draft", at_s - one_way_s, at_s, {"worker": worker}))
     request.bars.append(Bar(DRAFTER, "draft", at_s - one_way_s - draft_s, at_s - one_way_s, arguments))
+
+
+def _branch(worker: str, branch: Branch, at_s: float) -> Bar:
+    """Nobody asks for one, so it is placed by its arrival."""
+    draft = branch.draft
+    arguments = {"worker": worker, "tokens": len(draft.token_ids), "beside epoch": draft.epoch, "start": draft.start}
+    return Bar(DRAFTER, "branch", at_s - draft.draft_ms / 1e3, at_s, arguments)
 
 
 def _verified(worker: str, verdict: Verdict, at_s: float, request: _Request) -> None:

@@ -101,8 +101,7 @@ class RecentRequests:
 
     def get(self, request_id: str, client: str) -> Recent:
         """One of `client`'s requests. Raises UnknownRequest, for another's too: nobody learns what others ask."""
-        names = (request_id, *(request_id.removeprefix(prefix) for prefix in PREFIXES))
-        for name in names:
+        for name in names_of(request_id):
             found = self._running.get(name) or self._ended.get(name)
             if found and found.spec.client == client:
                 return found
@@ -148,6 +147,11 @@ class RecentRequests:
         recent = self._ended.pop(request_id, None)
         if recent:
             self._weight -= recent.weight
+
+
+def names_of(request_id: str) -> tuple[str, ...]:
+    """What a request may be called here that a client calls `request_id`."""
+    return (request_id, *(request_id.removeprefix(prefix) for prefix in PREFIXES))
 
 
 def _by_request(event: Event, commands: Sequence[Command]) -> Iterator[tuple[str, tuple[Command, ...]]]:

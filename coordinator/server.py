@@ -27,6 +27,7 @@ from coordinator.config import CoordinatorConfig
 from coordinator.core.commands import Ask, Command, Emit, Fail, Finish
 from coordinator.core.events import (
     Arrived,
+    Branched,
     Drafted,
     Ended,
     Event,
@@ -76,6 +77,7 @@ class Span:
     start_s: float
     end_s: float
     num_tokens: int  # drafted, or committed by the pass
+    is_branch: bool = False  # drafted for an outcome that had not happened yet
 
 
 ClientQueue = asyncio.Queue[Emit | Finish | Fail | Span]
@@ -337,6 +339,8 @@ def _span(event: Event, now_s: float) -> Span | None:
     match event:
         case Drafted(_, draft) if draft.draft_ms:
             return Span(Role.DRAFTER, now_s - draft.draft_ms / 1e3, now_s, len(draft.token_ids))
+        case Branched(_, branch) if (draft := branch.draft).draft_ms:
+            return Span(Role.DRAFTER, now_s - draft.draft_ms / 1e3, now_s, len(draft.token_ids), is_branch=True)
         case Verified(_, verdict) if verdict.verify_ms:
             return Span(Role.VERIFIER, now_s - verdict.verify_ms / 1e3, now_s, len(verdict.token_ids))
     return None

@@ -25,11 +25,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from coordinator.core.commands import Ask, Command, Emit, Fail, Finish
-from coordinator.core.events import Arrived, Drafted, Event, Verified
+from coordinator.core.events import Arrived, Branched, Drafted, Event, Verified
 from coordinator.core.metrics import RequestMetrics
 from paceline import __version__
 from paceline.errors import InvalidInput
-from paceline.types import OpenVerify
+from paceline.types import Draft, OpenVerify
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace.export import SpanExporter
@@ -134,11 +134,10 @@ class Telemetry:
         match event:
             case Arrived():
                 self._begin(event, now_ns)
-            case Drafted(worker, draft) if draft.draft_ms:
-                counts = {"paceline.num_tokens": len(draft.token_ids), "paceline.epoch": draft.epoch}
-                self._work(
-                    "drafter", "draft", draft.request_id, draft.draft_ms, now_ns, {"paceline.worker": worker} | counts
-                )
+            case Drafted(worker, draft):
+                self._drafted("draft", worker, draft, now_ns)
+            case Branched(worker, branch):
+                self._drafted("branch", worker, branch.draft, now_ns)
             case Verified(worker, verdict) if verdict.verify_ms:
                 counts = {
                     "paceline.num_tokens": len(verdict.token_ids),
@@ -150,6 +149,15 @@ class Telemetry:
                 self._work("verifier", "verify", verdict.request_id, verdict.verify_ms, now_ns, told)
         for command in commands:
             self._follow(command, now_ns)
+
+    def _drafted(self, name: str, worker: str, draft: Draft, now_ns: int) -> None:
+        if draft.draft_ms:
+            told = {
+                "paceline.worker": worker,
+                "paceline.num_tokens": len(draft.token_ids),
+                "paceline.epoch": draft.epoch,
+            }
+            self._work("drafter", name, draft.request_id, draft.draft_ms, now_ns, told)
 
     def _begin(self, event: Arrived, now_ns: int) -> None:
         from opentelemetry.trace import SpanKind, set_span_in_context

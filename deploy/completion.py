@@ -9,6 +9,7 @@ from typing import Any
 
 import shtab
 
+from bench.serving import settings as serving
 from deploy import cli
 from deploy.bench import BENCHMARKS
 from deploy.cli import COMMANDS
@@ -45,8 +46,10 @@ def _tree() -> argparse.ArgumentParser:
             _add(commands, name, known[name], summary)
             continue
         it = commands.add_parser(name, help=summary)
-        if words := {"bench": BENCHMARKS, "completion": SHELLS}.get(name, {}):
-            it.add_argument("which", choices=list(words))
+        if name == "bench":
+            _add_benchmarks(it)
+        elif name == "completion":
+            it.add_argument("which", choices=list(SHELLS))
         elif several := [whole for whole in known if whole.startswith(f"{name} ")]:  # as `ray up`
             own = it.add_subparsers()
             for whole in several:
@@ -57,6 +60,14 @@ def _tree() -> argparse.ArgumentParser:
 def _add(commands: Any, name: str, parser: Parser, summary: str) -> None:
     line = summary.partition("\n")[0]
     commands.add_parser(name, help=line, parents=[parser.argparse], add_help=False, allow_abbrev=False)
+
+
+def _add_benchmarks(bench: argparse.ArgumentParser) -> None:
+    """Names, and the options of the one that loads no model: a shell that starts must not wait for torch."""
+    benchmarks = bench.add_subparsers()
+    for name, summary in BENCHMARKS.items():
+        own = [serving.parser("")] if name == "serve" else []
+        benchmarks.add_parser(name, help=summary, parents=own, add_help=False, allow_abbrev=False)
 
 
 def _help() -> str:

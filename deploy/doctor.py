@@ -8,6 +8,7 @@ import contextlib
 import datetime
 import json
 import os
+from collections import Counter
 from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
@@ -29,6 +30,7 @@ from deploy.doctor_forecast import (
     Forecast,
     advice,
     best_of,
+    chosen_by_auto,
     forecasts,
     profiles,
     round_trip_ms,
@@ -41,7 +43,15 @@ from deploy.role_options import add_drafter_dtype, add_dtype
 from deploy.serve import Plan, start
 from deploy.simulate_options import numbers
 from paceline.client import AsyncClient
-from paceline.errors import InvalidInput, PacelineError
+from paceline.errors import (
+    Forbidden,
+    InvalidInput,
+    Overloaded,
+    PacelineError,
+    PeerFault,
+    Unauthenticated,
+    UnknownRequest,
+)
 from paceline.prompts import SHAPES, question, read_prompts
 from paceline.types import Mode, Role
 
@@ -89,7 +99,7 @@ def run(argv: Sequence[str]) -> int:
     except InvalidInput:
         raise
     except PacelineError as error:  # what was found until then is told all the same
-        report.findings.append(Finding("server", "does not answer", BROKEN, str(error)))
+        report.findings.append(failure(error))
         _tell(console, report.findings[-1:])
     if report.forecasts:
         console.print(_table(report.forecasts))
@@ -98,6 +108,22 @@ def run(argv: Sequence[str]) -> int:
     if values.json:
         print(json.dumps(report.to_json()))
     return 1 if report.is_broken else 0
+
+
+def failure(error: PacelineError) -> Finding:
+    """What ended the examination, by what kind of failure it was."""
+    match error:
+        case UnknownRequest():
+            fix = "it must keep as many requests as run at a time: start it with --keep-traces 64"
+            return Finding("traces", "the server does not keep what it has run", BROKEN, fix)
+        case Overloaded():
+            return Finding("server", "is full", BROKEN, f"measure it when it has less to do ({error})")
+        case Unauthenticated() | Forbidden():
+            return Finding("server", "does not let this caller in", BROKEN, str(error))
+        case PeerFault():
+            return Finding("server", "answers what cannot be understood", BROKEN, str(error))
+        case _:
+            return Finding("server", "does not answer", BROKEN, str(error))
 
 
 async def _examine(prompts: Sequence[str], values: argparse.Namespace, report: Report, console: Console) -> None:
@@ -123,11 +149,14 @@ async def _examine(prompts: Sequence[str], values: argparse.Namespace, report: R
         found(iter([Finding("round trip to the coordinator", f"{await round_trip_ms(client):.2f} ms")]))
         has_drafter = any(worker.role is Role.DRAFTER for worker in info.workers)
         modes = MODES if has_drafter else MODES[:1]
-        num_runs = len(modes) * (1 + len(prompts) * (1 + values.verify))
+        has_auto = has_drafter and info.mode in ("", "auto")
+        num_runs = len(modes) * (1 + len(prompts) * (1 + values.verify)) + has_auto * len(prompts)
         with _progress(console, "measuring", num_runs) as advance:
             runs = await run_all(client, prompts, modes, values.max_tokens, 1 + values.verify, advance)
+            chosen = await chosen_by_auto(client, prompts, values.max_tokens, advance) if has_auto else Counter[str]()
         known = profiles(runs[0], (await client.server_info()).workers)
         found(_measured(known))
+        found(_auto(chosen))
         report.forecasts = forecasts(known, runs[0], sorted({0.0, *values.rtt_ms}) if has_drafter else [0.0])
         if values.verify:
             report.forecasts = [
@@ -151,6 +180,13 @@ def _measured(known: dict[Mode, Profile]) -> Iterator[Finding]:
     few = one.acceptance < 0.4
     fix = "a drafter that is more like the target (distilled from it) is accepted more often"
     yield Finding("acceptance", f"{one.acceptance:.2f} of tested tokens", WARNING if few else OK, fix if few else "")
+
+
+def _auto(chosen: Counter[str]) -> Iterator[Finding]:
+    total = sum(chosen.values())
+    if total:
+        told = ", ".join(f"{mode} for {count / total:.0%}" for mode, count in chosen.most_common())
+        yield Finding("mode auto chose", f"{told} of {total} tokens")
 
 
 @contextlib.asynccontextmanager
@@ -197,12 +233,13 @@ def _table(rows: Sequence[Forecast]) -> Table:
     table = Table(box=box.SIMPLE_HEAD, title="predicted", title_justify="left", padding=(0, 1), pad_edge=False)
     names = ["RTT ms more", "mode", "tokens/s", "speed-up"]
     has_measured = any(row.measured for row in rows)
-    for name in [*names, *(("measured", "ratio") if has_measured else ())]:
+    for name in [*names, *(("measured", "ratio", "simulated alone") if has_measured else ())]:
         table.add_column(name, justify="left" if name == "mode" else "right")
     for row in rows:
         cells = [f"{row.rtt_ms:g}", row.mode, f"{row.tokens_per_s:.1f}", f"{row.speed_up:.2f}"]
         if has_measured:
-            cells += [f"{row.measured:.1f}", f"{row.ratio:.2f}"] if row.measured and row.ratio else ["–", "–"]
+            found = (row.measured, row.ratio, row.raw_ratio)
+            cells += [f"{one:.{digits}f}" if one else "–" for one, digits in zip(found, (1, 2, 2), strict=True)]
         table.add_row(*cells)
     return table
 

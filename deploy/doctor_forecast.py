@@ -11,6 +11,7 @@ from __future__ import annotations
 import secrets
 import statistics
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
@@ -26,7 +27,7 @@ from paceline.trace import Record, Step
 from paceline.types import Mode, StepCost, WorkerInfo
 
 LENGTH, WINDOW = 6, 4
-MODES = (Mode.OFF, Mode.SEQUENTIAL, Mode.PEARL)
+MODES = (Mode.OFF, Mode.SEQUENTIAL, Mode.PEARL, Mode.BRANCH)
 NUM_CALLS = 15  # for the round trip
 PAYS = 1.05  # over off; less is within what a busy machine varies by
 REQUEST_TIMEOUT_S = 300.0
@@ -63,8 +64,13 @@ class Forecast:
         """Predicted over measured."""
         return self.tokens_per_s / self.measured if self.measured else None
 
+    @property
+    def raw_ratio(self) -> float | None:
+        """Simulated over measured: what the model by itself is worth, without the correction by a run of the same."""
+        return self.simulated / self.measured if self.measured else None
+
     def to_json(self) -> dict[str, Any]:
-        return asdict(self) | {"predicted_over_measured": self.ratio}
+        return asdict(self) | {"predicted_over_measured": self.ratio, "simulated_over_measured": self.raw_ratio}
 
 
 async def round_trip_ms(client: AsyncClient) -> float:
@@ -114,6 +120,18 @@ async def _complete(client: AsyncClient, prompt: str, mode: Mode, max_tokens: in
         request_id=request_id,
         timeout_s=REQUEST_TIMEOUT_S,
     )
+
+
+async def chosen_by_auto(
+    client: AsyncClient, prompts: Sequence[str], max_tokens: int, advance: Advance
+) -> Counter[str]:
+    """Tokens by the mode that the server took by itself; only where its own mode is auto."""
+    tokens: Counter[str] = Counter()
+    for prompt in prompts:
+        answer = await client.complete(prompt, max_tokens=max_tokens, timeout_s=REQUEST_TIMEOUT_S)
+        tokens.update(answer.metrics["tokens_by_mode"])
+        advance()
+    return tokens
 
 
 def profiles(ran: dict[Mode, Ran], workers: Sequence[WorkerInfo]) -> dict[Mode, Profile]:

@@ -8,7 +8,7 @@ import contextlib
 import json
 import os
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from rich.console import Console
@@ -21,14 +21,14 @@ from deploy.paint import Painter, legend, summary
 from paceline.client import AsyncClient, Chunk, Options
 from paceline.errors import InvalidInput, PacelineError, PeerFault, Unavailable
 from paceline.prompts import SHAPES, read_prompts
-from paceline.types import Tokens
+from paceline.types import Tokens, TopLogprobs
 
 FEW = 4  # prompts; for more a progress bar is shown
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Answer:
-    """All of one prompt's output, or what became of it instead."""
+    """One prompt's output as far as it has come, and what became of it."""
 
     text: str = ""
     token_ids: Tokens = ()
@@ -36,15 +36,29 @@ class Answer:
     request_id: str = ""
     metrics: dict[str, Any] | None = None
     logprobs: tuple[float, ...] = ()  # one a token, if they were asked for
+    top_logprobs: tuple[TopLogprobs, ...] = ()  # likewise
     error: PacelineError | None = None
 
+    def take(self, chunk: Chunk) -> None:
+        self.text += chunk.text
+        self.token_ids += chunk.token_ids
+        self.request_id = self.request_id or chunk.request_id
+        self.logprobs += chunk.logprobs
+        self.top_logprobs += chunk.top_logprobs
+        if chunk.finish_reason:
+            self.finish_reason, self.metrics = chunk.finish_reason, chunk.metrics
+
     def to_json(self) -> str:
-        if self.error:
-            return json.dumps({"error": str(self.error)})
-        fields: tuple[str, ...] = ("text", "token_ids", "finish_reason", "request_id", "metrics")
+        told = {"text": self.text, "token_ids": self.token_ids}
+        if self.error:  # what had come until then is the caller's to use, or to look into
+            told = {"error": str(self.error)} | told | {"request_id": self.request_id}
+        else:
+            told |= {"finish_reason": self.finish_reason, "request_id": self.request_id, "metrics": self.metrics}
         if self.logprobs:
-            fields = (*fields, "logprobs")
-        return json.dumps({field: getattr(self, field) for field in fields})
+            told["logprobs"] = self.logprobs
+        if self.top_logprobs:
+            told["top_logprobs"] = [asdict(one) for one in self.top_logprobs]
+        return json.dumps(told)
 
 
 def run(argv: Sequence[str]) -> int:
@@ -156,20 +170,16 @@ async def _answer(
         "window": values.window,
         "timeout_s": values.timeout,
     }
-    text, request_id, token_ids, logprobs = "", "", list[int](), list[float]()
+    answer = Answer()
     try:
         async for chunk in client.generate(prompt, **given):
-            text += chunk.text
-            request_id = request_id or chunk.request_id
-            token_ids += chunk.token_ids
-            logprobs += chunk.logprobs
+            answer.take(chunk)
             push(chunk)
-            if chunk.finish_reason:
-                reason, metrics = chunk.finish_reason, chunk.metrics
-                return Answer(text, tuple(token_ids), reason, request_id, metrics, tuple(logprobs))
-        raise PeerFault("the coordinator ended the stream without a finish reason")
+        if not answer.finish_reason:
+            raise PeerFault("the coordinator ended the stream without a finish reason")
     except PacelineError as error:
-        return Answer(text, error=error)
+        answer.error = error
+    return answer
 
 
 async def _for_each(indices: Sequence[int], one: Any, concurrency: int) -> None:
@@ -278,5 +288,5 @@ def _add_running(parser: Parser) -> None:
         kind=options.boolean,
         default=False,
         help="print one JSON object a prompt, in their order: text, token_ids, finish_reason, request_id (which "
-        "`paceline trace` takes) and metrics; or error",
+        "`paceline trace` takes) and metrics; or error, with what had come until then",
     )

@@ -18,6 +18,7 @@ from typing import Any, NoReturn
 
 from deploy import config_file
 from paceline.errors import InvalidInput, did_you_mean
+from paceline.errors import UsageError as UsageError  # every command's
 from paceline.length_policy import POLICIES, LengthPolicy
 from paceline.types import Mode, Rule
 
@@ -28,14 +29,6 @@ DEFAULT = "default"
 
 # Where the values of the command that runs came from, by flag: what goes wrong with one later is said with it.
 _SOURCES: ContextVar[Mapping[str, str] | None] = ContextVar("sources", default=None)
-
-
-class UsageError(InvalidInput):
-    """The command line cannot be read; `text` says all that there is to say."""
-
-    def __init__(self, text: str) -> None:
-        Exception.__init__(self, text)
-        self.field = "arguments"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

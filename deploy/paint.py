@@ -84,8 +84,8 @@ def summary(metrics: Mapping[str, Any], finish_reason: str) -> str:
     if metrics["mode"] != "off":
         parts.append(metrics["length_policy"])
         parts.append(f"accepted {metrics['num_accepted_tokens']} of {metrics['num_tested_tokens']} tested")
-    if num_runs := metrics["num_branch_hits"] + metrics["num_branch_misses"]:
-        parts.append(f"branches hit {metrics['num_branch_hits']} of {num_runs} rejections")
+        if num_runs := metrics["num_branch_hits"] + metrics["num_branch_misses"]:
+            parts.append(f"branches hit {metrics['num_branch_hits']} of {num_runs} rejections")
         parts.append(f"mean accepted length {metrics['mean_accepted_length']:.2f}")
         parts.append(f"overlap {metrics['overlap_share']:.0%}")
     parts += [f"{count} self-decoded: {reason}" for reason, count in sorted(metrics["fallbacks"].items())]

@@ -7,6 +7,7 @@ import argparse
 from deploy import options
 from deploy.options import Parser
 from paceline.client import Options
+from paceline.sampling_checks import MAX_TOP_LOGPROBS
 from paceline.types import SamplingParams
 
 
@@ -82,6 +83,14 @@ def _add_penalties(parser: Parser) -> None:
         default=False,
         help="with --json, say of each token how likely the target's law had it",
     )
+    group.add(
+        "--top-logprobs",
+        kind=options.whole(0, MAX_TOP_LOGPROBS),
+        default=0,
+        shown="0",
+        metavar="N",
+        help="and of so many of the likeliest tokens at its place; needs --logprobs",
+    )
 
 
 def given(values: argparse.Namespace) -> Options:
@@ -99,6 +108,8 @@ def given(values: argparse.Namespace) -> Options:
         tuple(bias.items()),
         values.min_tokens,
         tuple(values.stop_token_ids),
+        logprobs=values.logprobs,
+        top_logprobs=values.top_logprobs,
     )
     return {
         "temperature": values.temperature,
@@ -113,6 +124,7 @@ def given(values: argparse.Namespace) -> Options:
         "min_tokens": values.min_tokens,
         "stop_token_ids": tuple(values.stop_token_ids),
         "logprobs": values.logprobs,
+        "top_logprobs": values.top_logprobs,
     }
 
 

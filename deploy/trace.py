@@ -22,14 +22,14 @@ from coordinator.chrome_trace import chrome_trace
 from coordinator.core.commands import Ask, Command, Emit, Fail, Finish
 from coordinator.core.events import Event
 from coordinator.core.metrics import RequestMetrics
-from coordinator.recent import RecentRequests, Seen
+from coordinator.recent import RecentRequests, Seen, names_of
 from deploy import options
 from deploy.connection import add_credentials, add_server, client_of
 from deploy.options import Parser, UsageError
 from paceline.errors import InvalidInput, UnknownRequest, did_you_mean
 from paceline.fetched import TraceSummary
 from paceline.plain import from_plain
-from paceline.trace import Opened, Record, Step, read
+from paceline.trace import FULL, Closed, Opened, Record, Step, read
 from paceline.types import FinishReason
 
 WHERE = "open it in https://ui.perfetto.dev or chrome://tracing; it is read in the browser and sent nowhere"
@@ -54,10 +54,13 @@ def run(argv: Sequence[str]) -> int:
     except OSError as error:
         raise InvalidInput("--output", values.output, f"cannot be written: {error.strerror}") from None
     num_bars = sum(event["ph"] != "M" for event in drawn["traceEvents"])
+    about = drawn["otherData"]
     if values.json:
-        print(json.dumps({"request_id": drawn["otherData"]["request_id"], "file": values.output, "events": num_bars}))
+        told = {"request_id": about["request_id"], "file": values.output, "events": num_bars, "is_cut": about["is_cut"]}
+        print(json.dumps(told))
     else:
-        print(f"{values.output}: {num_bars} events; {WHERE}", file=sys.stderr)
+        cut = "cut, since no more of a request is kept; " if about["is_cut"] else ""
+        print(f"{values.output}: {num_bars} events; {cut}{WHERE}", file=sys.stderr)
     return 0
 
 
@@ -73,14 +76,17 @@ async def _from_server(values: argparse.Namespace) -> tuple[Sequence[TraceSummar
             raise _unknown(values.request, known, "the last requests of this key, and only those") from None
         opened = next((record for record in records if isinstance(record, Opened)), None)
         request_id = str(opened.settings.get("request_id", values.request)) if opened else values.request
-        return (), chrome_trace(request_id, list(steps(records)), opened.unix_s if opened else 0.0)
+        unix_s = opened.unix_s if opened else 0.0
+        return (), chrome_trace(request_id, list(steps(records)), unix_s, is_cut=Closed(FULL) in records)
 
 
 def _from_file(values: argparse.Namespace) -> tuple[Sequence[TraceSummary], dict[str, Any] | None]:
     """Likewise from what `paceline serve --trace FILE` wrote."""
     recent = RecentRequests(EVERYTHING, bounded=False)
     begun: Opened | None = None
+    is_full = False
     for record in read(values.file):
+        is_full = is_full or record == Closed(FULL)
         if isinstance(record, Opened):
             begun = record
         elif isinstance(record, Step) and begun:
@@ -90,9 +96,10 @@ def _from_file(values: argparse.Namespace) -> tuple[Sequence[TraceSummary], dict
     everything = recent.all()
     if values.request is None:
         return [TraceSummary(**one.summary()) for one in everything], None
-    for one in everything:
-        if one.spec.request_id == values.request:
-            return (), chrome_trace(values.request, one.steps, one.unix_s)
+    for name in names_of(values.request):
+        for one in everything:
+            if one.spec.request_id == name:
+                return (), chrome_trace(name, one.steps, one.unix_s, is_cut=is_full and not one.ended)
     raise _unknown(values.request, [one.spec.request_id for one in everything], f"the requests in {values.file}")
 
 

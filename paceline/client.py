@@ -4,37 +4,35 @@
         for chunk in client.generate("Once upon a time", max_tokens=64):
             print(chunk.text, end="")
 
-Failures are `PacelineError`s with the server's own text. Leaving a stream early ends the request at the server. Given
-several addresses ("a:50051,b:50051") a client goes on at the next one when a coordinator is lost, in the middle of a
-generation too; with a seed, or greedily, the tokens are those that it would have read otherwise.
+Failures are `PacelineError`s with the server's own text. Leaving a stream early ends the request at the server. A
+generation that is lost in the middle goes on, at the same coordinator or, given several addresses ("a:50051,b:50051"),
+at the next one; with a seed, or greedily, the tokens are those that it would have read otherwise. One that is refused
+because the server is full is asked for again when the server says so. `max_retries` bounds both.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import itertools
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, Self, TypedDict, Unpack
 
 import grpc
 
 from paceline import codec, fetched
-from paceline.api_keys import bearer
-from paceline.errors import InvalidInput, PeerFault, Unavailable
+from paceline.addresses import Addresses
+from paceline.errors import InvalidInput, Overloaded, PeerFault, Unavailable
 from paceline.length_policy import LengthPolicy
-from paceline.resume import Progress, addresses_of
+from paceline.resume import MAX_RETRIES
 from paceline.rpc import connect, connect_blocking, error_of
 from paceline.security import Tls
 from paceline.trace import Record
 from paceline.types import FinishReason, Mode, Rule, SamplingParams, Source, Tokens, TopLogprobs, WorkerInfo, member
-from paceline.wire import coordinator_pb2, coordinator_pb2_grpc
+from paceline.wire import coordinator_pb2
 
 Metrics = dict[str, Any]  # by the names of RequestMetrics in coordinator.proto; times in milliseconds
-CALL_TIMEOUT_S = 10.0  # of the calls that only look something up
 
 
 class Options(TypedDict, total=False):
@@ -127,61 +125,33 @@ class ServerInfo:
     verify_ms: float = 0.0  # a verifier's pass, of late; 0 = there was none
 
 
-class _Addresses:
-    """The coordinators that a client may ask; the one that answered last is asked first."""
+class AsyncClient:
+    """Asks one coordinator, or one of several, in one event loop. It connects by itself, and again after a loss."""
 
     def __init__(
         self,
         address: str | Sequence[str],
-        tls: Tls | None,
-        api_key: str | None,
-        connect: Callable[[str, Tls | None], Any],
+        *,
+        tls: Tls | None = None,
+        api_key: str | None = None,
+        max_retries: int = MAX_RETRIES,
     ) -> None:
-        self.metadata = bearer(api_key)
-        self.channels = [connect(each, tls) for each in addresses_of(address)]
-        self._stubs = [coordinator_pb2_grpc.CoordinatorStub(channel) for channel in self.channels]
-        self._first = 0
-
-    def stubs(self) -> Iterator[Any]:
-        """The stubs in turn, endlessly."""
-        at = self._first
-        while True:
-            self._first = at
-            yield self._stubs[at]
-            at = (at + 1) % len(self._stubs)
-
-    def metadata_of(self, options: Options) -> tuple[tuple[str, str], ...]:
-        """The key, and the trace that the call belongs to."""
-        traceparent = options.get("traceparent")
-        return (*self.metadata, *((("traceparent", traceparent),) if traceparent else ()))
-
-    def progress(self, prompt: str | Sequence[int], options: Options) -> Progress:
-        return Progress(_request(prompt, options), options.get("timeout_s"), len(self._stubs))
-
-    def calls(self, method: str, request: Any) -> Iterator[Callable[[], Any]]:
-        """How to make a short call, of every coordinator in turn."""
-        for stub in itertools.islice(self.stubs(), len(self._stubs)):
-            yield partial(getattr(stub, method), request, timeout=CALL_TIMEOUT_S, metadata=self.metadata)
-
-
-class AsyncClient:
-    """Asks one coordinator, or one of several, in one event loop. It connects by itself, and again after a loss."""
-
-    def __init__(self, address: str | Sequence[str], *, tls: Tls | None = None, api_key: str | None = None) -> None:
-        """`tls`: of the role client (`Tls.of`). `api_key`: where the coordinator asks for one."""
-        self._to = _Addresses(address, tls, api_key, connect)
+        """`tls`: of the role client (`Tls.of`). `api_key`: where the coordinator asks for one. `max_retries`: of a
+        generation, over all the addresses, without a token between; 0 = a failure is told as it comes."""
+        self._to = Addresses(address, tls, api_key, connect, max_retries)
 
     async def generate(self, prompt: str | Sequence[int], **options: Unpack[Options]) -> AsyncIterator[Chunk]:
         """Chunks as they come. `prompt` is text or token ids. Metrics are those of the coordinator that ended it."""
-        progress = self._to.progress(prompt, options)
+        progress = self._to.progress(_request(prompt, options), options.get("timeout_s"))
+        metadata = self._to.metadata_of(options.get("traceparent"))
         for stub in self._to.stubs():
-            call = stub.Generate(progress.request, timeout=progress.left_s, metadata=self._to.metadata_of(options))
+            call = stub.Generate(progress.request, timeout=progress.left_s, metadata=metadata)
             try:
                 with _errors():
                     async for reply in call:
                         yield progress.came(_chunk(reply))
                 return
-            except Unavailable as error:
+            except (Unavailable, Overloaded) as error:
                 pause_s = progress.failed(error)
             finally:
                 call.cancel()
@@ -237,21 +207,29 @@ class AsyncClient:
 class Client:
     """As `AsyncClient`, for programs without an event loop; safe to use from several threads."""
 
-    def __init__(self, address: str | Sequence[str], *, tls: Tls | None = None, api_key: str | None = None) -> None:
+    def __init__(
+        self,
+        address: str | Sequence[str],
+        *,
+        tls: Tls | None = None,
+        api_key: str | None = None,
+        max_retries: int = MAX_RETRIES,
+    ) -> None:
         """As `AsyncClient`."""
-        self._to = _Addresses(address, tls, api_key, connect_blocking)
+        self._to = Addresses(address, tls, api_key, connect_blocking, max_retries)
 
     def generate(self, prompt: str | Sequence[int], **options: Unpack[Options]) -> Iterator[Chunk]:
         """Chunks as they come. `prompt` is text or token ids. Metrics are those of the coordinator that ended it."""
-        progress = self._to.progress(prompt, options)
+        progress = self._to.progress(_request(prompt, options), options.get("timeout_s"))
+        metadata = self._to.metadata_of(options.get("traceparent"))
         for stub in self._to.stubs():
-            call = stub.Generate(progress.request, timeout=progress.left_s, metadata=self._to.metadata_of(options))
+            call = stub.Generate(progress.request, timeout=progress.left_s, metadata=metadata)
             try:
                 with _errors():
                     for reply in call:
                         yield progress.came(_chunk(reply))
                 return
-            except Unavailable as error:
+            except (Unavailable, Overloaded) as error:
                 pause_s = progress.failed(error)
             finally:
                 call.cancel()
@@ -271,6 +249,16 @@ class Client:
     def server_info(self) -> ServerInfo:
         with _errors():
             return _server_info(self._ask("GetServerInfo", coordinator_pb2.GetServerInfoRequest()))
+
+    def traces(self) -> tuple[fetched.TraceSummary, ...]:
+        """As `AsyncClient.traces`."""
+        with _errors():
+            return fetched.summaries(self._ask("ListTraces", coordinator_pb2.ListTracesRequest()))
+
+    def trace(self, request_id: str) -> list[Record]:
+        """As `AsyncClient.trace`."""
+        request = coordinator_pb2.GetTraceRequest(request_id=request_id)
+        return fetched.trace_blocking(self._to.calls("GetTrace", request), _errors)
 
     def _ask(self, method: str, request: Any) -> Any:
         failure: Unavailable | None = None

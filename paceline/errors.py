@@ -24,6 +24,14 @@ class InvalidInput(PacelineError):
         self.field = field
 
 
+class UsageError(InvalidInput):
+    """A command line cannot be read; `text` says all that there is to say."""
+
+    def __init__(self, text: str) -> None:
+        Exception.__init__(self, text)
+        self.field = "arguments"
+
+
 class Unsupported(InvalidInput):
     """The input is lawful, but no exact way to serve it exists here (FAILED_PRECONDITION, exit code 2)."""
 

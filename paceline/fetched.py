@@ -58,3 +58,21 @@ async def trace(calls: Iterable[Callable[[], Any]], errors: Callable[[], Abstrac
             failure = error
     assert failure is not None
     raise failure
+
+
+def trace_blocking(
+    calls: Iterable[Callable[[], Any]], errors: Callable[[], AbstractContextManager[None]]
+) -> list[Record]:
+    """As `trace`, without an event loop."""
+    failure: PacelineError | None = None
+    for call in calls:
+        data = bytearray()
+        try:
+            with errors():
+                for chunk in call():
+                    add(data, chunk)
+                return records(data)
+        except (Unavailable, UnknownRequest) as error:
+            failure = error
+    assert failure is not None
+    raise failure

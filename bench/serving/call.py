@@ -7,9 +7,10 @@ is asked without it, and then a chunk counts as one gap, as in vLLM's own benchm
 
 from __future__ import annotations
 
+import itertools
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -81,12 +82,16 @@ class Caller:
     model: str
     more: Mapping[str, Any]  # further fields of every body
     stream_options: dict[str, bool] | None
+    id_prefix: str | None = None  # of every call's X-Request-Id
+    _numbers: Iterator[int] = field(default_factory=itertools.count)
 
     async def call(self, ask: Ask, **more: Any) -> Outcome:
         """Make one call and read all of it. What goes wrong is in the outcome."""
+        headers = {} if self.id_prefix is None else {"x-request-id": f"{self.id_prefix}{next(self._numbers)}"}
         outcome = Outcome(time.perf_counter())
         try:
-            async with self.http.stream("POST", self.endpoint, json=self._body(ask, more)) as response:
+            body = self._body(ask, more)
+            async with self.http.stream("POST", self.endpoint, json=body, headers=headers) as response:
                 if response.status_code != 200:
                     raise Unavailable(f"{response.status_code}: {(await response.aread()).decode(errors='replace')}")
                 async for line in response.aiter_lines():

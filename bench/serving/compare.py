@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -40,6 +41,11 @@ class Side:
         counts = [sum(outcome.num_output_tokens for outcome in outcomes) for outcomes in self.rounds]
         return [count / seconds for count, seconds in zip(counts, self.seconds, strict=True)]
 
+    @property
+    def ran_in(self) -> Counter[str]:
+        """Requests by the mode in which the server says that they ended."""
+        return Counter(str(outcome.metrics["mode"]) for outcome in self.outcomes)
+
     def figures(self, base: Side) -> dict[str, Any]:
         """Beside `base`: the ratio of speeds is the median of the rounds', with the quartiles."""
         ratios = [own / other for own, other in zip(self.speeds, base.speeds, strict=True)]
@@ -55,6 +61,8 @@ class Side:
             **{f"median_{name}_ms": percentile(values, 50) for name, values in times.items()},
             **{f"p99_{name}_ms": percentile(values, 99) for name, values in times.items()},
             **totals,
+            "num_drafts": self._total("num_drafts"),
+            "num_by_mode": dict(self.ran_in),
             "overlap_share": self._mean("overlap_share"),
             "num_same_text": sum(own.text == other.text for own, other in texts),
             "num_prompts": len(self.outcomes),
@@ -95,6 +103,21 @@ def _check(outcomes: Sequence[Outcome], mode: str) -> None:
             raise Unavailable(f"--compare: a request in mode {mode} failed: {outcome.error}")
         if "mode" not in outcome.metrics:
             raise Unavailable("--compare: the server does not say in which mode it worked, so it has none to compare")
+
+
+def doubts(sides: Sequence[Side]) -> Iterator[str]:
+    """Why a side's figures may not be those of its mode: it was another that ran, or nothing was drafted."""
+    for side in sides:
+        others = {mode: count for mode, count in side.ran_in.items() if mode != side.mode}
+        if side.mode == "auto":
+            chosen = ", ".join(f"{mode} for {count}" for mode, count in side.ran_in.most_common())
+            yield f"auto chose, of {len(side.outcomes)} requests: {chosen}"
+            continue
+        if others:
+            told = ", ".join(f"{count} as {mode}" for mode, count in others.items())
+            yield f"{side.mode}: of {len(side.outcomes)} requests the server ran {told}; the row is not that mode's"
+        if side.mode != "off" and not sum(outcome.metrics["num_tested_tokens"] for outcome in side.outcomes):
+            yield f"{side.mode}: no draft was tested, so this was plain decoding; is a drafter connected?"
 
 
 def table(sides: Sequence[Side], base: Side) -> Table:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -111,11 +110,3 @@ def file_of(given: argparse.Namespace, model: str) -> Path | None:
     except OSError as error:
         raise InvalidInput("--result-dir", given.result_dir, f"cannot be made: {error.strerror}") from None
     return folder / (given.result_filename or f"{name}-{time.strftime('%Y%m%d-%H%M%S')}.json")
-
-
-def save(file: Path | str, value: Any) -> None:
-    """Raises InvalidInput if the file cannot be written."""
-    try:
-        Path(file).write_text(json.dumps(value, indent=1))
-    except OSError as error:
-        raise InvalidInput("--result-filename", str(file), f"cannot be written: {error.strerror}") from None

@@ -23,17 +23,19 @@ ENDPOINTS = {
 MODES = tuple(dict.fromkeys((*Mode, "branch", "auto")))
 
 
+def parser(about: str) -> options.Parser:
+    it = options.Parser("serve", about)
+    _add_server(it.add_argument_group("server"))
+    _add_dataset(it.add_argument_group("data set"))
+    _add_load(it.add_argument_group("load"))
+    _add_sampling(it.add_argument_group("sampling"))
+    _add_results(it.add_argument_group("results"))
+    return it
+
+
 def parse(arguments: Sequence[str] | None, about: str) -> argparse.Namespace:
     """The options, with `endpoint`, `base_url` and `body` (fields of every request) filled in. Raises InvalidInput."""
-    parser = argparse.ArgumentParser(
-        prog="paceline bench serve", description=about, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    _add_server(parser.add_argument_group("server"))
-    _add_dataset(parser.add_argument_group("data set"))
-    _add_load(parser.add_argument_group("load"))
-    _add_sampling(parser.add_argument_group("sampling"))
-    _add_results(parser.add_argument_group("results"))
-    given = parser.parse_args(arguments)
+    given: argparse.Namespace = parser(about).parse_args(arguments)
     given.endpoint = given.endpoint or ENDPOINTS[given.backend]
     given.base_url = (given.base_url or f"http://{given.host}:{given.port}").removesuffix("/")
     given.body = _body(given)
@@ -48,7 +50,8 @@ def parse(arguments: Sequence[str] | None, about: str) -> argparse.Namespace:
 
 
 def _body(given: argparse.Namespace) -> dict[str, Any]:
-    names = ("temperature", "top_p", "top_k", "min_p")
+    penalties = ("frequency_penalty", "presence_penalty", "repetition_penalty")
+    names = ("temperature", "top_p", "top_k", "min_p", *penalties)
     body: dict[str, Any] = {name: value for name in names if (value := getattr(given, name)) is not None}
     if given.ignore_eos:
         body["ignore_eos"] = True
@@ -64,6 +67,7 @@ def _add_server(group: Any) -> None:
     group.add_argument("--model", help="as the server calls it; default: the first that /v1/models lists")
     group.add_argument("--tokenizer", metavar="DIR", help="for random prompts; default: what /v1/models names as root")
     group.add_argument("--header", type=_pair("="), action="append", default=[], metavar="NAME=VALUE")
+    group.add_argument("--request-id-prefix", metavar="TEXT", help="sent with a number as every call's X-Request-Id")
     group.add_argument("--insecure", action="store_true", help="take any certificate")
     group.add_argument(
         "--ready-check-timeout-sec", type=float, default=0, metavar="S", help="wait so long for the server (0)"
@@ -76,6 +80,8 @@ def _add_dataset(group: Any) -> None:
     group.add_argument("--dataset-path", metavar="FILE", help=about)
     group.add_argument("--num-prompts", type=options.count(1), default=1000, metavar="N", help="(1000)")
     group.add_argument("--shuffle", action="store_true", help="a file's prompts, by --seed")
+    group.add_argument("--disable-shuffle", dest="shuffle", action="store_false", help="a file's order, as by default")
+    group.set_defaults(shuffle=False)
     group.add_argument("--seed", type=int, default=0, help="of prompts and arrivals (0)")
     group.add_argument("--random-input-len", type=options.count(1), default=1024, metavar="N", help="(1024)")
     group.add_argument("--random-output-len", type=options.count(1), default=128, metavar="N", help="(128)")
@@ -104,7 +110,8 @@ def _add_load(group: Any) -> None:
 
 
 def _add_sampling(group: Any) -> None:
-    for name in ("--temperature", "--top-p", "--min-p"):
+    penalties = ("--frequency-penalty", "--presence-penalty", "--repetition-penalty")
+    for name in ("--temperature", "--top-p", "--min-p", *penalties):
         group.add_argument(name, type=float, metavar="X", help="the server's default if absent")
     group.add_argument("--top-k", type=int, metavar="K", help="likewise")
     group.add_argument("--ignore-eos", action="store_true", help="outputs as long as asked for")
@@ -125,6 +132,7 @@ def _add_results(group: Any) -> None:
     )
     group.add_argument("--save-result", action="store_true", help="as JSON, with vLLM's keys")
     group.add_argument("--save-detailed", action="store_true", help="with every request's times and text")
+    group.add_argument("--append-result", action="store_true", help="to the file that is there, a line a result")
     group.add_argument("--result-dir", default=".", metavar="DIR", help="(.)")
     group.add_argument("--result-filename", metavar="NAME", help="instead of LABEL-RATEqps-MODEL-DATE.json")
     group.add_argument("--label", help="in the result, and in its file's name; default: --backend")

@@ -1,7 +1,15 @@
 // One request: the form, the stream of events, and the tokens in the colours of where they come from.
+import { Picker } from "./picker.js";
 import { $, key, reason } from "./shared.js";
 
 const EXAMPLE = "A baker makes 12 loaves every hour for 6 hours and sells 50 of them. How many loaves are left?";
+
+const MEANING = {
+  accepted: "drafted, and accepted by the target",
+  recovered: "the target's own, in place of a draft that it rejected",
+  bonus: "the target's own, after a draft that was accepted whole",
+  self_decoded: "the target's own, where no draft was tested",
+};
 
 // Server-sent events from a POST, which EventSource cannot do: yields [name, data].
 async function* events(response) {
@@ -24,9 +32,11 @@ export class Playground {
   constructor(timeline) {
     this.timeline = timeline;
     this.running = null; // what aborts the request that is under way
+    this.picker = new Picker($("output"), ".token", $("token-told"));
     $("prompt").value = EXAMPLE;
     $("form").addEventListener("submit", (event) => { event.preventDefault(); this.run(); });
     $("stop").addEventListener("click", () => this.running?.abort());
+    $("trace").addEventListener("click", () => this.saveTrace());
     document.addEventListener("keydown", (event) => {
       if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) { event.preventDefault(); $("form").requestSubmit(); }
       if (event.key === "Escape") this.running?.abort();
@@ -58,8 +68,10 @@ export class Playground {
       if (response.status === 401) key.ask();
       if (!response.ok) throw new Error(await reason(response));
       for await (const [name, data] of events(response)) this.take(name, data);
+      if (!this.isOver) throw new Error("The server ended the answer before it was complete.");
     } catch (error) {
-      this.fail(error.name === "AbortError" ? "Stopped." : error.message);
+      if (error.name === "AbortError") this.stopped();
+      else this.fail(error.message);
     } finally {
       this.running = null;
       $("go").disabled = false;
@@ -69,6 +81,10 @@ export class Playground {
   }
 
   begin() {
+    this.isOver = false; // the server has said how it ended
+    this.requestId = "";
+    this.picker.clear();
+    $("trace-row").hidden = true;
     this.counts = { accepted: 0, recovered: 0, bonus: 0, self_decoded: 0 };
     $("output").replaceChildren();
     $("output").classList.add("running");
@@ -87,6 +103,7 @@ export class Playground {
       return;
     }
     if (name === "start") {
+      this.requestId = data.request_id;
       $("summary").textContent = "Generating…";
       return;
     }
@@ -117,7 +134,8 @@ export class Playground {
     const span = document.createElement("span");
     span.className = `token ${source}`;
     span.textContent = text;
-    span.title = source.replace("_", "-");
+    span.title = source.replaceAll("_", "-");
+    span.dataset.told = `${JSON.stringify(text)}: ${MEANING[source] || span.title}`;
     $("output").append(span);
   }
 
@@ -141,12 +159,14 @@ export class Playground {
   }
 
   finish({ finish_reason, metrics }) {
+    this.isOver = true;
     const seconds = metrics.e2e_ms / 1e3;
     const count = metrics.num_generated_tokens;
     const speed = seconds ? count / seconds : 0;
     const ends = { stop: "it ended by itself", length: "the most that were asked for", abort: "it was cancelled" };
     $("summary").textContent = `${count} tokens in ${seconds.toFixed(2)} s: ${ends[finish_reason] || finish_reason}.`;
     const share = (part, whole) => (whole ? `${part} / ${whole}  (${Math.round((100 * part) / whole)} %)` : "–");
+    const numRuns = metrics.num_branch_hits + metrics.num_branch_misses; // that could have begun with a branch
     this.figures([
       ["speed", `${speed.toFixed(1)} tokens/s`],
       ["first token", `${metrics.ttft_ms.toFixed(0)} ms`],
@@ -154,13 +174,14 @@ export class Playground {
       ["length policy", metrics.length_policy],
       ["accepted / tested", share(metrics.num_accepted_tokens, metrics.num_tested_tokens)],
       ["tokens a draft", metrics.num_drafts ? metrics.mean_accepted_length.toFixed(2) : "–"],
-      ...("num_branch_hits" in metrics ? [["branch hits", share(metrics.num_branch_hits, metrics.num_branches)]] : []),
+      ...(numRuns ? [["branch hits", share(metrics.num_branch_hits, numRuns)]] : []),
       ["overlap", metrics.draft_ms ? `${Math.round(100 * metrics.overlap_share)} %` : "–"],
       ["target passes", metrics.num_target_passes],
       ["wasted drafts", `${metrics.num_wasted_tokens} tokens`],
       ["fallbacks", Object.entries(metrics.fallbacks).map(([why, times]) => `${why} ${times}`).join(", ") || "none"],
     ]);
     this.timeline.finish(metrics);
+    this.offerTrace();
   }
 
   figures(pairs) {
@@ -176,8 +197,39 @@ export class Playground {
   }
 
   fail(message) {
+    this.isOver = true;
     $("error").textContent = message;
     $("error").hidden = false;
     $("summary").textContent = "";
+    this.timeline.end("The request failed.");
+    this.offerTrace();
+  }
+
+  // By the reader, which is no error.
+  stopped() {
+    const count = Object.values(this.counts).reduce((sum, each) => sum + each, 0);
+    $("summary").textContent = `Stopped after ${count} tokens.`;
+    this.timeline.end("The request was stopped.");
+    this.offerTrace();
+  }
+
+  offerTrace() {
+    $("trace-row").hidden = !this.requestId;
+  }
+
+  // By a call of our own and not as a link, since a link would not send the key.
+  async saveTrace() {
+    try {
+      const response = await fetch(`/paceline/traces/${encodeURIComponent(this.requestId)}`, { headers: key.headers() });
+      if (!response.ok) throw new Error(await reason(response));
+      const link = document.createElement("a");
+      link.href = URL.createObjectURL(await response.blob());
+      link.download = `paceline-${this.requestId}.json`;
+      link.click();
+      setTimeout(() => URL.revokeObjectURL(link.href), 10_000);
+    } catch (error) {
+      $("error").textContent = `The trace cannot be had: ${error.message}`;
+      $("error").hidden = false;
+    }
   }
 }

@@ -1,6 +1,7 @@
 // Who worked when: a lane for the drafter, one for the verifier, one for when both did, and the tokens as they came.
 // Drafts for outcomes that have not happened yet (is_branch) have a lane of their own, there once one has come.
 // Everything stands in milliseconds inside one group, so that zooming is one change of its scale.
+import { Picker } from "./picker.js";
 import { $ } from "./shared.js";
 
 const NS = "http://www.w3.org/2000/svg";
@@ -21,11 +22,13 @@ export class Timeline {
     this.scroll = scroll;
     this.told = told;
     this.acrossMs = 0; // 0 = all of it
+    this.picker = new Picker(scroll, "rect", $("bar-told"));
     new ResizeObserver(() => this.lay()).observe(scroll);
     this.clear("Nothing has run yet.");
   }
 
   clear(told) {
+    this.picker.clear();
     this.endMs = 1;
     this.spans = { drafter: [], verifier: [] };
     this.numLanes = 4;
@@ -57,7 +60,8 @@ export class Timeline {
       this.numLanes = 5;
       $("branch-lane").hidden = false;
     }
-    this.bar(span.is_branch ? "branch" : span.role, span.start_ms, span.end_ms, `${span.role}: ${span.num_tokens} tokens, `);
+    const lane = span.is_branch ? "branch" : span.role;
+    this.bar(lane, span.start_ms, span.end_ms, `${lane}: ${span.num_tokens} token${span.num_tokens === 1 ? "" : "s"}, `);
     this.spans[span.role].push(span);
     // Only the last few of the other lane can still overlap this one.
     for (const other of this.spans[span.role === "drafter" ? "verifier" : "drafter"].slice(-16)) {
@@ -71,7 +75,7 @@ export class Timeline {
     const start = Math.max(0, startMs);
     const rect = make("rect", { x: start, y: TOP + ROW[lane] * LANE, width: endMs - start, height: BAR, class: lane });
     const title = make("title", {});
-    title.textContent = `${what}${(endMs - startMs).toFixed(1)} ms, from ${start.toFixed(0)} ms on`;
+    title.textContent = rect.dataset.told = `${what}${(endMs - startMs).toFixed(1)} ms, from ${start.toFixed(0)} ms on`;
     rect.append(title);
     this.marks.append(rect);
     this.endMs = Math.max(this.endMs, endMs);
@@ -100,12 +104,17 @@ export class Timeline {
     if (isAtEnd && this.acrossMs) this.scroll.scrollLeft = this.scroll.scrollWidth;
   }
 
-  finish(metrics) {
+  // Nothing more comes; `told` says why.
+  end(told) {
     this.lay();
+    this.told.textContent = told;
+  }
+
+  finish(metrics) {
     const drafted = metrics.num_draft_tokens
       ? `drafting took ${metrics.draft_ms.toFixed(0)} ms, and during ${Math.round(100 * metrics.overlap_share)} % of it a ` +
         "verification ran as well"
       : "nothing was drafted";
-    this.told.textContent = `The target's passes took ${metrics.verify_ms.toFixed(0)} ms; ${drafted}.`;
+    this.end(`The target's passes took ${metrics.verify_ms.toFixed(0)} ms; ${drafted}.`);
   }
 }

@@ -15,6 +15,7 @@ _TYPES = {
     "style.css": "text/css; charset=utf-8",
     "page.js": "text/javascript; charset=utf-8",
     "playground.js": "text/javascript; charset=utf-8",
+    "picker.js": "text/javascript; charset=utf-8",
     "timeline.js": "text/javascript; charset=utf-8",
     "pools.js": "text/javascript; charset=utf-8",
     "shared.js": "text/javascript; charset=utf-8",

@@ -50,7 +50,8 @@ async def _events(it: Face, asked: GenerationRequest, spec: RequestSpec) -> Asyn
         return round(1e3 * (time_s - begun_s), 3)
 
     def span(one: Span) -> dict[str, Any]:
-        return {"role": one.role, "start_ms": ms(one.start_s), "end_ms": ms(one.end_s), "num_tokens": one.num_tokens}
+        times = {"start_ms": ms(one.start_s), "end_ms": ms(one.end_s)}
+        return {"role": one.role, **times, "num_tokens": one.num_tokens, "is_branch": one.is_branch}
 
     is_first = True
     async for _, reply in replies(it.service, [(asked, spec)], watch=True):

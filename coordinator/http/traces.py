@@ -24,4 +24,5 @@ async def trace(request_id: str, request: Request, it: Annotated[Face, Depends(f
     """One of them, by the id that its answer named; open it in ui.perfetto.dev."""
     recent = it.service.coordinator.recent.get(request_id, client_of(request))
     # A long request's takes a while; others' drafts and verdicts pass meanwhile.
-    return await asyncio.to_thread(chrome_trace, recent.spec.request_id, tuple(recent.steps), recent.unix_s)
+    steps, is_cut = tuple(recent.steps), recent.is_cut
+    return await asyncio.to_thread(chrome_trace, recent.spec.request_id, steps, recent.unix_s, is_cut=is_cut)

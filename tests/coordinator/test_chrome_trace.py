@@ -9,10 +9,11 @@ import pytest
 
 from coordinator.chrome_trace import TRACKS, chrome_trace
 from coordinator.core.commands import Ask, Emit, Finish
-from coordinator.core.events import Arrived, Drafted, RequestSpec, Verified
+from coordinator.core.events import Arrived, Branched, Drafted, RequestSpec, Verified
 from coordinator.core.metrics import RequestMetrics
 from coordinator.recent import Seen
 from paceline.types import (
+    Branch,
     Commit,
     Draft,
     FinishReason,
@@ -147,6 +148,14 @@ def test_a_draft_that_is_awaited_by_a_pass_of_its_own_request_is_placed_by_its_a
     assert bars(trace, "verifier", "verify") == [(95.0, 140.0)]
 
 
+def test_a_branch_is_a_bar_of_its_own_on_the_drafters_track() -> None:
+    branch = Branched("drafter-1", Branch(9, Draft("r", 0, 5, (7, 8), draft_ms=12.0)))
+    trace = chrome_trace("r", [*steps()[:4], Seen(10.130, branch, ()), *steps()[4:]])
+    check(trace)
+    assert bars(trace, "drafter", "branch") == [(118.0, 130.0)]
+    assert len(bars(trace, "drafter", "draft")) == 3
+
+
 def test_bars_that_would_lie_over_one_another_get_lines_of_their_own() -> None:
     draft = Draft("r", 0, 4, (5, 6), draft_ms=20.0)
     crowded = [*steps()[:2], Seen(10.1, Drafted("d", draft), ()), Seen(10.11, Drafted("d", draft), ())]
@@ -154,6 +163,17 @@ def test_bars_that_would_lie_over_one_another_get_lines_of_their_own() -> None:
     check(trace)
     names = [e["args"]["name"] for e in trace["traceEvents"] if e["name"] == "thread_name"]
     assert "drafter (2)" in names
+
+
+def test_a_trace_that_is_cut_says_so_and_where() -> None:
+    trace = chrome_trace("r", steps()[:4], is_cut=True)
+    check(trace)
+    assert trace["otherData"]["is_cut"]
+    (cut,) = [event for event in trace["traceEvents"] if event["name"] == "cut here"]
+    assert cut["ts"] == pytest.approx(110e3)
+    whole = chrome_trace("r", steps())
+    assert not whole["otherData"]["is_cut"]
+    assert all(event["name"] != "cut here" for event in whole["traceEvents"])
 
 
 @pytest.mark.parametrize("num", [0, 1, 3, 5])

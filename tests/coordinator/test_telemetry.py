@@ -21,12 +21,12 @@ from coordinator import telemetry
 from coordinator.api import CoordinatorServer
 from coordinator.config import CoordinatorConfig
 from coordinator.core.commands import Ask, Emit, Fail, Finish
-from coordinator.core.events import Arrived, Drafted, RequestSpec, Tick, Verified
+from coordinator.core.events import Arrived, Branched, Drafted, RequestSpec, Tick, Verified
 from coordinator.core.metrics import RequestMetrics
 from coordinator.telemetry import MAX_SPANS, Telemetry
 from paceline.client import AsyncClient
 from paceline.errors import InvalidInput, Unavailable
-from paceline.types import Draft, FinishReason, OpenVerify, Rule, SamplingParams, Source, Verdict
+from paceline.types import Branch, Draft, FinishReason, OpenVerify, Rule, SamplingParams, Source, Verdict
 from tests.coordinator.http.conftest import client
 from tests.coordinator.toy import Toy, write_model
 
@@ -95,6 +95,16 @@ async def test_a_request_is_one_trace_with_the_work_of_every_role_as_long_as_it_
     assert root.attributes is not None
     assert root.attributes["gen_ai.latency.time_to_first_token"] == 0.1
     assert [event.name for event in root.events] == ["first_token"]
+
+
+async def test_a_branch_is_the_drafters_work_too() -> None:
+    traces = Telemetry(exporter := InMemorySpanExporter(), "m", 0.0)
+    traces.observe(Arrived(spec()), [], 10.0)
+    traces.observe(Branched("d", Branch(7, Draft("a", 2, 3, (5, 6), draft_ms=40.0))), [], 10.5)
+    (span,) = [one for one in await spans_of(traces, exporter) if one.name == "branch"]
+    assert seconds(span) == pytest.approx(0.04)
+    assert service(span) == "paceline-drafter"
+    assert span.attributes == {"paceline.worker": "d", "paceline.num_tokens": 2, "paceline.epoch": 2}
 
 
 async def test_a_long_request_has_a_bounded_number_of_spans_and_says_how_many_are_left_out() -> None:

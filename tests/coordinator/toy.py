@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from coordinator.config import CoordinatorConfig
-from coordinator.core.events import Verified, WorkerUp
+from coordinator.core.events import Branched, Verified, WorkerUp
 from coordinator.server import Coordinator
 from paceline.types import (
+    Branch,
     Close,
     Decode,
+    Draft,
     OpenVerify,
     Role,
     SamplingParams,
@@ -93,3 +95,14 @@ class Toy(Coordinator):
                 top_logprobs=(FIRST_TOP if start < 2 else TOP,) * len(piece) if sampling.top_logprobs else (),
             )
             asyncio.get_running_loop().call_soon(self.feed, Verified(VERIFIER, verdict))
+
+
+class Branching(Toy):
+    """A drafter's branch comes before its verdicts; there is nothing that would take it up."""
+
+    BRANCH_MS = 4.0
+
+    def _recite(self, request_id: str, prompt: Tokens, sampling: SamplingParams) -> None:
+        branch = Branch(1, Draft(request_id, 0, len(prompt), (2, 3), draft_ms=self.BRANCH_MS))
+        asyncio.get_running_loop().call_soon(self.feed, Branched("drafter-1", branch))
+        super()._recite(request_id, prompt, sampling)

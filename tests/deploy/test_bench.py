@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+from typing import Any
+
 import pytest
 
+from bench import output
+from bench.options import Parser
 from deploy.bench import BENCHMARKS
 from deploy.cli import main
+from paceline.errors import InvalidInput, UsageError
 
 
 def test_the_group_lists_its_benchmarks(capsys: pytest.CaptureFixture[str]) -> None:
@@ -18,6 +25,60 @@ def test_the_group_lists_its_benchmarks(capsys: pytest.CaptureFixture[str]) -> N
 def test_an_unknown_benchmark_names_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["bench", "policy"]) == 2
     assert "did you mean policies?" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("argv", "parts"),
+    [
+        (["serve", "--datset-name", "custom"], ["--datset-name: unknown option", "did you mean --dataset-name?"]),
+        (["serve", "--backend", "opnai"], ["--backend='opnai'", "did you mean openai?", "openai-chat"]),
+        (["serve", "--compare", "off,perl"], ["--compare: perl is unknown", "did you mean pearl?"]),
+        (["serve", "--num-prompt", "3"], ["--num-prompt: unknown option", "did you mean --num-prompts?"]),
+        (["serve", "--num-prompts", "0"], ["--num-prompts: 0 must be a whole number from 1 on"]),
+        (["overload", "--jsn", "-"], ["did you mean --json?", "paceline bench overload --help"]),
+    ],
+)
+def test_what_is_wrong_is_one_line_that_names_the_nearest(
+    argv: list[str], parts: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["bench", *argv]) == 2
+    out, err = capsys.readouterr()
+    assert (out, err.count("\n")) == ("", 1), err
+    assert all(part in err for part in parts), err
+
+
+def parsed(argv: list[str], **environ: str) -> Any:
+    it = Parser("some", "about", environ=environ)
+    it.add_argument("--num-prompts", type=int, default=7)
+    it.add_argument("--goodput", nargs="+", default=[])
+    it.add_argument("--logs", action="store_true")
+    return it.parse_args(argv)
+
+
+def test_an_option_has_an_environment_twin_that_a_flag_wins_over() -> None:
+    twins = {"PACELINE_BENCH_NUM_PROMPTS": "3", "PACELINE_BENCH_GOODPUT": "ttft:1 tpot:2", "PACELINE_BENCH_LOGS": "1"}
+    values = parsed([], **twins)
+    assert (values.num_prompts, values.goodput, values.logs) == (3, ["ttft:1", "tpot:2"], True)
+    assert parsed(["--num-prompts=5"], **twins).num_prompts == 5
+    assert parsed([], PACELINE_NUM_PROMPTS="3").num_prompts == 7, "a server's setting is none of a benchmark's"
+    assert not parsed([], PACELINE_BENCH_LOGS="0").logs
+    with pytest.raises(UsageError, match="PACELINE_BENCH_LOGS='maybe': write 1 or 0"):
+        parsed([], PACELINE_BENCH_LOGS="maybe")
+
+
+def test_figures_go_to_a_file_or_for_a_dash_to_standard_output(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["bench", "core", "--requests", "1", "--events", "5000", "--json", "-"]) == 0
+    out, err = capsys.readouterr()
+    assert json.loads(out)["us_per_event"]
+    assert "requests" in err, "the table has made room"
+    assert main(["bench", "core", "--requests", "1", "--events", "5000", "--json", "it.json"]) == 0
+    assert json.loads(Path("it.json").read_text())["us_per_event"]
+    assert [file.name for file in tmp_path.iterdir()] == ["it.json"]
+    with pytest.raises(InvalidInput, match="--json='no/such': cannot be written"):
+        output.save("no/such", {})
 
 
 @pytest.mark.parametrize("name", BENCHMARKS)

@@ -64,6 +64,8 @@ def test_bash_completes_a_commands_own_commands(bash_script: Path) -> None:
 
 def test_bash_completes_benchmarks_and_shells(bash_script: Path) -> None:
     assert set(completed(bash_script, "paceline", "bench", "")) >= set(BENCHMARKS)
+    flags = {"--dataset-name", "--compare", "--max-concurrency", "--json"}
+    assert flags <= set(completed(bash_script, "paceline", "bench", "serve", "--"))
     assert completed(bash_script, "paceline", "completion", "z") == ["zsh"]
 
 

@@ -15,10 +15,12 @@ from bench.simulator.law import RecordedRequest
 from bench.simulator.recorded import Profile
 from deploy import certs, doctor_setup
 from deploy.cli import main
+from deploy.doctor import failure
 from deploy.doctor_forecast import Forecast, Ran, advice, best_of, forecasts
 from deploy.doctor_setup import BROKEN, OK, WARNING, Finding
 from paceline import compatibility
 from paceline.client import ModelInfo, ServerInfo
+from paceline.errors import Forbidden, Overloaded, PacelineError, PeerFault, Unavailable, UnknownRequest
 from paceline.types import Mode, Role, StepCost, WorkerInfo
 from tests.deploy.conftest import Served, paceline
 from tests.paceline.test_codec import worker_info
@@ -147,13 +149,34 @@ def test_a_whole_examination_of_a_running_server(served: Served, tmp_path: Path)
     assert {finding["state"] for finding in told["findings"]} <= {OK, WARNING}
     assert {"verifying", "drafting", "acceptance"} <= {finding["what"] for finding in told["findings"]}
     rows = {(row["mode"], row["rtt_ms"]): row for row in told["predictions"]}
-    assert rows.keys() == {(mode, rtt) for mode in ("off", "sequential", "pearl") for rtt in (0.0, 50.0)}
+    assert rows.keys() == {(mode, rtt) for mode in ("off", "sequential", "pearl", "branch") for rtt in (0.0, 50.0)}
     assert rows["pearl", 0.0]["measured"] > 0
     assert rows["pearl", 50.0]["measured"] is None
+    here = rows["pearl", 0.0]
+    assert here["simulated_over_measured"] == pytest.approx(here["simulated"] / here["measured"])
+    (auto,) = [finding["value"] for finding in told["findings"] if finding["what"] == "mode auto chose"]
+    assert 0 < int(auto.split(" of ")[1].split()[0]) <= 24
     assert rows["sequential", 50.0]["tokens_per_s"] < rows["sequential", 0.0]["tokens_per_s"]
-    assert told["recommended_mode"] in ("off", "sequential", "pearl")
+    assert told["recommended_mode"] in ("off", "sequential", "pearl", "branch")
     assert told["advice"] in result.err
     assert "\x1b" not in result.err
+
+
+@pytest.mark.parametrize(
+    ("error", "what", "part"),
+    [
+        (UnknownRequest("doctor-1"), "traces", "--keep-traces 64"),
+        (Overloaded("waiting requests", 8, 1.0), "server", "when it has less to do"),
+        (Forbidden("not for drafters"), "server", "not for drafters"),
+        (PeerFault("a reply is malformed"), "server", "malformed"),
+        (Unavailable("gone"), "server", "gone"),
+    ],
+)
+def test_what_ended_it_is_told_by_its_kind(error: PacelineError, what: str, part: str) -> None:
+    finding = failure(error)
+    assert (finding.what, finding.state) == (what, BROKEN)
+    assert part in finding.fix
+    assert (finding.value == "does not answer") is isinstance(error, Unavailable)
 
 
 def test_no_server_is_told_as_a_finding_and_exit_code_1() -> None:

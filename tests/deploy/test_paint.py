@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import io
+from typing import Any
 
 import pytest
 from rich.console import Console
 
+from coordinator.core.metrics import RequestMetrics
 from deploy.options import size
-from deploy.paint import Painter
+from deploy.paint import Painter, summary
 from paceline.client import Chunk
 from paceline.types import Source
 
@@ -73,3 +75,26 @@ def test_sizes_are_read_in_the_usual_units(text: str, num_bytes: int) -> None:
 def test_other_sizes_are_refused(text: str) -> None:
     with pytest.raises(ValueError, match="1GiB"):
         size(text)
+
+
+def figures(mode: str, **changes: int) -> dict[str, Any]:
+    """Of a request that has drafted 4 tokens in each of 5 drafts, of which the target kept 15."""
+    counts = {"num_drafts": 5, "num_tested_tokens": 20, "num_accepted_tokens": 15, "num_generated_tokens": 20}
+    metrics = RequestMetrics(mode, "match", "fixed:length=4", 4, 3, e2e_ms=500.0, ttft_ms=20.0)
+    return metrics.figures() | (counts if mode != "off" else {}) | {"mean_accepted_length": 3.0} | changes
+
+
+def test_the_line_of_figures_says_what_drafting_brought_in_every_mode_that_drafts() -> None:
+    for mode in ("sequential", "pearl", "branch"):
+        told = summary(figures(mode), "length")
+        assert "accepted 15 of 20 tested" in told
+        assert "mean accepted length 3.00" in told
+        assert "overlap 0%" in told
+        assert "branches" not in told, "no run has begun in mode branch"
+    told = summary(figures("branch", num_branch_hits=3, num_branch_misses=1), "length")
+    assert "branches hit 3 of 4 rejections · mean accepted length 3.00 · overlap" in told
+
+
+def test_the_line_of_figures_says_nothing_of_drafts_where_there_are_none() -> None:
+    told = summary(figures("off"), "stop")
+    assert "mode off, rule match · finished by stop" in told

@@ -95,6 +95,18 @@ def test_a_prompt_beyond_the_context_is_refused_and_the_server_goes_on(served: S
     assert generate(served, "--prompt", "hello", "--max-tokens", "2")
 
 
+def test_the_likeliest_tokens_of_every_place_are_told_as_json(served: Served) -> None:
+    asked = ("--prompt", "hello", "--max-tokens", "3", "--ignore-eos", "--logprobs", "--top-logprobs", "2")
+    (answer,) = generate(served, *asked)
+    assert len(answer["logprobs"]) == len(answer["top_logprobs"]) == 3
+    for token_id, logprob, top in zip(answer["token_ids"], answer["logprobs"], answer["top_logprobs"], strict=True):
+        assert len(top["token_ids"]) == 2
+        assert (top["token_ids"][0], top["logprobs"][0]) == (token_id, logprob), (
+            "greedy: the likeliest is the one taken"
+        )
+    assert "top_logprobs=2: needs logprobs" in fails("generate", "--prompt", "x", "--top-logprobs", "2")
+
+
 def test_one_bad_prompt_among_many_is_reported_in_its_place(served: Served, tmp_path: Path) -> None:
     file = tmp_path / "prompts.jsonl"
     file.write_text("".join(json.dumps(prompt) + "\n" for prompt in ("a", "x" * 300, "b")))

@@ -92,8 +92,27 @@ def test_what_serve_wrote_is_drawn_too(tmp_path: Path, capsys: pytest.CaptureFix
     trace = json.loads(output.read_text())
     check(trace)
     assert ("network", "verdict") in events(trace)
+    assert main(["trace", "chatcmpl-r", "--file", str(file)]) == 0, "as OpenAI's clients know it"
+    assert json.loads(capsys.readouterr().out) == trace
     assert main(["trace", "q", "--file", str(file)]) == 2
     assert "REQUEST='q'" in capsys.readouterr().err
+
+
+def test_a_file_that_was_full_before_the_request_had_ended_is_told_to_be_cut(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from paceline.trace import FULL, Writer
+    from tests.coordinator.test_chrome_trace import steps
+
+    for num, is_cut in ((4, True), (len(steps()), False)):
+        file, output = tmp_path / f"{num}.trace", tmp_path / "t.json"
+        writer = Writer(str(file), unix_s=1e9, clock_s=5.0, settings={})
+        for step in steps()[:num]:
+            writer.observe(step.event, step.commands, step.at_s)
+        writer.close(FULL)
+        assert main(["trace", "r", "--file", str(file), "-o", str(output)]) == 0
+        assert ("events; cut, since" in capsys.readouterr().err) is is_cut
+        assert json.loads(output.read_text())["otherData"]["is_cut"] is is_cut
 
 
 @pytest.mark.parametrize(

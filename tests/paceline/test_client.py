@@ -308,3 +308,19 @@ async def test_a_trace_that_is_none_is_the_peers_fault_and_one_without_end_is_no
             await client.trace("junk")
         with pytest.raises(PeerFault, match="more than 1000 bytes"):
             await client.trace("much")
+
+
+async def test_the_blocking_client_has_traces_too(served: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def ask() -> None:
+        with Client(served[1]) as client:
+            assert [one.request_id for one in client.traces()] == ["r-1"]
+            opened, step = client.trace("r-1")
+            assert isinstance(opened, trace.Opened)
+            assert isinstance(step, trace.Step)
+            with pytest.raises(UnknownRequest, match="none"):
+                client.trace("none")
+            monkeypatch.setattr(fetched, "MAX_BYTES", 1000)
+            with pytest.raises(PeerFault, match="more than 1000 bytes"):
+                client.trace("much")
+
+    await asyncio.to_thread(ask)

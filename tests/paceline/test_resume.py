@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 
 from paceline import resume, rpc
+from paceline.addresses import addresses_of
 from paceline.client import AsyncClient, Client
 from paceline.errors import InvalidInput, Overloaded, PacelineError, Unavailable
-from paceline.resume import ROUNDS, Progress, addresses_of
+from paceline.resume import MAX_BUSY_S, MAX_RETRIES, Progress
 from paceline.wire import coordinator_pb2 as pb
 from paceline.wire import coordinator_pb2_grpc
 
@@ -20,10 +21,13 @@ OUTPUT = tuple(range(100, 110))
 
 
 class Loses:
-    """Sends `num_tokens` of the output from where the client has it, then fails with `error`, if there is one."""
+    """Sends `num_tokens` of the output from where the client has it, then fails with `error`, if there is one.
 
-    def __init__(self, num_tokens: int = 100, error: PacelineError | None = None) -> None:
-        self.num_tokens, self.error = num_tokens, error
+    After `num_losses` calls it fails no more.
+    """
+
+    def __init__(self, num_tokens: int = 100, error: PacelineError | None = None, num_losses: int = 100) -> None:
+        self.num_tokens, self.error, self.num_losses = num_tokens, error, num_losses
         self.requests: list[Any] = []
         self.metadata: list[Any] = []
         self.address = ""
@@ -36,7 +40,8 @@ class Loses:
         self.metadata.append(dict(context.invocation_metadata()))
         async with rpc.answering(context):
             start = len(request.resume_token_ids)
-            for i, token_id in enumerate(OUTPUT[start : start + self.num_tokens]):
+            fails = self.error is not None and len(self.requests) <= self.num_losses
+            for i, token_id in enumerate(OUTPUT[start : start + self.num_tokens] if fails else OUTPUT[start:]):
                 yield pb.GenerateReply(
                     text=chr(token_id),
                     token_ids=[token_id],
@@ -44,7 +49,7 @@ class Loses:
                     text_lengths=[1],
                     request_id="" if i else "id",
                 )
-            if self.error:
+            if fails and self.error:
                 raise self.error
             yield pb.GenerateReply(finish_reason="length", metrics=pb.RequestMetrics(num_generated_tokens=5))
 
@@ -112,29 +117,79 @@ async def test_attempts_without_a_token_are_bounded() -> None:
     async with AsyncClient(await started(*coordinators)) as client:
         with pytest.raises(Unavailable, match="gone"):
             await client.complete("hi")
-    assert [len(coordinator.requests) for coordinator in coordinators] == [ROUNDS, ROUNDS]
+    assert [len(coordinator.requests) for coordinator in coordinators] == [1 + MAX_RETRIES] * 2
     for coordinator in coordinators:
         await coordinator.stop()
 
 
-@pytest.mark.parametrize("error", [InvalidInput("prompt", "hi", "no"), Overloaded("queue", 1, 1)])
-async def test_what_another_coordinator_would_answer_too_is_not_asked_again(error: PacelineError) -> None:
-    coordinators = (Loses(0, error), Loses())
+async def test_what_another_coordinator_would_answer_too_is_not_asked_again() -> None:
+    coordinators = (Loses(0, InvalidInput("prompt", "hi", "no")), Loses())
     async with AsyncClient(await started(*coordinators)) as client:
-        with pytest.raises(type(error)):
+        with pytest.raises(InvalidInput):
             await client.complete("hi")
     assert coordinators[1].requests == []
     for coordinator in coordinators:
         await coordinator.stop()
 
 
-async def test_one_address_alone_is_asked_once() -> None:
-    lost = Loses(3, GONE)
+async def test_one_address_alone_is_asked_once_if_nothing_has_come() -> None:
+    lost = Loses(0, GONE)
     async with AsyncClient(await started(lost)) as client:
         with pytest.raises(Unavailable):
             await client.complete("hi")
     assert len(lost.requests) == 1
     await lost.stop()
+
+
+@pytest.mark.parametrize("is_blocking", [True, False])
+async def test_one_address_alone_goes_on_once_something_has_come(is_blocking: bool) -> None:
+    lost = Loses(3, GONE, num_losses=2)
+    (address,) = await started(lost)
+
+    def blocking() -> list[Any]:
+        with Client(address) as client:
+            return list(client.generate("hi"))
+
+    async def read() -> list[Any]:
+        async with AsyncClient(address) as client:
+            return [chunk async for chunk in client.generate("hi")]
+
+    chunks = await asyncio.to_thread(blocking) if is_blocking else await read()
+    assert [len(request.resume_token_ids) for request in lost.requests] == [0, 3, 6]
+    assert tuple(token for chunk in chunks for token in chunk.token_ids) == OUTPUT
+    await lost.stop()
+
+
+async def test_with_no_retries_a_failure_is_told_as_it_comes() -> None:
+    for error in (GONE, Overloaded("queue", 1, 0.001)):
+        lost = Loses(3, error)
+        async with AsyncClient(await started(lost), max_retries=0) as client:
+            with pytest.raises(type(error)):
+                await client.complete("hi")
+        assert len(lost.requests) == 1
+        await lost.stop()
+    with pytest.raises(InvalidInput, match="max_retries"):
+        Client("a:1", max_retries=-1)
+
+
+async def test_a_server_that_is_full_is_asked_again_a_few_times() -> None:
+    full = Loses(0, Overloaded("queue", 1, 0.001))
+    async with AsyncClient(await started(full)) as client:
+        with pytest.raises(Overloaded):
+            await client.complete("hi")
+        assert len(full.requests) == 1 + MAX_RETRIES
+    await full.stop()
+
+
+def test_a_server_that_is_full_is_asked_again_when_it_says_and_another_one_at_once() -> None:
+    alone = Progress(pb.GenerateRequest(), None, 1)
+    assert alone.failed(Overloaded("queue", 1, 2.5)) == 2.5
+    both = Progress(pb.GenerateRequest(), None, 2)
+    assert [both.failed(Overloaded("queue", 1, 2.5)) for _ in range(2)] == [0.0, 2.5]
+    with pytest.raises(Overloaded):
+        Progress(pb.GenerateRequest(), None, 1).failed(Overloaded("queue", 1, MAX_BUSY_S + 1))
+    with pytest.raises(Overloaded):
+        Progress(pb.GenerateRequest(), 2.0, 1).failed(Overloaded("queue", 1, 2.5))
 
 
 async def test_the_coordinator_that_answered_is_the_next_ones_first() -> None:
@@ -157,7 +212,7 @@ class Clock:
 
 def test_the_callers_deadline_is_one_for_all_attempts() -> None:
     clock = Clock()
-    progress = Progress(pb.GenerateRequest(), 10.0, 2, clock)
+    progress = Progress(pb.GenerateRequest(), 10.0, 2, clock=clock)
     clock.now_s = 4.0
     assert progress.failed(GONE) == 0.0
     assert progress.left_s == 6.0

@@ -61,7 +61,7 @@ class Cluster:
         return certificates.tls(role) if self.server.coordinator.config.tls else None
 
     def client(self, api_key: str | None = None) -> AsyncClient:
-        return AsyncClient(self.address, tls=self.tls(PeerRole.CLIENT), api_key=api_key)
+        return AsyncClient(self.address, tls=self.tls(PeerRole.CLIENT), api_key=api_key, max_retries=0)
 
     async def add(
         self,

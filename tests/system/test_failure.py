@@ -118,7 +118,7 @@ def test_what_a_lost_coordinator_had_at_its_workers_is_freed(end: str, pair: tup
     """Its streams end with it, and with them all that came over them, down to the last block."""
     with Pools(Setup(str(pair[0]), str(pair[1]), coordinator=("--drain-s", "0"))) as pools:
         pools.start("verifier-1", "drafter-1")
-        with Client(pools.address) as client, ThreadPoolExecutor(4) as threads:
+        with Client(pools.address, max_retries=0) as client, ThreadPoolExecutor(4) as threads:
             given: Any = {"max_tokens": 460, "ignore_eos": True, "mode": "pearl", "temperature": 1.0}
             asked = [threads.submit(client.complete, list(range(20, 60)), seed=i, **given) for i in range(4)]
             while not all(child.holds()["kv_blocks"] for child in pools.workers.values()):

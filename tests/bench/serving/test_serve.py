@@ -20,6 +20,7 @@ from rich.console import Console
 
 from bench import serve
 from bench.serving.call import STREAM_OPTIONS, Outcome, agree
+from bench.serving.compare import Side, doubts
 from bench.serving.datasets import Ask
 from bench.serving.load import arrivals_s, run
 from bench.serving.settings import parse
@@ -94,6 +95,42 @@ async def test_modes_are_compared_round_by_round_and_must_be_confessed(server: H
     assert [len(of["ratios"]) for of in modes] == [3, 3]  # five prompts, two at a time
     assert [of["num_same_text"] for of in modes] == [5, 5]
     assert "over off's" in told
+    assert "pearl: no draft was tested, so this was plain decoding; is a drafter connected?" in told
+    assert [of["num_by_mode"] for of in modes] == [{"off": 5}, {"pearl": 5}]
+
+
+def test_a_row_whose_mode_was_not_the_one_that_ran_is_told() -> None:
+    def side(mode: str, *ran: str, num_tested: int = 3) -> Side:
+        metrics = [{"mode": each, "num_tested_tokens": num_tested} for each in ran]
+        return Side(mode, [[Outcome(0.0, metrics=each) for each in metrics]], [1.0])
+
+    assert list(doubts([side("off", "off", num_tested=0), side("pearl", "pearl", "pearl")])) == []
+    (told,) = doubts([side("pearl", "pearl", "off")])
+    assert told.startswith("pearl: of 2 requests the server ran 1 as off")
+    (told,) = doubts([side("auto", "off", "pearl", "pearl")])
+    assert told == "auto chose, of 3 requests: pearl for 2, off for 1"
+
+
+async def test_results_are_added_to_a_file_and_calls_have_ids_and_penalties(
+    server: HttpServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[tuple[str, dict[str, Any]]] = []
+    plain = httpx2.AsyncClient.stream
+
+    def stream(self: Any, method: str, path: str, *, json: Any, headers: Any) -> Any:
+        seen.append((headers.get("x-request-id", ""), json))
+        return plain(self, method, path, json=json, headers=headers)
+
+    monkeypatch.setattr(httpx2.AsyncClient, "stream", stream)
+    saved = ("--append-result", "--result-filename", "it.json", "--result-dir", str(tmp_path), "--disable-shuffle")
+    for _ in range(2):
+        code, _ = await measured(server, *SHORT, *saved, "--request-id-prefix", "p-", "--repetition-penalty", "1.1")
+        assert code == 0
+    results = [json.loads(line) for line in (tmp_path / "it.json").read_text().splitlines()]
+    assert [result["completed"] for result in results] == [5, 5]
+    assert {number for number, _ in seen if number} == {f"p-{i}" for i in range(5)}
+    assert {body["repetition_penalty"] for _, body in seen} == {1.1}
+    assert all("presence_penalty" not in body for _, body in seen)
 
 
 def sse(*chunks: dict[str, Any]) -> httpx2.Response:

@@ -2,43 +2,44 @@
 
 from __future__ import annotations
 
-import asyncio
-import shutil
 from pathlib import Path
 
 import pytest
 
 from coordinator.http.server import HttpServer
-from tests.coordinator.toy import Toy
+from tests.browser import CHROMIUM, CTRL, MISSING, browser
+from tests.coordinator.toy import Branching
 
-BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), "")
-OPTIONS = ("--headless", "--no-sandbox", "--disable-gpu", "--virtual-time-budget=4000", "--dump-dom")
+LANE = "document.getElementById('branch-lane').hidden"
 
 
-@pytest.mark.skipif(not BROWSER, reason="needs Chromium")
-async def test_the_page_comes_alive_and_shows_the_pools(chat_model: Path, tmp_path: Path) -> None:
-    toy = Toy(chat_model, port=0, served_model_name="toy")
+@pytest.mark.skipif(not CHROMIUM, reason=MISSING)
+async def test_the_page_comes_alive_shows_the_pools_and_a_lane_for_branches_once_there_is_one(
+    chat_model: Path, tmp_path: Path
+) -> None:
+    toy = Branching(chat_model, port=0, served_model_name="toy")
     toy.add_verifier()
     server = HttpServer(toy)
     await server.start()
     try:
-        profile = f"--user-data-dir={tmp_path / 'profile'}"
-        process = await asyncio.create_subprocess_exec(
-            *(BROWSER, *OPTIONS, profile, server.url),
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.DEVNULL,
-        )
-        try:
-            async with asyncio.timeout(60):
-                page = (await process.communicate())[0].decode()
-        finally:
-            if process.returncode is None:
-                process.kill()
-                await process.wait()
+        async with browser(tmp_path / "profile") as page:
+            await page.open(server.url)
+            await page.until("document.getElementById('state').textContent === 'ready: 1 verifier, 0 drafters'")
+            assert "pearl" in await page.value(
+                "[...document.querySelectorAll('#mode option')].map((each) => each.text)"
+            )
+            assert await page.value("document.querySelectorAll('#workers li.verifier').length") == 1
+            assert await page.value(LANE), "nothing has drafted a branch"
+            await page.value("document.getElementById('prompt').value = 'a'")
+            await page.value("document.querySelector('[name=max_tokens]').value = 20")
+            await page.press("Enter", CTRL)
+            await page.until("document.getElementById('summary').textContent.startsWith('7 tokens in ')")
+            assert await page.value("document.getElementById('output').textContent") == toy.text
+            assert not await page.value(LANE)
+            about = "[...document.querySelectorAll('#chart rect.branch')].map((each) => each.dataset.told)"
+            (told,) = await page.value(about)
+            assert told.startswith("branch: 2 tokens, ")
+            assert page.complaints == []
     finally:
         await toy.close()
         await server.stop()
-    assert "ready: 1 verifier, 0 drafters" in page
-    assert '<option value="pearl">' in page or "<option>pearl</option>" in page
-    assert 'class="verifier"' in page
-    assert 'id="branch-lane" hidden' in page  # nothing has drafted a branch

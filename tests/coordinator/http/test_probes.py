@@ -14,7 +14,7 @@ from coordinator.core.events import WorkerDown
 from coordinator.core.limits import Limits
 from paceline import __version__
 from tests.coordinator.http.conftest import Called, client
-from tests.coordinator.toy import CONTEXT, VERIFIER, Toy
+from tests.coordinator.toy import CONTEXT, VERIFIER, Branching, Toy
 
 DASHBOARD = resources.files("coordinator.dashboard")
 FILES = sorted(file.name for file in DASHBOARD.iterdir() if not file.name.startswith("__"))
@@ -106,6 +106,18 @@ async def test_the_playground_tells_source_text_and_time_of_every_token(called: 
     assert told[-1]["finish_reason"] == "stop"
     assert told[-1]["metrics"]["num_generated_tokens"] == 7
     assert not called.toy._watched
+
+
+async def test_the_playground_tells_branches_apart_from_drafts(chat_model: Path) -> None:
+    toy = Branching(chat_model, served_model_name="toy")
+    toy.add_verifier()
+    async with client(toy) as http:
+        response = await http.post("/paceline/generate", json={"prompt": "a", "max_tokens": 20})
+    told = [json.loads(data) for data in re.findall(r"event: tokens\ndata: (.+)\n\n", response.text)]
+    drafted, *passes = [span for data in told for span in data["spans"]]
+    assert (drafted["role"], drafted["num_tokens"], drafted["is_branch"]) == ("drafter", 2, True)
+    assert drafted["end_ms"] - drafted["start_ms"] == pytest.approx(Branching.BRANCH_MS, abs=0.01)
+    assert {(span["role"], span["is_branch"]) for span in passes} == {("verifier", False)}
 
 
 async def test_the_pools_are_told_with_what_was_measured_and_nothing_else(called: Called) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from tests.coordinator.http.conftest import Called, client
 from tests.coordinator.test_chrome_trace import check
 from tests.coordinator.toy import Toy
@@ -22,6 +24,14 @@ async def test_an_answers_id_leads_to_its_trace(called: Called) -> None:
     listed = (await called.http.get("/paceline/traces")).json()["traces"]
     assert [one["request_id"] for one in listed] == [trace["otherData"]["request_id"]]
     assert (await called.http.get("/paceline/traces/other")).status_code == 404
+
+
+async def test_a_trace_that_is_cut_is_told_to_be(called: Called, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(called.toy.recent, "_max_of_one", 3)
+    answer = await called.post("/v1/completions", prompt="a", max_tokens=8)
+    trace = (await called.http.get(f"/paceline/traces/{answer['id']}")).json()
+    assert trace["otherData"]["is_cut"]
+    assert "cut here" in {event["name"] for event in trace["traceEvents"]}
 
 
 async def test_a_trace_is_for_the_key_that_asked(chat_model: Path) -> None:
