@@ -116,7 +116,7 @@ class Session(Generic[Row]):
         return self._read(ask.epoch, ask.start)
 
     def verify(self, ask: Verify, now_s: float) -> Verdict | None:
-        """Queue a draft. A draft that cannot be judged is answered with the log, or kept for later if it is beyond it."""
+        """Queue a draft. One that cannot be judged is answered with the log, or kept for later if it is beyond it."""
         draft = ask.draft
         if draft.epoch < self._floor or draft.end <= len(self.log):
             return self._read(draft.epoch, draft.start)

@@ -15,7 +15,6 @@ from coordinator.core.passes import PassTimes
 from coordinator.core.planner import Planner
 from paceline.types import Commit, Draft, Mode, OpenDraft, Pass, Rule
 
-
 # Within a run the next draft is on its way, unless the drafter's window is full: the verifier decodes meanwhile only
 # where that would cost more passes than this.
 _LONG_GAP = 3
