@@ -599,6 +599,13 @@ PROTOCOL = (
         FAR,
     ),
     Mutant(
+        "a trial's drafts come in time the more often the shorter they are",
+        "coordinator/core/planner.py",
+        "if self._needs_rows and self._controller is not None",
+        "if False and self._controller is not None",
+        ("tests/coordinator/test_planner.py",),
+    ),
+    Mutant(
         "nobody notices a far drafter's silence",
         "coordinator/core/request.py",
         "self._briefing.has_fallen_silent(now_s)",

@@ -25,7 +25,7 @@ class Briefing:
 
     def __init__(self, spec: RequestSpec, rule: Rule, committed: list[int]) -> None:
         self.pace = Pace()  # of the drafter, once there is one
-        self.planner = Planner(spec)
+        self.planner = Planner(spec, rule)
         self._spec, self._rule, self._committed = spec, rule, committed
         self._told = 0  # it knows the committed tokens up to here
         self._begun = Begun()
