@@ -8,7 +8,10 @@ from coordinator.core.events import RequestSpec
 from coordinator.core.pace import Pace
 from coordinator.core.passes import PassTimes
 from paceline.length_policy import LengthPolicy
-from paceline.types import DraftPlan, Mode
+from paceline.types import DraftPlan, Mode, Rule
+
+# How long it takes to draft a single token says nothing of what it is.
+_SINGLE = LengthPolicy.of("fixed", {"length": 1})
 
 NUM_BRANCHES = 32  # of a request that wait for their outcome, in mode branch
 
@@ -16,13 +19,13 @@ NUM_BRANCHES = 32  # of a request that wait for their outcome, in mode branch
 class Planner:
     """As the client has asked; where it left the mode open, as the controller chooses."""
 
-    def __init__(self, spec: RequestSpec) -> None:
+    def __init__(self, spec: RequestSpec, rule: Rule) -> None:
         self.mode = spec.mode or FIRST.mode
         self.policy = (spec.policy or LengthPolicy()).capped(spec.max_draft_length)
         self.window = spec.window if self.mode.streams else 1
-        self._fixes_policy = spec.policy is not None
-        named = self.policy if self._fixes_policy else None
-        self._controller = None if spec.mode else Controller(named, spec.max_draft_length)
+        self._named = self.policy if spec.policy else None
+        self._needs_rows = rule.needs_rows
+        self._controller = None if spec.mode else Controller(self._named, spec.max_draft_length)
 
     @property
     def plan(self) -> DraftPlan:
@@ -54,5 +57,10 @@ class Planner:
 
     def _adopt(self, choice: Choice) -> None:
         self.mode, self.window = choice.mode, choice.window
-        if choice.length and not self._fixes_policy:
+        if self._needs_rows and self._controller is not None and self._controller.is_trying:
+            # Nobody waits for them, so none may come in time because it is short: that depends on what is in it.
+            self.policy = _SINGLE
+        elif self._named:
+            self.policy = self._named
+        elif choice.length:
             self.policy = LengthPolicy.of("fixed", {"length": choice.length})

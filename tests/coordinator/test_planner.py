@@ -1,21 +1,28 @@
-"""What a request that bounds its drafts gets, whoever else chooses their length."""
+"""How a request is drafted for, and what one that bounds its drafts gets, whoever else chooses their length."""
 
 from __future__ import annotations
 
 import pytest
 
-from coordinator.core.choice import Choice
-from coordinator.core.controller import Controller
+from coordinator.core.choice import FIRST, Choice
+from coordinator.core.controller import MIN_TESTS, Controller
 from coordinator.core.events import RequestSpec
 from coordinator.core.pace import Pace
 from coordinator.core.planner import Planner
 from paceline.length_policy import LengthPolicy
-from paceline.types import Mode, SamplingParams
+from paceline.types import Mode, Rule, SamplingParams
+from tests.coordinator.test_request import spec
 from tests.world import Network, World
+
+SVIP = LengthPolicy.parse("svip")
+KNOWN = {"num_tests": MIN_TESTS, "choice": Choice(Mode.PEARL, 6, 4)}
 
 
 def planner(**given: object) -> Planner:
-    return Planner(RequestSpec("r", (1, 2), 9, SamplingParams(), seed=1, draft_seed=2, **given))  # type: ignore[arg-type]
+    return Planner(
+        RequestSpec("r", (1, 2), 9, SamplingParams(), seed=1, draft_seed=2, **given),  # type: ignore[arg-type]
+        Rule.MATCH,
+    )
 
 
 @pytest.mark.parametrize(
@@ -58,3 +65,28 @@ def test_auto_keeps_to_the_bound_where_longer_drafts_would_pay(most: int | None)
     did = world.clients["r"].metrics
     assert did
     assert (did.num_draft_tokens / did.num_received_drafts <= 3) == (most == 3)
+
+
+def planned(rule: Rule, pace: Pace, policy: LengthPolicy | None = None) -> LengthPolicy:
+    it = Planner(spec(mode=None, policy=policy), rule)
+    it.resume(pace)
+    return it.policy
+
+
+@pytest.mark.parametrize("rule", [Rule.TOKEN, Rule.BLOCK])
+@pytest.mark.parametrize("policy", [None, SVIP])
+def test_where_rows_are_needed_a_trial_is_of_single_tokens(rule: Rule, policy: LengthPolicy | None) -> None:
+    """Nobody waits for them: one that ends early because of what is in it would come in time more often."""
+    assert planned(rule, Pace(), policy)["length"] == 1
+
+
+def test_where_no_rows_are_needed_a_trial_may_be_of_more() -> None:
+    assert planned(Rule.MATCH, Pace())["length"] == FIRST.length
+
+
+def test_after_the_trial_drafts_are_as_long_as_is_wanted() -> None:
+    assert planned(Rule.BLOCK, Pace(**KNOWN))["length"] == 6
+    assert planned(Rule.BLOCK, Pace(**KNOWN), SVIP) == SVIP
+    it = Planner(spec(mode=Mode.PEARL, policy=SVIP), Rule.BLOCK)
+    it.resume(Pace())
+    assert it.policy == SVIP, "whoever names a mode has no trial"
