@@ -32,6 +32,9 @@ _SLOW_WEIGHT = 0.002  # of one that is above the mean, where the least value is 
 # self-decode would delay the verification of a draft that is nearly there by up to a whole pass.
 _PATIENCE = 3.0
 _LEAST_WAIT_S = 0.005  # below this the event loop's own jitter would decide
+# Passes that a redraft must take before the verifier decodes on meanwhile: a token decoded just before a draft comes
+# delays that draft's verification by up to a pass.
+_LONG_REDRAFT = 2.0
 _FAST = 0.1  # of a pass: asking the drafter after every token costs no more than this, however often it has nothing
 
 
@@ -140,6 +143,12 @@ class Pace:
         hit_rate = self.hit_rate if by_branch else 0.0
         late_s = hit_rate * self.verify_s + (1 - hit_rate) * max(0.0, self.verify_s - self.turnaround_s)
         return (1 - hit_rate) * (1 - self.acceptance) * self.turnaround_s >= self.acceptance * late_s
+
+    def num_meanwhile(self) -> int:
+        """Tokens to decode while a redraft is on its way, so that a far drafter leaves no verifier idle; 0 = wait."""
+        if not self.verify_s or self.turnaround_s is None or self.turnaround_s <= _LONG_REDRAFT * self.verify_s:
+            return 0
+        return math.ceil(self.turnaround_s / self.verify_s)
 
     @property
     def answers_fast(self) -> bool:
