@@ -8,7 +8,7 @@ from coordinator.core.events import RequestSpec
 from coordinator.core.pace import Pace
 from coordinator.core.passes import PassTimes
 from paceline.length_policy import LengthPolicy
-from paceline.types import DraftPlan, Mode
+from paceline.types import DraftPlan, Mode, Rule
 
 NUM_BRANCHES = 32  # of a request that wait for their outcome, in mode branch
 
@@ -16,12 +16,12 @@ NUM_BRANCHES = 32  # of a request that wait for their outcome, in mode branch
 class Planner:
     """As the client has asked; where it left the mode open, as the controller chooses."""
 
-    def __init__(self, spec: RequestSpec) -> None:
+    def __init__(self, spec: RequestSpec, rule: Rule) -> None:
         self.mode = spec.mode or FIRST.mode
         self.policy = spec.policy or LengthPolicy()
         self.window = spec.window if self.mode.streams else 1
         self._fixes_policy = spec.policy is not None
-        self._controller = None if spec.mode else Controller(spec.policy)
+        self._controller = None if spec.mode else Controller(spec.policy, decodes_meanwhile=not rule.needs_rows)
 
     @property
     def plan(self) -> DraftPlan:

@@ -12,7 +12,7 @@ content.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 
 from coordinator.core.affinity import head_of
 from coordinator.core.asks import open_draft, open_verify
@@ -68,14 +68,14 @@ class Request:
         self.num_moves = self.num_refusals = self._num_retries = 0
         self.arrived_s = now_s
         self.deadline_s = self._waits_until_s = now_s + limits.queue_timeout_s
-        self._planner = how = Planner(spec)
+        self._planner = how = Planner(spec, rule)
         self.metrics = RequestMetrics(
             how.mode, self.rule, str(how.policy), how.window, num_prompt_tokens=len(spec.token_ids)
         )
         self._window = Window()
         self._pace = Pace()  # of the drafter, once there is one
         self._passes = PassTimes()  # of the verifier, likewise
-        self._rivals: Collection[str] = ()  # the requests on it, this one included
+        self._host: Worker | None = None  # the verifier itself
         self._told = 0  # the drafter knows the committed tokens up to here
         self._sent = Verifications()
         self._decode_until = 0  # the verifier owes tokens up to here
@@ -97,8 +97,9 @@ class Request:
         """Prefill there. The first token is plain target output; so are all until a draft comes."""
         if not (self.num_moves or self._answered):
             self.metrics.queue_ms = 1e3 * (now_s - self.arrived_s)
-        self.verifier, self._passes, self._rivals = worker.name, worker.passes, worker.requests
+        self.verifier, self._passes, self._host = worker.name, worker.passes, worker
         self._answered = False
+        self._passes.opened(len(self.committed), worker.num_seqs)
         self._decode_until = len(self.committed) + 1
         if not self._expects_drafts:
             self._decode_until = self._run_end()
@@ -155,11 +156,11 @@ class Request:
 
     def drafted(self, draft: Draft, now_s: float) -> Iterator[Command]:
         self.metrics.drafted(draft, now_s)
-        self._pace.is_silent = False
+        self._pace.heard()
         admitted = self._window.admit(draft, self.committed)
         if (begun_s := self._begun.drafted(draft.epoch)) is not None:
             if self.metrics.num_received_drafts > 1:  # the first one took the prompt, too
-                self._pace.turned_around(now_s - begun_s, draft)
+                self._pace.turned_around(now_s - begun_s, draft, branches=self._planner.mode is Mode.BRANCH)
             self._began(by_branch=False)
         if not self.rule.needs_rows:
             self._pace.tested(self._window.num_late_right, self._window.num_late)
@@ -171,7 +172,7 @@ class Request:
     def branched(self, branch: Branch, now_s: float) -> Iterator[Command]:
         """A draft for another outcome than the chain's; one whose outcome has come meanwhile is judged at once."""
         self.metrics.branched(branch)
-        self._pace.is_silent = False
+        self._pace.heard()
         if draft := self._window.admit_branch(branch, self.committed):
             self._begun.drafted(draft.epoch)  # that run is told to begin, and has begun: no turnaround to measure
             yield from self._promoted(draft, now_s)
@@ -196,7 +197,7 @@ class Request:
         One that answers fast is asked again after a single token, since a draft that it finds then is worth a pass.
         Otherwise the verifier decodes on meanwhile, as without an answer; a draft that comes ends the run.
         """
-        self._pace.is_silent = False
+        self._pace.heard()
         self._pace.breaker.heard()
         if (begun_s := self._begun.answered(passed.epoch)) is not None:
             self._pace.turned_around(now_s - begun_s, None)
@@ -243,7 +244,8 @@ class Request:
     def _tell_drafter(self, now_s: float, *, ends_run: bool) -> Iterator[Command]:
         """What is committed, and how to draft from here on. A drafter that is to rest is spared the news."""
         assert self.drafter is not None
-        plan = self._planner.replan(self._pace, self._passes, len(self._rivals), now_s, len(self.committed))
+        assert self._host is not None
+        plan = self._planner.replan(self._pace, self._passes, self._host.num_seqs, now_s, len(self.committed))
         self._note_plan()
         if self._is_resting and plan is None:
             return
