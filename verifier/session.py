@@ -105,8 +105,10 @@ class Session(Generic[Row]):
 
     def decode(self, ask: Decode, now_s: float) -> Verdict | None:
         self._epoch = max(self._epoch, ask.epoch)
-        self._num_decodes += 1
-        self.decode_until = max(self.decode_until, ask.start + ask.num_tokens)
+        end = ask.start + ask.num_tokens
+        if end > len(self.log):  # else it only asks for what is there
+            self._num_decodes += 1
+            self.decode_until = max(self.decode_until, end)
         self.since_s = now_s
         return self._read(ask.epoch, ask.start)
 

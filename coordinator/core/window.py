@@ -43,6 +43,11 @@ class Window:
     _left: tuple[int, int] | None = None  # the last run that was found to disagree, and where
     _issued: deque[tuple[int, int]] = field(default_factory=lambda: deque(maxlen=_MAX_ISSUED))  # (tokens told, epoch)
 
+    @property
+    def awaits_run(self) -> bool:
+        """Whether no run is believed: the next draft begins one."""
+        return self._run == NO_RUN
+
     def admit(self, draft: Draft, committed: Sequence[int]) -> Draft | None:
         """The part of `draft` that is worth judging, now counted as in flight; `None` if it is stale or covered."""
         self.num_late = self.num_late_right = 0
