@@ -21,6 +21,7 @@ from paceline.types import Mode
 
 LENGTHS = (1, 2, 3, 4, 6, 8, 12, 16)
 MAX_WINDOW = 16
+BUSY = 4  # requests on a verifier that leave it no time to wait for any
 _DEPTHS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)  # drafted tokens that a pass may be given
 _HIGHEST_ACCEPTANCE = 0.98
 # Rounds in which the size of a pass is found: the third one changes a shared one by a few percent.
@@ -74,11 +75,12 @@ class Conditions:
         """Drafts in flight that may pay: a pass full, or two and what a round trip holds.
 
         A pass is full with `depth` tokens (as `depth()`), or with what is drafted during one, if that is less. One pass
-        full is enough where others keep the verifier busy meanwhile; more would only be verified in vain.
+        full is enough where others keep the verifier busy meanwhile, with what a round trip holds: a pass takes all
+        that has come during the one before, so more would only be verified in vain.
         """
         pass_s = self._shared_s(length + 1)
         full = min(depth, max(length, pass_s / max(self.draft_s, 1e-6)))
-        passes = (1.0, 2 + (self.delay_s + self.wire_s) / pass_s)
+        passes = (1.0, (1 if self.num_seqs > BUSY else 2) + (self.delay_s + self.wire_s) / pass_s)
         return tuple(min(MAX_WINDOW, max(2, math.ceil(full * num / length))) for num in passes)
 
     def plain(self, _: Choice) -> float:

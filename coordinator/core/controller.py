@@ -15,7 +15,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 
 from coordinator.core.choice import FIRST, OFF, Choice
-from coordinator.core.conditions import LENGTHS, Conditions
+from coordinator.core.conditions import BUSY, LENGTHS, Conditions
 from coordinator.core.pace import Pace
 from coordinator.core.passes import PassTimes
 from paceline.length_policy import LengthPolicy
@@ -33,7 +33,6 @@ MIN_TESTS = 12  # drafted tokens that were held against the target's, before any
 _MAX_TESTS = 32  # after which a trial is not prolonged because the drafter might be better than it seems
 _LONGEST_TRIAL = 32  # tokens of a request, whether or not anything was heard
 _ADAPTIVE_LENGTH = 6
-_MOST_BRANCHING = 4  # requests on a verifier: branches spare it a wait, and more than these leave it none
 _NUM_BRANCHING = 3  # pearl's offers that are weighed with branches, too
 
 
@@ -170,8 +169,8 @@ class Controller:
 
     def _promises(self, on: Conditions, pace: Pace) -> dict[Choice, float]:
         promises = {choice: on.tokens_per_s(choice) for choice in self._offers(on)}
-        if not pace.can_branch or pace.num_tests < MIN_TESTS or on.num_seqs > _MOST_BRANCHING:
-            return promises
+        if not pace.can_branch or pace.num_tests < MIN_TESTS or on.num_seqs > BUSY:
+            return promises  # branches spare the verifier a wait, and in a crowd it has none
         pearls = {choice: promise for choice, promise in promises.items() if choice.mode is Mode.PEARL}
         bound, most = replace(on, hit_rate=1.0), max(pearls.values())
         # Only the best few: branches change the best length and window little, and every formula costs time.
