@@ -56,7 +56,7 @@ class Conditions:
             max(1, num_seqs),
             num_meanwhile=pace.num_meanwhile() if decodes_meanwhile else 0,
             branch_draft_s=pace.branch_draft_s(num_seqs),
-            hit_rate=pace.hit_rate,
+            hit_rate=min(pace.hit_rate, pace.acceptance),  # its other guesses are no better than its first
         )
 
     def accepting(self, acceptance: float) -> Conditions:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -218,10 +219,18 @@ def test_many_drafters_of_one_kind_are_learnt_as_one() -> None:
 
 
 def test_auto_takes_branches_where_they_pay() -> None:
-    """At 30 ms a hit spares the wait that takes most of the time."""
-    _, clients = run(None, None, token_s=0.0013, delay_s=0.015, agreement=0.81)
-    tokens = sum((client.metrics.tokens_by_mode for client in clients if client.metrics), Counter[str]())
-    assert tokens[Mode.BRANCH] > max(tokens[Mode.PEARL], tokens[Mode.OFF])
+    """At 30 ms to the drafter a hit spares the wait that takes most of the time."""
+    far = Network(0.015, is_ordered=True)
+    world = Scenario(
+        mode=None,
+        acceptance=0.81,
+        verifiers=Pool(1, VERIFY, network=Network(0.0001, is_ordered=True)),
+        drafters=Pool(1, StepCost(1.3, 0.0, 0.0, 0.0), network=far),
+        load=Load(num_requests=12),
+    )
+    auto, pearl = simulate(world), simulate(replace(world, mode=Mode.PEARL, length=6, window=16))
+    assert auto.modes[Mode.BRANCH] > 8
+    assert auto.tokens_per_s > 1.05 * pearl.tokens_per_s
 
 
 def test_of_requests_that_begin_together_one_tries_the_drafter() -> None:
@@ -232,7 +241,7 @@ def test_of_requests_that_begin_together_one_tries_the_drafter() -> None:
         world.request(f"r{number}", prompt=(1, 2, number), max_tokens=40, mode=None, length=None)
     world.run().check_lossless()
     tried = [client for client in world.clients.values() if client.metrics and client.metrics.num_draft_tokens]
-    assert len(tried) == 1
+    assert len(tried) <= 2, "the next one when the first has found too little"
 
 
 def test_one_that_hangs_from_its_first_trial_on_trips_the_breaker() -> None:
