@@ -23,6 +23,7 @@ BENCHMARKS = {
     "distance": "real processes with a slow network between drafter and coordinator, beside the simulator",
     "ray": "the same pair through Ray and without: tokens/s, and how fast the pools follow load",
     "sweep": "mode auto against plain decoding: concurrency by distance by drafter, a dead one included",
+    "controller": "mode auto in virtual time: against plain decoding, and against the best fixed setting",
     "core": "what the coordinator's core takes for an event, by how many requests are under way",
     "placement": "requests by expected gain against by load alone, in pools of unlike drafters; the cost of a place",
     "failure": "workers killed, hung and cut off under load: what clients notice",

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any, Self
 
 from bench.simulator.clock import BudgetSpent, Clock
-from bench.simulator.law import VOCABULARY, Agreement, greedy
+from bench.simulator.law import VOCABULARY, Agreement, Iid, greedy
 from bench.simulator.network import Network, Path
 from bench.simulator.workers import Drafter, Verifier
 from coordinator.core.commands import Ask, Command, Emit, Fail, Finish
@@ -132,14 +132,31 @@ class World:
     ) -> Drafter:
         """`known`: of how many prefixes it knows how they go on; 1 for a drafter with a model."""
         worker = Drafter(self, name, cost, agreement, known=known)
-        self._join(worker, Role.DRAFTER, places, network)
+        # Drafters that agree with the target equally often hold the same weights.
+        self._join(
+            worker, Role.DRAFTER, places, network, f"toy {agreement.rate}" if isinstance(agreement, Iid) else "toy"
+        )
         return worker
 
-    def _join(self, worker: Verifier | Drafter, role: Role, places: int, network: Network | None) -> None:
+    def _join(
+        self, worker: Verifier | Drafter, role: Role, places: int, network: Network | None, model_hash: str = "toy"
+    ) -> None:
         network = network or self.network
         self._links[worker.name] = _Link(worker, Path(network, self.random), Path(network, self.random))
         info = WorkerInfo(
-            role, worker.name, 1, "toy", "", "", VOCABULARY, MAX_MODEL_LEN, places, (), "float32", "cpu", worker.cost
+            role,
+            worker.name,
+            1,
+            "toy",
+            model_hash,
+            "",
+            VOCABULARY,
+            MAX_MODEL_LEN,
+            places,
+            (),
+            "float32",
+            "cpu",
+            worker.cost,
         )
         self.feed(WorkerUp(worker.name, info, is_trusted=True, rtt_s=2 * network.delay_s))
 

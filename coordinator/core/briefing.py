@@ -99,7 +99,8 @@ class Briefing:
     # --- answers
 
     def heard(self, now_s: float) -> None:
-        self.pace.is_silent, self._heard_s = False, now_s
+        self.pace.heard()
+        self._heard_s = now_s
 
     def has_fallen_silent(self, now_s: float) -> bool:
         """Whether nobody waits for it, and yet it has not been heard of for as long as anybody would."""
@@ -118,7 +119,7 @@ class Briefing:
         """A draft has come. Whether it is its run's first; then it tells how long that took, if `is_measured`."""
         begun_s = self._begun.drafted(draft.epoch)
         if begun_s is not None and is_measured:
-            self.pace.turned_around(now_s - begun_s, draft)
+            self.pace.turned_around(now_s - begun_s, draft, branches=self.planner.mode is Mode.BRANCH)
         return begun_s is not None
 
     def promoted(self, draft: Draft) -> None:

@@ -21,6 +21,7 @@ from paceline.types import Mode
 
 LENGTHS = (1, 2, 3, 4, 6, 8, 12, 16)
 MAX_WINDOW = 16
+BUSY = 4  # requests on a verifier that leave it no time to wait for any
 _DEPTHS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)  # drafted tokens that a pass may be given
 _HIGHEST_ACCEPTANCE = 0.98
 # Rounds in which the size of a pass is found: the third one changes a shared one by a few percent.
@@ -37,14 +38,26 @@ class Conditions:
     acceptance: float  # accepted / tested
     passes: PassTimes
     num_seqs: int = 1  # requests on the verifier, this one included
+    num_meanwhile: int = 0  # tokens that are decoded while a redraft is on its way
+    branch_draft_s: float = 0.0  # a drafted token while branches ride along
+    hit_rate: float = 0.0  # of runs in mode branch: how many begin with a branch
 
     @classmethod
-    def of(cls, pace: Pace, passes: PassTimes, num_seqs: int) -> Conditions | None:
-        """None while something has not been measured yet."""
+    def of(cls, pace: Pace, passes: PassTimes, num_seqs: int, *, decodes_meanwhile: bool = False) -> Conditions | None:
+        """None while something has not been measured yet. `decodes_meanwhile`: whether the rule lets it do so."""
         if pace.draft_s is None or pace.delay_s is None or passes.seconds(1) is None:
             return None
-        acceptance = min(pace.acceptance, _HIGHEST_ACCEPTANCE)
-        return cls(pace.draft_s, pace.delay_s, pace.wire_s or 0.0, acceptance, passes, max(1, num_seqs))
+        return cls(
+            pace.draft_s,
+            pace.delay_s,
+            pace.wire_s or 0.0,
+            min(pace.acceptance, _HIGHEST_ACCEPTANCE),
+            passes,
+            max(1, num_seqs),
+            num_meanwhile=pace.num_meanwhile() if decodes_meanwhile else 0,
+            branch_draft_s=pace.branch_draft_s(num_seqs),
+            hit_rate=min(pace.hit_rate, pace.acceptance),  # its other guesses are no better than its first
+        )
 
     def accepting(self, acceptance: float) -> Conditions:
         """The same with another acceptance."""
@@ -62,11 +75,12 @@ class Conditions:
         """Drafts in flight that may pay: a pass full, or two and what a round trip holds.
 
         A pass is full with `depth` tokens (as `depth()`), or with what is drafted during one, if that is less. One pass
-        full is enough where others keep the verifier busy meanwhile; more would only be verified in vain.
+        full is enough where others keep the verifier busy meanwhile, with what a round trip holds: a pass takes all
+        that has come during the one before, so more would only be verified in vain.
         """
         pass_s = self._shared_s(length + 1)
         full = min(depth, max(length, pass_s / max(self.draft_s, 1e-6)))
-        passes = (1.0, 2 + (self.delay_s + self.wire_s) / pass_s)
+        passes = (1.0, (1 if self.num_seqs > BUSY else 2) + (self.delay_s + self.wire_s) / pass_s)
         return tuple(min(MAX_WINDOW, max(2, math.ceil(full * num / length))) for num in passes)
 
     def plain(self, _: Choice) -> float:
@@ -102,9 +116,36 @@ class Conditions:
         depth = max(float(length), min(most / (2 + away_s / pass_s), pass_s / token_s))
         more = math.pow(accepted, first + 1) / (1 - math.pow(accepted, depth))  # passes behind the first
         start_s += max(0.0, drafting_s - pass_s) * more  # there the verifier waits for a slower drafter
+        if self.num_meanwhile:
+            # It decodes on meanwhile: all that it decodes was drafted, too, if the redraft is to be of use (salvaged).
+            salvaged = math.pow(accepted, self.num_meanwhile)
+            num_alone, num_passes = (1 - salvaged) / (1 - accepted), salvaged * (1 + more)
+            return _Cycle(
+                max(0.0, drafting_s - pass_s) * num_passes, num_alone + num_passes, num_alone + num_passes * (1 + depth)
+            )
         if preverifies:
             return _Cycle(max(start_s, alone_s), accepted + more, 1 + accepted * first + more * depth)
         return _Cycle(start_s, 1 + more, 1 + first + more * depth)
+
+    def branch(self, choice: Choice) -> float:
+        """Likewise, where a run may begin with a branch that waits for it."""
+        rides = replace(self, draft_s=self.branch_draft_s)
+        return 1 / (1 - self.acceptance) / self._seconds(partial(rides._branched, choice))
+
+    def _branched(self, choice: Choice, pass_s: float, wait_s: float) -> _Cycle:
+        """A cycle of `branch`: after a miss as in `pearl`; after a hit the redraft comes behind a verification."""
+        miss, hits = self._streamed(choice, pass_s, wait_s), self.hit_rate
+        accepted, length, away_s = self.acceptance, choice.length, self.delay_s + self.wire_s
+        most = float(choice.window * length)
+        depth = max(float(length), min(most / (2 + away_s / pass_s), pass_s / max(self.draft_s, 1e-6)))
+        whole = math.pow(accepted, length + 1)  # all of the branch is right, and the run goes on
+        gap_s = whole * max(0.0, self.delay_s + length * self.draft_s - pass_s)
+        more = whole / (1 - math.pow(accepted, depth))
+        return _Cycle(
+            hits * (self.wire_s + gap_s) + (1 - hits) * miss.start_s,
+            hits * (1 + more) + (1 - hits) * miss.num_passes,
+            hits * (1 + length + more * depth) + (1 - hits) * miss.num_tokens,
+        )
 
     def _seconds(self, cycle: Callable[[float, float], _Cycle]) -> float:
         """How long a cycle takes where all requests on the verifier go through the same, and share its passes.
@@ -144,6 +185,7 @@ _FORMULAS: Mapping[Mode, Callable[[Conditions, Choice], float]] = {
     Mode.OFF: Conditions.plain,
     Mode.SEQUENTIAL: Conditions.sequential,
     Mode.PEARL: Conditions.pearl,
+    Mode.BRANCH: Conditions.branch,
 }
 
 

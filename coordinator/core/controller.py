@@ -15,7 +15,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 
 from coordinator.core.choice import FIRST, OFF, Choice
-from coordinator.core.conditions import LENGTHS, Conditions
+from coordinator.core.conditions import BUSY, LENGTHS, Conditions
 from coordinator.core.pace import Pace
 from coordinator.core.passes import PassTimes
 from paceline.length_policy import LengthPolicy
@@ -33,31 +33,47 @@ MIN_TESTS = 12  # drafted tokens that were held against the target's, before any
 _MAX_TESTS = 32  # after which a trial is not prolonged because the drafter might be better than it seems
 _LONGEST_TRIAL = 32  # tokens of a request, whether or not anything was heard
 _ADAPTIVE_LENGTH = 6
+_NUM_BRANCHING = 3  # pearl's offers that are weighed with branches, too
 
 
 class Controller:
     """One request's."""
 
-    def __init__(self, policy: LengthPolicy | None = None, max_length: int | None = None) -> None:
+    def __init__(
+        self, policy: LengthPolicy | None = None, max_length: int | None = None, *, decodes_meanwhile: bool = False
+    ) -> None:
         """`policy`: of a request that names one; then only the mode is chosen, for drafts of its usual length.
 
-        `max_length`: tokens in a draft at most, of a request that bounds them.
+        `max_length`: tokens in a draft at most, of a request that bounds them. `decodes_meanwhile`: whether its
+        verifier goes on while a redraft is on its way, if that takes long.
         """
         lengths = LENGTHS if policy is None else (_expected_length(policy),)
         self._max_length = max_length or max(lengths)
         self._lengths = tuple(sorted({min(length, self._max_length) for length in lengths}))
+        self._decodes_meanwhile = decodes_meanwhile
         self._choice = FIRST
         self._promised = 0.0  # tokens/s of the choice, uncorrected; 0 = nothing is known to promise
-        self._since: tuple[float, int] | None = None  # when, and at which position, the stretch began
+        # When, at which position, and after how long with prompts the stretch began.
+        self._since: tuple[float, int, float] | None = None
         self._trial_end: int | None = None  # position
         self.is_trying = True  # drafts are welcome and nobody waits for them
+        self._has_tried = False  # this drafter
+        self._has_waited = False  # for another's trial, up to now
+        self._num_heard = 0  # of it when the trial began
 
     def resume(self, pace: Pace) -> Choice:
-        """What to begin with at a drafter: what its last request chose."""
+        """What to begin with at a drafter: what its last request chose, or to wait until it is known."""
+        pace.learn()
         self._choice, self._promised, self._since, self._trial_end = pace.choice, 0.0, None, None
         if self._choice.length > self._max_length:  # the last request had no such bound
             self._choice = replace(self._choice, length=self._max_length)
-        self.is_trying = pace.num_tests < MIN_TESTS or pace.choice is FIRST
+        is_known = pace.num_tests >= MIN_TESTS and pace.choice is not FIRST
+        self.is_trying = not is_known and pace.trial.take(self)
+        self._has_tried, self._num_heard = self.is_trying, pace.num_heard
+        if self.is_trying:
+            self._choice = self._trial
+        elif not is_known:
+            self._choice = OFF
         return self._choice
 
     def decide(self, pace: Pace, passes: PassTimes, num_seqs: int, now_s: float, position: int) -> Choice:
@@ -65,17 +81,34 @@ class Controller:
 
         Except while the drafter is not known: every test of it may end what it costs.
         """
-        is_known = pace.num_tests >= MIN_TESTS or self._choice is OFF
+        pace.learn()
+        pace.shared_by(num_seqs)
+        if self._waits_for_trial(pace, now_s):
+            if self._since is None:
+                self._begin(passes, now_s, position)
+                self._promised = 1 / (passes.seconds(num_seqs) or 1.0)
+            self._has_waited = True
+            return self._choice
+        is_known = (pace.num_tests >= MIN_TESTS or self._choice is OFF) and not self._has_waited
+        self._has_waited = False
         if self._since and self._promised and is_known and position - self._since[1] < MIN_STRETCH:
             return self._choice
-        on = Conditions.of(pace, passes, num_seqs)
+        on = Conditions.of(pace, passes, num_seqs, decodes_meanwhile=self._decodes_meanwhile)
         if on:
             self._settle(on, pace, now_s, position)
-        self._since = (now_s, position)
-        self._choose(on, pace, position)
-        if not self.is_trying:
-            pace.choice = self._choice
+        self._begin(passes, now_s, position)
+        self._choose(on, pace, now_s, position)
+        if not self.is_trying and pace.num_tests >= MIN_TESTS:
+            pace.chose(self._choice)
         return self._choice
+
+    def _begin(self, passes: PassTimes, now_s: float, position: int) -> None:
+        self._since = (now_s, position, passes.goodput.prompts_s)
+
+    def _waits_for_trial(self, pace: Pace, now_s: float) -> bool:
+        """Whether another request is finding out what the drafter is worth."""
+        is_unknown = pace.num_tests < MIN_TESTS and not self._has_tried
+        return is_unknown and self._choice is OFF and not pace.trial.is_free(self, now_s)
 
     def _settle(self, on: Conditions, pace: Pace, now_s: float, position: int) -> None:
         """What the stretch that ends here has kept of what its mode promises.
@@ -83,24 +116,34 @@ class Controller:
         Promises now: the stretch's own tests are in them, so that its luck counts less as the mode's merit.
         """
         if self._since and self._promised:
-            since_s, start = self._since
-            pace.kept(self._choice.mode, position - start, on.tokens_per_s(self._choice) * (now_s - since_s))
+            since_s, start, prompts_s = self._since
+            goodput, num_tokens = on.passes.goodput, position - start
+            promised = on.tokens_per_s(self._choice) * goodput.decoding_s(now_s - since_s, prompts_s)
+            goodput.kept(num_tokens, promised, on.num_seqs, is_drafted=self._choice is not OFF)
+            pace.kept(self._choice.mode, num_tokens, promised)
 
-    def _choose(self, on: Conditions | None, pace: Pace, position: int) -> None:
-        best, promised = self._best(on, pace) if on else (OFF, 0.0)
+    def _choose(self, on: Conditions | None, pace: Pace, now_s: float, position: int) -> None:
+        # A crowd follows one whose tests are still few only if it would pay even if they were lucky.
+        follows = on is not None and on.num_seqs > 1 and self._choice is OFF
+        expected = on.accepting(pace.doubted_acceptance) if on and follows else on
+        best, promised = self._best(expected, pace) if expected else (OFF, 0.0)
         # A rule that draws finds a late draft's tokens other than the target's even where it would keep them. So where
         # drafts come late, a trial may end without a test: then it takes a few waits to know more.
         is_over = self._trial_end is not None and position >= self._trial_end
+        if is_over and pace.num_heard == self._num_heard:
+            pace.is_silent = True  # nobody has waited for it, so nobody else would notice
+            pace.breaker.late(now_s)
         if best is not OFF and (pace.num_tests >= MIN_TESTS or self._is_put_to_use or is_over):
-            self._take(best, promised)
-        elif self._may_try(on, pace, position):
-            self._choice, self._promised, self.is_trying = self._trial, 0.0, True
+            self._take(best, promised, pace)
+        elif self._may_try(on, pace, now_s, position):
+            self._choice, self._promised, self.is_trying, self._has_tried = self._trial, 0.0, True, True
         else:
-            self._take(OFF, on.tokens_per_s(OFF) if on else 0.0)
+            self._take(OFF, on.tokens_per_s(OFF) if on else 0.0, pace)
 
-    def _take(self, choice: Choice, promised: float) -> None:
+    def _take(self, choice: Choice, promised: float, pace: Pace) -> None:
         self._choice, self._promised = choice, promised
         self.is_trying, self._trial_end = False, None
+        pace.trial.give_back(self)
 
     @property
     def _is_put_to_use(self) -> bool:
@@ -108,34 +151,64 @@ class Controller:
 
     def _best(self, on: Conditions, pace: Pace) -> tuple[Choice, float]:
         """The best offer and its promise; the present one unless another is better by the margin."""
-        promises = {choice: on.tokens_per_s(choice) for choice in self._offers(on)}
-        worth = {choice: promise * pace.correction(choice.mode) for choice, promise in promises.items()}
-        # Nearly as good one after another is better: nothing is drafted and verified in vain.
-        worth |= {choice: _SIMPLER * value for choice, value in worth.items() if choice.mode is Mode.SEQUENTIAL}
+        promises = self._promises(on, pace)
+        worth = {choice: promise * self._kept(choice.mode, on, pace) for choice, promise in promises.items()}
         joins, stays = (MARGIN, 1.0) if on.num_seqs == 1 else (_CROWD_MARGIN, _CROWD_STAYS)
         least = worth.pop(OFF) * (stays if self._is_put_to_use else joins)
-        best = max(worth, key=lambda choice: worth[choice])
+        # Nearly as good one after another is better: nothing is drafted and verified in vain.
+        rank = {choice: value * (_SIMPLER if choice.mode is Mode.SEQUENTIAL else 1) for choice, value in worth.items()}
+        best = max(rank, key=lambda choice: rank[choice])
         if self._is_put_to_use:
             now = (self._choice.mode, self._choice.length)
-            same = [choice for choice in worth if (choice.mode, choice.length) == now]
-            present = max(same, key=lambda choice: worth[choice], default=best)
-            best = best if worth[best] > MARGIN * worth[present] else present
+            same = [choice for choice in rank if (choice.mode, choice.length) == now]
+            present = max(same, key=lambda choice: rank[choice], default=best)
+            best = best if rank[best] > MARGIN * rank[present] else present
         best = best if worth[best] >= least else OFF
         return best, promises[best]
 
-    def _may_try(self, on: Conditions | None, pace: Pace, position: int) -> bool:
+    def _kept(self, mode: Mode, on: Conditions, pace: Pace) -> float:
+        """What `mode` keeps of its promises; in a crowd no more than what all requests of the verifier have seen."""
+        goodput = on.passes.goodput
+        if mode is Mode.OFF:
+            return goodput.plain
+        kept = pace.correction(mode)
+        return kept if on.num_seqs == 1 else min(kept, goodput.drafted)
+
+    def _promises(self, on: Conditions, pace: Pace) -> dict[Choice, float]:
+        promises = {choice: on.tokens_per_s(choice) for choice in self._offers(on)}
+        if not pace.can_branch or pace.num_tests < MIN_TESTS or on.num_seqs > BUSY:
+            return promises  # branches spare the verifier a wait, and in a crowd it has none
+        pearls = {choice: promise for choice, promise in promises.items() if choice.mode is Mode.PEARL}
+        bound, most = replace(on, hit_rate=1.0), max(pearls.values())
+        # Only the best few: branches change the best length and window little, and every formula costs time.
+        for choice in sorted(pearls, key=lambda choice: pearls[choice], reverse=True)[:_NUM_BRANCHING]:
+            branching = replace(choice, mode=Mode.BRANCH)
+            if bound.tokens_per_s(branching) > MARGIN * most:
+                promises[branching] = on.tokens_per_s(branching)
+        if self._choice.mode is Mode.BRANCH and self._choice not in promises:
+            promises[self._choice] = on.tokens_per_s(self._choice)
+        return promises
+
+    def _may_try(self, on: Conditions | None, pace: Pace, now_s: float, position: int) -> bool:
         """Whether drafts are welcome although the drafter is not, or not yet, worth waiting for."""
+        if not pace.trial.is_free(self, now_s):
+            return False
         if not self.is_trying:
-            if not pace.may_try(PROBE_EVERY * (on.num_seqs if on else 1)):
-                return False
-            pace.forget()
+            is_due = not self._has_tried and pace.num_tests < MIN_TESTS  # it has waited for another's trial
+            if not is_due:
+                if not pace.may_try(PROBE_EVERY * (on.num_seqs if on else 1)):
+                    return False
+                pace.forget()
+            self._num_heard = pace.num_heard
         if self._trial_end is None:
             self._trial_end = position + _LONGEST_TRIAL
         if position >= self._trial_end:
             return False
-        if on is None or pace.num_tests < MIN_TESTS:
-            return True
-        return pace.num_tests < _MAX_TESTS and self._best(on.accepting(pace.hoped_acceptance), pace)[0] is not OFF
+        if not (on is None or pace.num_tests < MIN_TESTS):
+            hoped = self._best(on.accepting(pace.hoped_acceptance), pace)[0]
+            if pace.num_tests >= _MAX_TESTS or hoped is OFF:
+                return False
+        return pace.trial.take(self, now_s)
 
     @property
     def _trial(self) -> Choice:

@@ -41,8 +41,9 @@ class Begun:
     _told_s: dict[int, float] = field(default_factory=dict)  # by epoch
 
     def tell(self, epoch: int, now_s: float) -> None:
-        if len(self._told_s) < _MAX_BEGUN:
-            self._told_s[epoch] = now_s
+        if len(self._told_s) >= _MAX_BEGUN:  # the oldest never became a run
+            del self._told_s[next(iter(self._told_s))]
+        self._told_s[epoch] = now_s
 
     def answered(self, epoch: int) -> float | None:
         """When the run was told to begin, if this is the first that is heard of it."""
@@ -51,8 +52,8 @@ class Begun:
     def drafted(self, epoch: int) -> float | None:
         """Likewise, of a draft: the runs before it have been given up."""
         told_s = self.answered(epoch)
-        if told_s is not None:
-            self._told_s = {later: at_s for later, at_s in self._told_s.items() if later > epoch}
+        while self._told_s and (oldest := next(iter(self._told_s))) < epoch:
+            del self._told_s[oldest]
         return told_s
 
     def clear(self) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import bisect
 import math
 
+from coordinator.core.goodput import Goodput
 from paceline.types import StepCost
 
 _SIZES_PER_OCTAVE = 4
@@ -20,6 +21,7 @@ class PassTimes:
 
     def __init__(self, cost: StepCost | None = None) -> None:
         self._cost = cost
+        self.goodput = Goodput()
         self._sizes: list[int] = []  # sorted
         self._means: list[tuple[float, float]] = []  # (tokens, seconds), one a size
 
@@ -32,6 +34,11 @@ class PassTimes:
             return
         tokens, mean_s = self._means[at]
         self._means[at] = (tokens + _WEIGHT * (num_tokens - tokens), mean_s + _WEIGHT * (seconds - mean_s))
+
+    def opened(self, num_tokens: int, num_seqs: int) -> None:
+        """A prompt is to be read, in passes with the tokens of `num_seqs` requests."""
+        alone_s, both_s = self.seconds(num_seqs), self.seconds(num_seqs + num_tokens)
+        self.goodput.prompts_s += both_s - alone_s if alone_s and both_s else 0.0
 
     def seconds(self, num_tokens: float) -> float | None:
         """A pass over so many tokens; None if nothing is known yet."""

@@ -22,6 +22,7 @@ from dataclasses import dataclass
 
 from coordinator.core.affinity import Affinity, Head
 from coordinator.core.gain import gain
+from coordinator.core.kin import Kin
 from coordinator.core.pace import Pace
 from coordinator.core.passes import PassTimes
 from coordinator.core.worker import Kind, Worker
@@ -66,6 +67,7 @@ class Pools:
         self._workers: dict[str, Worker] = {}
         self._verifiers: dict[str, Worker] = {}  # those of them
         self._num_of_kind: Counter[Kind] = Counter()
+        self._kin_of: dict[Kind, Kin] = {}
         self._suspects: dict[str, None] = {}  # members that may have to be relieved of what they hold
         self._numbers = itertools.count()
         # By kind, a heap of (cost, number, name): one for every worker that is free, and some that are out of date.
@@ -90,6 +92,8 @@ class Pools:
         passes = PassTimes(info.cost)
         worker = Worker(name, info, is_trusted, next(self._numbers), rtt_s, passes=passes)
         self._workers[name] = worker
+        if info.model_hash:  # else nothing says what it has in common with others
+            worker.pace.kin = self._kin_of.setdefault(worker.kind, worker.pace.kin)
         if info.role is Role.VERIFIER:
             self._verifiers[name] = worker
         self._num_of_kind[worker.kind] += 1
@@ -106,6 +110,7 @@ class Pools:
         if not self._num_of_kind[worker.kind]:
             del self._num_of_kind[worker.kind]
             self._free.pop(worker.kind, None)
+            self._kin_of.pop(worker.kind, None)
         return worker
 
     def drain(self, name: str) -> None:

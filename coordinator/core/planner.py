@@ -25,7 +25,9 @@ class Planner:
         self.window = spec.window if self.mode.streams else 1
         self._named = self.policy if spec.policy else None
         self._needs_rows = rule.needs_rows
-        self._controller = None if spec.mode else Controller(self._named, spec.max_draft_length)
+        self._controller: Controller | None = None
+        if spec.mode is None:
+            self._controller = Controller(self._named, spec.max_draft_length, decodes_meanwhile=not rule.needs_rows)
 
     @property
     def plan(self) -> DraftPlan:

@@ -16,7 +16,7 @@ What each worker owes or knows has a file of its own: `debt.py` for the verifier
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 
 from coordinator.core.affinity import head_of
 from coordinator.core.briefing import Briefing
@@ -63,7 +63,7 @@ class Request:
         self._tally = Tally(self._briefing.planner, rule, len(spec.token_ids), now_s)
         self.metrics = self._tally.metrics
         self._passes = PassTimes()  # of the verifier, once there is one
-        self._rivals: Collection[str] = ()  # the requests on it, this one included
+        self._host: Worker | None = None  # the verifier itself
 
     @property
     def wants_drafter(self) -> bool:
@@ -80,7 +80,8 @@ class Request:
         """Prefill there. The first token is plain target output; so are all until a draft comes."""
         if not (self._was_lost or self._debt.has_answered):
             self._tally.taken(now_s)
-        self.verifier, self._passes, self._rivals = worker.name, worker.passes, worker.requests
+        self.verifier, self._passes, self._host = worker.name, worker.passes, worker
+        self._passes.opened(len(self.committed), worker.num_seqs)
         yield Ask(worker.name, self._debt.open(1 if self._expects_drafts else RUN))
         for draft in self._window.drafts:
             yield self._verify(draft, now_s)
@@ -224,7 +225,8 @@ class Request:
     def _tell_drafter(self, now_s: float, *, ends_run: bool) -> Iterator[Command]:
         """What is committed, and how to draft from here on."""
         assert self.drafter is not None
-        ask = self._briefing.commit(self._window.epoch, self._passes, len(self._rivals), now_s, ends_run=ends_run)
+        assert self._host is not None
+        ask = self._briefing.commit(self._window.epoch, self._passes, self._host.num_seqs, now_s, ends_run=ends_run)
         self._tally.planned(self._briefing.planner)
         if ask:
             yield Ask(self.drafter, ask)

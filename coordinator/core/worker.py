@@ -51,12 +51,18 @@ class Worker:
     def __post_init__(self) -> None:
         info = self.info
         is_drafter = info.role is Role.DRAFTER
+        self.pace.can_branch = bool(info.dtype)  # one without weights knows of no other tokens
         self.kind = Kind(info.role, self.is_trusted, info.policies, info.model_hash) if is_drafter else Kind(info.role)
+
+    @property
+    def num_seqs(self) -> int:
+        """Requests that it holds, of all coordinators."""
+        return len(self.requests) + self.num_others
 
     @property
     def load(self) -> float:
         """The share of its places that are taken, by whomever; what others take is as old as its last heartbeat."""
-        return (len(self.requests) + self.num_others) / self.info.max_num_seqs
+        return self.num_seqs / self.info.max_num_seqs
 
     def is_free(self, now_s: float) -> bool:
         """Whether it may be given another request.
@@ -73,7 +79,7 @@ class Worker:
 
     def speed(self) -> Speed:
         """As a drafter, with one request more than it has."""
-        num_requests, pace = len(self.requests) + self.num_others, self.pace
+        num_requests, pace = self.num_seqs, self.pace
         draft_s = self._step_s(num_requests + 1)
         if pace.draft_s is not None:  # at about the present load
             draft_s = pace.draft_s * draft_s / self._step_s(max(1, num_requests))
@@ -94,7 +100,7 @@ class Worker:
         crowding = 1 + _CROWDED[self.info.role] * max(self.load, self.info.cache.share if self.info.cache else 0.0)
         if self.info.role is Role.DRAFTER:
             return doubt * crowding / gain(self.speed(), passes)
-        own_s, plain_s = self.passes.seconds(len(self.requests) + self.num_others + 1), passes.seconds(1)
+        own_s, plain_s = self.passes.seconds(self.num_seqs + 1), passes.seconds(1)
         return doubt * crowding * (own_s / plain_s if own_s and plain_s else 1.0)
 
     def heard(self, info: WorkerInfo, rtt_s: float | None, now_s: float) -> None:
@@ -110,5 +116,5 @@ class Worker:
         elif self.idle_since_s is None:
             self.idle_since_s = now_s
         elif now_s - self.idle_since_s >= _FORGET_S:
-            self.pace = Pace(breaker=self.pace.breaker)
+            self.pace = Pace(breaker=self.pace.breaker, can_branch=self.pace.can_branch, kin=self.pace.kin)
             self.idle_since_s = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -80,6 +81,20 @@ def test_a_drafter_too_far_away_or_too_wrong_is_worse_than_none() -> None:
         assert on.tokens_per_s(OFF) > max(best(Mode.SEQUENTIAL, on), best(Mode.PEARL, on))
 
 
+def test_branches_pay_for_a_far_drafter_as_far_as_they_hit() -> None:
+    far = {"delay_s": 0.03, "branch_draft_s": 0.0016}
+    rare, usual, always = (conditions(hit_rate=rate, **far) for rate in (0.0, 0.5, 1.0))
+    assert best(Mode.BRANCH, rare) <= best(Mode.PEARL, rare), "their drafting costs something"
+    assert best(Mode.BRANCH, always) > best(Mode.BRANCH, usual) > 1.15 * best(Mode.PEARL, usual)
+
+
+def test_a_verifier_that_decodes_through_redrafts_is_no_slower_for_the_distance() -> None:
+    def pearl(delay_s: float, num_meanwhile: int) -> float:
+        return conditions(delay_s=delay_s, num_meanwhile=num_meanwhile).tokens_per_s(Choice(Mode.PEARL, 4, 16))
+
+    assert pearl(0.1, 7) > conditions().tokens_per_s(OFF) > pearl(0.1, 0)
+
+
 def test_a_full_verifier_favours_shorter_drafts() -> None:
     def favourite(num_seqs: int) -> int:
         on = Conditions(0.0013, 0.0002, 0.0005, 0.8, PassTimes(StepCost(15.0, 0.9, 0.0, 0.0)), num_seqs)
@@ -115,7 +130,7 @@ def test_a_resting_drafter_is_spared_commits_and_tried_again_in_time() -> None:
     assert client.metrics is not None
     by_mode = client.metrics.tokens_by_mode
     assert by_mode[Mode.OFF] > 64, "it rested while it was always wrong"
-    assert by_mode[Mode.PEARL] + by_mode[Mode.SEQUENTIAL] > PROBE_EVERY, "and was taken back when it was right"
+    assert sum(by_mode.values()) - by_mode[Mode.OFF] > PROBE_EVERY, "and was taken back when it was right"
     commits = [c.ask for _, c in world.log if isinstance(c, Ask) and isinstance(c.ask, Commit)]
     assert any(len(commit.token_ids) > 16 for commit in commits), "told of all that it has missed at once"
 
@@ -155,7 +170,9 @@ def rate(mode: Mode | None, length: int = 1, window: int = 1, **given: Any) -> f
             window=window,
             acceptance=given.get("acceptance", 0.81),
             verifiers=Pool(1, VERIFY, network=Network(0.0001, is_ordered=True)),
-            drafters=Pool(1, StepCost(given.get("draft_ms", 1.3), 0.0, 0.0, 0.0), network=far),
+            drafters=Pool(
+                given.get("num_drafters", 1), StepCost(given.get("draft_ms", 1.3), 0.0, 0.0, 0.0), network=far
+            ),
             load=Load(num_requests=given.get("num_requests", max(12, 3 * concurrency)), concurrency=concurrency),
         )
         outcome = simulate(world)
@@ -188,11 +205,54 @@ def test_auto_costs_next_to_nothing_where_nothing_pays(
     assert rate(None, seeds=(0,), **meets) > 0.98 * rate(Mode.OFF, seeds=(0,), **meets)
 
 
-def test_a_crowd_speculates_where_it_pays_and_not_where_it_does_not() -> None:
-    for acceptance in (0.6, 0.95):
-        meets: Any = {"acceptance": acceptance, "concurrency": 16, "draft_ms": 0.3, "seeds": (0,)}
-        auto, off = rate(None, **meets), rate(Mode.OFF, **meets)
-        assert auto > (0.95 if acceptance < 0.9 else 1.3) * off
+@pytest.mark.parametrize(("acceptance", "gain"), [(0.6, 0.98), (0.81, 1.08), (0.95, 1.45)])
+def test_a_crowd_speculates_where_it_pays_and_not_where_it_does_not(acceptance: float, gain: float) -> None:
+    """At 0.6 promises are above plain decoding, and what comes is below; at 0.81 long windows waste what is gained."""
+    meets: Any = {"acceptance": acceptance, "concurrency": 16, "draft_ms": 1.3, "seeds": (0,), "num_requests": 64}
+    assert rate(None, **meets) > gain * rate(Mode.OFF, **meets)
+
+
+def test_many_drafters_of_one_kind_are_learnt_as_one() -> None:
+    """Each by itself they took most of the run to learn, and auto was at 0.95 of plain decoding."""
+    meets: Any = {"concurrency": 16, "rtt_ms": 10, "num_drafters": 8, "seeds": (0,), "num_requests": 64}
+    assert rate(None, **meets) > rate(Mode.OFF, **meets)
+
+
+def test_auto_takes_branches_where_they_pay() -> None:
+    """At 30 ms to the drafter a hit spares the wait that takes most of the time."""
+    far = Network(0.015, is_ordered=True)
+    world = Scenario(
+        mode=None,
+        acceptance=0.81,
+        verifiers=Pool(1, VERIFY, network=Network(0.0001, is_ordered=True)),
+        drafters=Pool(1, StepCost(1.3, 0.0, 0.0, 0.0), network=far),
+        load=Load(num_requests=12),
+    )
+    auto, pearl = simulate(world), simulate(replace(world, mode=Mode.PEARL, length=6, window=16))
+    assert auto.modes[Mode.BRANCH] > 8
+    assert auto.tokens_per_s > 1.05 * pearl.tokens_per_s
+
+
+def test_of_requests_that_begin_together_one_tries_the_drafter() -> None:
+    world = World(1, network=Network(delay_s=0.0001))
+    world.verifier(pass_s=PASS_S)
+    world.drafter(token_s=0.0003, agreement=0.0)
+    for number in range(8):
+        world.request(f"r{number}", prompt=(1, 2, number), max_tokens=40, mode=None, length=None)
+    world.run().check_lossless()
+    tried = [client for client in world.clients.values() if client.metrics and client.metrics.num_draft_tokens]
+    assert len(tried) <= 2, "the next one when the first has found too little"
+
+
+def test_one_that_hangs_from_its_first_trial_on_trips_the_breaker() -> None:
+    """Nobody waits for a drafter on trial, so nobody was late, and every request tried it anew."""
+    world = World(1, network=Network(delay_s=0.0001))
+    world.verifier(pass_s=PASS_S)
+    world.drafter().hung = True
+    for number in range(12):
+        world.request(f"r{number}", prompt=(1, 2, number), max_tokens=64, mode=None, length=None)
+        world.run().check_lossless()
+    assert world.pipeline.pools.pace("d0").breaker.num_trips
 
 
 def test_with_drafts_that_cost_nothing_long_ones_win_one_after_another() -> None:
