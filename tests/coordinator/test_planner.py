@@ -40,8 +40,7 @@ def test_a_bound_shortens_a_policys_drafts_and_never_lengthens_them(policy: str 
 
 
 def test_what_the_last_request_chose_is_cut_to_the_bound() -> None:
-    pace = Pace()
-    pace.choice = Choice(Mode.PEARL, 12, 4)
+    pace = Pace(num_tests=MIN_TESTS, choice=Choice(Mode.PEARL, 12, 4))
     bounded, free = planner(max_draft_length=5), planner()
     bounded.resume(pace)
     free.resume(pace)
