@@ -172,8 +172,7 @@ class MetricsExport:
                 # Its metrics from now to its end; none if it was refused at once.
                 did = self._pipeline.metrics(spec.request_id)
                 call = spec.sibling_of or spec.request_id
-                running = _Running(now_s, len(spec.token_ids), did, call, spec.num_siblings)
-                self._running[spec.request_id] = running
+                self._running[spec.request_id] = _Running(now_s, len(spec.token_ids), did, call, spec.num_siblings)
                 self._calls.setdefault(call, _Call()).num_running += 1
                 self._max_tokens.observe(spec.max_tokens)
             case Drafted(_, draft):

@@ -56,8 +56,9 @@ def test_joined_they_are_the_text(inner: tokenizers.Tokenizer, lead: str) -> Non
 
 def test_special_tokens_and_what_is_none_have_their_names_and_nothing() -> None:
     for inner, name in ((metaspace(), "<s>"), (byte_level(), "<|end of it|>")):
-        pieces = Pieces(inner)
-        assert pieces.bytes_of(inner.token_to_id(name)) == name.encode()
+        pieces, token_id = Pieces(inner), inner.token_to_id(name)
+        assert token_id is not None
+        assert pieces.bytes_of(token_id) == name.encode()
         assert pieces.bytes_of(10**6) == b""
 
 

@@ -78,7 +78,7 @@ async def test_what_is_wrong_is_named(called: Called, body: dict[str, Any], para
 
 async def test_what_asks_for_nothing_is_taken_whatever_its_name(called: Called) -> None:
     nothing = {"ignore_eos": None, "of_tomorrow": None, "prompt_cache_key": "a", "safety_identifier": "b"}
-    sent_back = {"role": "assistant", "content": "yes", "tool_calls": [], "function_call": None}
+    sent_back: dict[str, Any] = {"role": "assistant", "content": "yes", "tool_calls": [], "function_call": None}
     await called.post(CHAT, messages=[*USER, sent_back, *USER], max_tokens=1, **nothing)
     error = await called.refusal(CHAT, messages=USER, of_tomorrow=False)
     assert "unknown field" in error["message"]
