@@ -97,11 +97,10 @@ def _gaps(record: Step, verdict: Mapping[str, Any], told: dict[str, _Told]) -> l
             case {"is": "Finish" | "Fail", "request_id": request_id}:
                 told.pop(request_id, None)
     for command in record.commands:
-        match command:
-            case {"is": "Ask", "ask": {"is": kind, **ask}} if kind in _TO_VERIFIERS:
-                request_id = ask["draft"]["request_id"] if kind == "Verify" else ask["request_id"]
-                if (since := told.get(request_id)) and since.asked_s is None:
-                    since.asked_s = record.at_s
+        if command["is"] == "Ask" and (ask := command["ask"])["is"] in _TO_VERIFIERS:
+            about = ask["draft"] if ask["is"] == "Verify" else ask
+            if (since := told.get(about["request_id"])) and since.asked_s is None:
+                since.asked_s = record.at_s
     return gaps
 
 

@@ -137,18 +137,19 @@ class Pipeline:
         return commands
 
     def _abandon(self, request_id: str | None) -> Iterator[Command]:
-        """Give up a request whose state may be spoilt, without asking it anything."""
-        request = self._requests.pop(request_id or "", None)
-        if request is None:
+        """Give up a request whose state may be spoilt, or that was only just coming, without asking it anything."""
+        if request_id is None:
             return
-        is_told, request.done = request.done, True
-        self._waiting.discard(request.spec.request_id)
-        self._failed_at.pop(request.spec.request_id, None)
-        self._leave_undrafted(request)
-        for worker in self.pools.forget(request.spec.request_id):
-            yield Ask(worker, Close(request.spec.request_id))
+        is_told = False
+        if request := self._requests.pop(request_id, None):
+            is_told, request.done = request.done, True
+            self._leave_undrafted(request)
+        self._waiting.discard(request_id)
+        self._failed_at.pop(request_id, None)
+        for worker in self.pools.forget(request_id):
+            yield Ask(worker, Close(request_id))
         if not is_told:
-            yield Fail(request.spec.request_id, Internal("internal error; the coordinator's log says more"))
+            yield Fail(request_id, Internal("internal error; the coordinator's log says more"))
 
     def _dispatch(self, event: Event, now_s: float) -> Iterable[Command]:
         match event:

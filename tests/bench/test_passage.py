@@ -22,7 +22,7 @@ def step(at_s: float, *commands: dict[str, Any], verify_ms: float = 0.0, queue_m
 
 
 def asked(kind: str) -> dict[str, Any]:
-    about = {"draft": {"request_id": "r"}} if kind == "Verify" else {"request_id": "r"}
+    about: dict[str, Any] = {"draft": {"request_id": "r"}} if kind == "Verify" else {"request_id": "r"}
     return {"is": "Ask", "worker": "w", "ask": {"is": kind, **about}}
 
 

@@ -129,6 +129,18 @@ async def test_a_bug_in_the_core_costs_one_request_which_is_told_and_no_token_of
     await it.close()
 
 
+async def test_a_request_that_the_core_fails_on_as_it_comes_is_told_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    it, _ = coordinator(tmp_path, (Role.VERIFIER,))
+    monkeypatch.setattr("coordinator.core.pipeline.Request", broken)
+    with it.generation(spec(Mode.OFF)) as queue:
+        end = queue.get_nowait()
+        assert isinstance(end, Fail)
+        assert isinstance(end.error, Internal)
+    await it.close()
+
+
 async def test_a_deadline_that_the_core_fails_on_leaves_time_for_everything_else(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

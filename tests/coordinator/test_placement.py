@@ -249,3 +249,18 @@ def test_whoever_fits_nothing_is_not_looked_at_again_and_again() -> None:
         return time.process_time() - started_s
 
     assert min(seconds(1000) for _ in range(3)) < 20 * min(seconds(10) for _ in range(3)) + 0.01
+
+
+def test_one_that_had_rather_not_be_taken_is_taken_only_if_no_other_is_free() -> None:
+    pools = Pools()
+    pools.join("v", info(Role.VERIFIER, 2))
+    pools.join("w", info(Role.VERIFIER, 1))
+
+    def taken(request_id: str, *rather_not: str) -> str | None:
+        worker = pools.take(VERIFIER, request_id, 0.0, head=PROMPT, rather_not=rather_not)
+        return worker.name if worker else None
+
+    assert taken("r0", "v", "w") == "v", "better than none, and the first of equals"
+    assert taken("r1", "v") == "w", "though the other knows the prompt's beginning"
+    assert taken("r2", "v") == "v", "w is full"
+    assert taken("r3", "v") is None
