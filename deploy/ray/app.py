@@ -45,7 +45,8 @@ def build(arguments: Arguments | dict[str, Any]) -> Application:
 
 
 def _bound(kind: type, options: dict[str, Any], *given: Any) -> Application:
-    deployment: Any = serve.deployment(kind).options(**options)  # so said, `serve build` writes it down
+    deployment: Any = serve.deployment(kind)
+    deployment = deployment.options(**options)  # so said, `serve build` writes it down
     # A version of one's own is how Serve knows that the code is the same.
     application: Application = deployment.options(version=__version__, _internal=True).bind(*given)
     return application

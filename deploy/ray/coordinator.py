@@ -31,7 +31,7 @@ ASK_TIMEOUT_S = 2.0
 
 
 class Asker:
-    """Asks the coordinator's process. After any failure it reads key and certificates again.
+    """Asks the coordinator's process. After a refusal or a loss it reads key and certificates again.
 
     A key may be revoked, and a certificate run out, while the replica goes on: one that kept what it has read first
     would never report again, and the pools would stay as they are for good.
@@ -47,7 +47,7 @@ class Asker:
             self._client = self._connect()
         try:
             return await self._client.server_info()
-        except BaseException:
+        except PacelineError:  # not for want of time: a busy process would only have a handshake more to do
             await self.close()
             raise
 

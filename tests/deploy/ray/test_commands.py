@@ -31,7 +31,7 @@ def environment(tmp_path: Path) -> dict[str, str]:
 def paceline(environment: dict[str, str], *arguments: str) -> tuple[int, Any]:
     """Exit code, and what was printed as JSON."""
     command = [sys.executable, "-m", "deploy.cli", "ray", *arguments, "--json"]
-    done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, timeout=120, check=False)
+    done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, timeout=300, check=False)
     return done.returncode, json.loads(done.stdout) if done.stdout else None
 
 

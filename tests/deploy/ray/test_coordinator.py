@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -46,7 +47,7 @@ async def ask_on(asker: Asker) -> None:
 async def test_certificates_that_nobody_believes_are_read_again(tmp_path: Path) -> None:
     for name in ("client.crt", "client.key", "ca.crt"):
         (tmp_path / name).write_bytes((authority("theirs") / name).read_bytes())
-    files = {
+    files: dict[str, Any] = {
         "tls_cert": f"{tmp_path}/{{role}}.crt",
         "tls_key": f"{tmp_path}/{{role}}.key",
         "tls_ca": f"{tmp_path}/ca.crt",

@@ -73,7 +73,7 @@ def served(environment: dict[str, str], name: str) -> Any:
         it = told(environment, name)
         return it if it["status"] == "RUNNING" and "verifier" in {worker["role"] for worker in it["workers"]} else None
 
-    it = until(f"{name} to serve", now, within_s=240)
+    it = until(f"{name} to serve", now)
     with Client(it["grpc"]) as client:
         assert client.complete("hello", max_tokens=8, ignore_eos=True).token_ids
     return it
