@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -232,12 +233,14 @@ class CoordinatorServer:
             await self._server.stop(grace_s=1)
 
 
-async def serve_coordinator(config: CoordinatorConfig) -> int:
-    """Serve until a signal; the process's exit code."""
+async def serve_coordinator(config: CoordinatorConfig, *, as_json: bool = False) -> int:
+    """Serve until a signal; the process's exit code. `as_json`: how the line that says that it is ready is written."""
     allow_open_files()
     server = CoordinatorServer(config)
     await server.start()
-    http = f", HTTP on {server.http.url}" if server.http else ""
-    print(f"paceline coordinator ready on {config.host}:{server.port} (tokenizer {config.tokenizer}){http}", flush=True)
+    where, url = f"{config.host}:{server.port}", server.http.url if server.http else None
+    told = {"ready": "coordinator", "grpc": where, "http": url, "tokenizer": config.tokenizer}
+    line = f"paceline coordinator ready on {where} (tokenizer {config.tokenizer}){f', HTTP on {url}' if url else ''}"
+    print(json.dumps(told) if as_json else line, flush=True)
     with told_on_signal("coordinator", lambda: server.coordinator.held):
         return await run_until_signalled(server.drain, within_s=config.drain_s + SHUTDOWN_S)

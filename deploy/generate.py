@@ -49,7 +49,7 @@ class Answer:
             self.finish_reason, self.metrics = chunk.finish_reason, chunk.metrics
 
     def to_json(self) -> str:
-        told = {"text": self.text, "token_ids": self.token_ids}
+        told: dict[str, Any] = {"text": self.text, "token_ids": self.token_ids}
         if self.error:  # what had come until then is the caller's to use, or to look into
             told = {"error": str(self.error)} | told | {"request_id": self.request_id}
         else:

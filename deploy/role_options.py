@@ -300,7 +300,9 @@ def add_trace(parser: Parser) -> None:
 
 
 def add_logging(parser: Parser) -> None:
-    parser.group("messages").add(
+    group = parser.group("messages")
+    group.add("--json", kind=options.boolean, default=False, help="print the line that says that all is ready as JSON")
+    group.add(
         "--log-level",
         kind=options.choice("debug", "info", "warning", "error"),
         default="warning",

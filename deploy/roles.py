@@ -39,6 +39,7 @@ from deploy.role_options import (
     add_worker,
     tls_of,
 )
+from deploy.waiting import waiting
 from paceline.compatibility import check_options, check_versions
 from paceline.errors import InvalidInput
 from paceline.rpc import check_bind
@@ -60,7 +61,7 @@ def run_coordinator(argv: Sequence[str]) -> int:
     from coordinator.api import serve_coordinator
 
     with keys_file(values):
-        return asyncio.run(serve_coordinator(_coordinator_config(values)))
+        return asyncio.run(serve_coordinator(_coordinator_config(values), as_json=_wants_json(values)))
 
 
 def parser_coordinator() -> Parser:
@@ -249,19 +250,20 @@ def _load(values: argparse.Namespace, role: Role) -> tuple[Any, WorkerInfo]:
         )
     from paceline.engine.runner import Runner  # torch; several seconds
 
-    runner = Runner.load(
-        values.model,
-        dtype=values.dtype,
-        device=values.device,
-        kv_cache_bytes=values.kv_cache_memory,
-        gpu_memory_utilization=values.gpu_memory_utilization,
-        block_size=values.block_size,
-        revision=values.revision,
-        max_model_len=values.max_model_len,
-        tensor_parallel_size=values.tensor_parallel_size,
-        ranks_socket=values.ranks_socket,
-        enforce_eager=values.enforce_eager,
-    )
+    with waiting(f"loading {values.model}"):
+        runner = Runner.load(
+            values.model,
+            dtype=values.dtype,
+            device=values.device,
+            kv_cache_bytes=values.kv_cache_memory,
+            gpu_memory_utilization=values.gpu_memory_utilization,
+            block_size=values.block_size,
+            revision=values.revision,
+            max_model_len=values.max_model_len,
+            tensor_parallel_size=values.tensor_parallel_size,
+            ranks_socket=values.ranks_socket,
+            enforce_eager=values.enforce_eager,
+        )
     if runner.room() < runner.info.max_model_len:
         text = (
             "the KV cache holds %d tokens, the model's context %d: longer requests are refused; see --kv-cache-memory"
@@ -302,6 +304,7 @@ def _serve(engine: Any, kind: Any, runner: Any, values: argparse.Namespace) -> i
                 has_reflection=values.reflection,
                 exits_if_refused=engine.info.role is Role.DRAFTER and values.exit_if_refused,
                 drain_s=values.drain_s,
+                as_json=_wants_json(values),
             )
         )
     finally:
@@ -309,6 +312,11 @@ def _serve(engine: Any, kind: Any, runner: Any, values: argparse.Namespace) -> i
             runner.shutdown()
     lost = runner.lost if runner else None
     return restart(lost, time.monotonic() - started_s) if code and lost else code
+
+
+def _wants_json(values: argparse.Namespace) -> bool:
+    """A supervisor reads the plain line, whatever the environment says that its children inherit."""
+    return values.json and not os.environ.get(SUPERVISED)
 
 
 def _begin(values: argparse.Namespace, role: PeerRole) -> None:

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import contextlib
+import json
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-
-from rich.console import Console
-from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from deploy import options
 from deploy.checks import check_pair, check_port
@@ -37,6 +34,7 @@ from deploy.role_options import (
     add_trace,
     tls_of,
 )
+from deploy.waiting import waiting
 from paceline.api_keys import read_keys
 from paceline.client import AsyncClient
 from paceline.compatibility import check_options, check_versions
@@ -133,34 +131,30 @@ async def _serve(plan: Plan, values: argparse.Namespace) -> int:
         stopped = asyncio.create_task(stop.wait())
         async with Supervisor() as supervisor:
             started = asyncio.create_task(start(supervisor, plan))
-            with _waiting():
+            with waiting("loading the models"):
                 await asyncio.wait((started, stopped), return_when=asyncio.FIRST_COMPLETED)
             if stopped.done():
                 started.cancel()
                 return 0
             server = started.result()
             drafters = f"{plan.num_drafters} drafter{'' if plan.num_drafters == 1 else 's'}"
-            http = "" if plan.port is None else f"HTTP on {_http_url(supervisor)}, "
-            print(f"paceline ready: gRPC on {server}, {http}1 verifier, {drafters}, mode {values.mode}", flush=True)
+            url = None if plan.port is None else _http_url(supervisor)
+            told = {
+                "ready": "serve",
+                "grpc": server,
+                "http": url,
+                "num_verifiers": 1,
+                "num_drafters": plan.num_drafters,
+            }
+            http = "" if url is None else f"HTTP on {url}, "
+            line = f"paceline ready: gRPC on {server}, {http}1 verifier, {drafters}, mode {values.mode}"
+            print(json.dumps(told | {"mode": values.mode}) if values.json else line, flush=True)
             await asyncio.wait((stopped, supervisor.failed), return_when=asyncio.FIRST_COMPLETED)
             if stopped.done():  # the coordinator first: running requests need the workers until they end
                 await supervisor.drain(supervisor.children[0], values.drain_s + STOP_S)
             if supervisor.failed.done():
                 supervisor.failed.result()
             return 0
-
-
-@contextlib.contextmanager
-def _waiting() -> Iterator[None]:
-    """On a terminal, that models are being loaded, and for how long already."""
-    console = Console(stderr=True)
-    if not console.is_terminal:
-        yield
-        return
-    columns = (SpinnerColumn(), TextColumn("loading the models"), TimeElapsedColumn())
-    with Progress(*columns, console=console, transient=True) as progress:
-        progress.add_task("", total=None)
-        yield
 
 
 def _http_url(supervisor: Supervisor) -> str:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import json
 import logging
 import secrets
 import sys
@@ -233,9 +234,17 @@ async def _next(context: Any) -> Any:
 
 
 async def serve_worker(
-    engine: Engine[Ask, Reply], kind: Kind[Ask, Reply], drain_s: float = DRAIN_S, **place: Unpack[Place]
+    engine: Engine[Ask, Reply],
+    kind: Kind[Ask, Reply],
+    drain_s: float = DRAIN_S,
+    *,
+    as_json: bool = False,
+    **place: Unpack[Place],
 ) -> int:
-    """Serve until a signal, then drain; the exit code: 0, 1 if the engine failed, 2 if a coordinator refused it."""
+    """Serve until a signal, then drain; the exit code: 0, 1 if the engine failed, 2 if a coordinator refused it.
+
+    `as_json`: the line that says that it is ready is a JSON object.
+    """
     worker = WorkerServer(engine, kind)
     try:
         await worker.start(**place)
@@ -243,7 +252,9 @@ async def serve_worker(
         await worker.stop(1)
         raise
     info = worker.info
-    print(f"paceline {info.role} ready on {info.address} (model {info.model})", flush=True)
+    told = {"ready": info.role, "grpc": info.address, "model": info.model}
+    line = f"paceline {info.role} ready on {info.address} (model {info.model})"
+    print(json.dumps(told) if as_json else line, flush=True)
 
     async def shutdown() -> None:
         await worker.drain(drain_s)
