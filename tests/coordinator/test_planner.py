@@ -13,7 +13,6 @@ from paceline.types import Mode, Rule
 from tests.coordinator.test_request import spec
 
 SVIP = LengthPolicy.parse("svip")
-KNOWN = {"num_tests": MIN_TESTS, "choice": Choice(Mode.PEARL, 6, 4)}
 
 
 def planned(rule: Rule, pace: Pace, policy: LengthPolicy | None = None) -> LengthPolicy:
@@ -34,8 +33,9 @@ def test_where_no_rows_are_needed_a_trial_may_be_of_more() -> None:
 
 
 def test_after_the_trial_drafts_are_as_long_as_is_wanted() -> None:
-    assert planned(Rule.BLOCK, Pace(**KNOWN))["length"] == 6
-    assert planned(Rule.BLOCK, Pace(**KNOWN), SVIP) == SVIP
+    known = Pace(num_tests=MIN_TESTS, choice=Choice(Mode.PEARL, 6, 4))
+    assert planned(Rule.BLOCK, known)["length"] == 6
+    assert planned(Rule.BLOCK, known, SVIP) == SVIP
     it = Planner(spec(mode=Mode.PEARL, policy=SVIP), Rule.BLOCK)
     it.resume(Pace())
     assert it.policy == SVIP, "whoever names a mode has no trial"
