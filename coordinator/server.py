@@ -50,15 +50,15 @@ from paceline.plain import to_plain
 from paceline.rpc import connect
 from paceline.security import PeerRole
 from paceline.tokenizer import Tokenizer
-from paceline.types import FinishReason, Role
+from paceline.types import MAX_BRANCHES, FinishReason, Role
 from paceline.wire import drafter_pb2_grpc, verifier_pb2_grpc
 
 log = logging.getLogger(__name__)
 
 MAX_CLIENT_QUEUE = 4096  # replies a client has not read; it stopped reading long before
-# An open or a commit lets a drafter send a window of drafts, 64 at most, a decode its run of verdicts, and either may
-# end in a fault. What was not used is kept up to so much; a worker that says more than all of it floods us.
-MAX_REPLIES_AN_ASK, MAX_OWED = 65, 2**16
+# An open or a commit lets a drafter send a window of drafts, 64 at most, and branches, a decode its run of verdicts;
+# either may end in a fault. What was not used is kept up to so much; a worker that says more than all of it floods us.
+MAX_REPLIES_AN_ASK, MAX_OWED = 64 + MAX_BRANCHES + 1, 2**16
 CONNECT_TIMEOUT_S = 5.0
 PING_S = 2.0  # between two measurements of a worker's round trip
 

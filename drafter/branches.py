@@ -104,7 +104,7 @@ class Branches(Generic[Row]):
         return offshoot
 
     def drop(self, offshoot: Offshoot[Row]) -> None:
-        """Draft it no further; it may be begun anew."""
+        """Forget one of which nothing is drawn; it may be begun anew."""
         self._offshoots.pop((offshoot.position, offshoot.token_id), None)
 
     def matching(self, tokens: Sequence[int], end: int) -> Offshoot[Row] | None:
@@ -119,8 +119,8 @@ class Branches(Generic[Row]):
             mine = offshoot.tokens[position + 1 :]
             if offshoot.tokens[:position] != tokens[:position] or mine[: len(known)] != known:
                 continue
-            # One that is not complete is gone on with only if nothing of it is committed yet.
-            if len(mine) > len(known) if offshoot.draft else not known:
+            # Complete or not: whether it is depends on its length, so on what is in it.
+            if len(mine) > len(known):
                 return offshoot
         return None
 

@@ -173,10 +173,15 @@ class Branching:
         return growing.offshoot.send(pack(growing.offshoot, self._shape))
 
     def _drop(self, growing: Growing, session: Session[CountRows]) -> None:
-        """Give up a branch that is not complete; none is begun again before the next ask."""
+        """Draft a branch no further; none is begun before the next ask.
+
+        What is drawn of it stays, and is gone on with if its outcome comes. Drawn anew it would be chosen by what is in
+        it, since those that are complete, the shorter ones, are kept.
+        """
         self._is_short = True
         self._free(growing)
-        session.branches.drop(growing.offshoot)
+        if not growing.offshoot.draft_length:
+            session.branches.drop(growing.offshoot)
 
     def _free(self, growing: Growing) -> None:
         del self._growing[growing.sequence]

@@ -183,7 +183,8 @@ class Session(Chain[Row]):
             self._sent.append(replace(branch.draft, epoch=self.epoch))
             self._begin()
         else:
-            self.rows, self.draft_ms = branch.rows, branch.draft_ms
+            num_known = self._start - branch.position - 1
+            self.rows, self.draft_ms = branch.rows[num_known:], branch.draft_ms
 
     def _begin(self) -> None:
         self._start = len(self.tokens)

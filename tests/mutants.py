@@ -38,6 +38,8 @@ DRAFTER = ("tests/drafter",)
 STOPPING = ("tests/drafter/test_stop_before.py",)
 OUTCOMES = ("tests/drafter/test_session.py",)
 CORE = ("tests/coordinator", "tests/verifier/test_session.py", "tests/drafter/test_session.py")
+DEBT = ("tests/coordinator/test_debt.py",)
+FAR = ("tests/coordinator/test_far_drafter.py",)
 HTTP = ("tests/coordinator/http",)
 SIMULATOR = ("tests/bench/test_simulator.py",)
 DOOR = ("tests/paceline/test_security.py",)
@@ -464,8 +466,8 @@ PROTOCOL = (
     ),
     Mutant(
         "a retry forgets the open",
-        "coordinator/core/request.py",
-        "        if not self._answered:\n            yield self._open_verify()\n",
+        "coordinator/core/debt.py",
+        "        if not self.has_answered:\n            yield self._open()\n",
         "",
         CORE,
     ),
@@ -479,14 +481,14 @@ PROTOCOL = (
     Mutant(
         "a pass is heeded while the verifier owes an answer",
         "coordinator/core/request.py",
-        "if self.verifier and not self._owes and passed.start",
+        "if self.verifier and not self._debt.owes and passed.start",
         "if self.verifier and passed.start",
         CORE,
     ),
     Mutant(
         "a pass is not heeded",
         "coordinator/core/request.py",
-        'yield from self._self_decode("nothing to draft", now_s, 1 if self._pace.answers_fast else _RUN)',
+        'yield from self._self_decode("nothing to draft", now_s, 1 if self._briefing.pace.answers_fast else RUN)',
         "yield from ()",
         CORE,
     ),
@@ -511,7 +513,126 @@ PROTOCOL = (
         "len(session.tokens)",
         DRAFTER,
     ),
-    Mutant("retries without patience", "coordinator/core/request.py", "2**self._num_retries", "1", CORE),
+    Mutant("retries without patience", "coordinator/core/debt.py", "2**self._num_retries", "1", CORE),
+    Mutant(
+        "a wedged verifier is waited for ten minutes",
+        "coordinator/core/debt.py",
+        "if self.has_answered else patience_s",
+        "if False else patience_s",
+        DEBT,
+    ),
+    Mutant(
+        "drafts in flight have flags of their own",
+        "coordinator/core/debt.py",
+        "if len(self._window.drafts) > 1:",
+        "if False:",
+        DEBT,
+    ),
+    Mutant(
+        "a verdict beyond a gap waits for a retry",
+        "coordinator/core/request.py",
+        "if known < 0 and self.verifier and (ask",
+        "if False and (ask",
+        DEBT,
+    ),
+    Mutant(
+        "every verdict beyond a gap is asked for",
+        "coordinator/core/debt.py",
+        "if self._repeated_at == len(self._committed):",
+        "if False:",
+        DEBT,
+    ),
+    Mutant(
+        "verifiers that were lost before tokens came count for ever",
+        "coordinator/core/request.py",
+        "        self.num_moves = 0\n        if",
+        "        if",
+        DEBT,
+    ),
+    Mutant(
+        "refusals of drafters are never forgiven",
+        "coordinator/core/request.py",
+        "self.num_refusals -= 1",
+        "pass",
+        DEBT,
+    ),
+    Mutant(
+        "an ask for what the log holds outlives a draft",
+        "verifier/session.py",
+        "if end > len(self.log):",
+        "if True:",
+        VERIFIER,
+    ),
+    Mutant(
+        "a draft that overtakes is dropped",
+        "verifier/session.py",
+        "self._early[ask.draft.start] = _Waiting(ask, now_s, self._num_decodes)",
+        "pass",
+        VERIFIER,
+    ),
+    Mutant(
+        "drafts that overtake are kept without bound",
+        "verifier/session.py",
+        "if len(self._early) < _MAX_EARLY:",
+        "if True:",
+        VERIFIER,
+    ),
+    Mutant(
+        "a draft that overtook outlives its epoch",
+        "verifier/session.py",
+        "if early.ask.draft.epoch == draft.epoch:",
+        "if True:",
+        VERIFIER,
+    ),
+    Mutant(
+        "the verifier waits for a far drafter",
+        "coordinator/core/request.py",
+        "        elif self._decodes_meanwhile:",
+        "        elif False:",
+        FAR,
+    ),
+    Mutant(
+        "the verifier decodes meanwhile where rows are needed",
+        "coordinator/core/briefing.py",
+        "if not passes or self._rule.needs_rows:",
+        "if not passes:",
+        FAR,
+    ),
+    Mutant(
+        "a trial's drafts come in time the more often the shorter they are",
+        "coordinator/core/planner.py",
+        "if self._needs_rows and self._controller is not None",
+        "if False and self._controller is not None",
+        ("tests/coordinator/test_planner.py",),
+    ),
+    Mutant(
+        "nobody notices a far drafter's silence",
+        "coordinator/core/request.py",
+        "self._briefing.has_fallen_silent(now_s)",
+        "False",
+        FAR,
+    ),
+    Mutant(
+        "mode branch: a miss leaves the verifier idle",
+        "coordinator/core/request.py",
+        "elif not agrees and self._decodes_after_miss",
+        "elif False",
+        FAR,
+    ),
+    Mutant(
+        "mode branch: a hit forwards the recovered token as well",
+        "coordinator/core/briefing.py",
+        "        if mode is Mode.BRANCH:\n            return self._rule.needs_rows and",
+        "        if mode is Mode.BRANCH:\n            return",
+        FAR,
+    ),
+    Mutant(
+        "a drafter that sends a window and its branches is cut off",
+        "coordinator/server.py",
+        "64 + MAX_BRANCHES + 1",
+        "65",
+        ("tests/coordinator/test_server.py",),
+    ),
     Mutant("a rejection does not end the epoch", "verifier/session.py", "self._floor = epoch + 1\n", "pass\n", CORE),
     Mutant(
         "a commit issues no new epoch",
@@ -635,6 +756,27 @@ BRANCHES = (
         "drafter/branches.py",
         " or mine[: len(known)] != known:",
         ":",
+        OFFSHOOTS,
+    ),
+    Mutant(
+        "a branch that gives way is drawn anew",
+        "drafter/branching.py",
+        "if not growing.offshoot.draft_length:",
+        "if True:",
+        OFFSHOOTS,
+    ),
+    Mutant(
+        "only a complete branch goes on behind what is known of it",
+        "drafter/branches.py",
+        "if len(mine) > len(known):",
+        "if len(mine) > len(known) if offshoot.draft else not known:",
+        OFFSHOOTS,
+    ),
+    Mutant(
+        "a half drafted branch keeps rows of what is committed",
+        "drafter/session.py",
+        "branch.rows[num_known:]",
+        "branch.rows",
         OFFSHOOTS,
     ),
     Mutant(

@@ -39,9 +39,11 @@ class World(world.World):
         agreement: float = 0.8,
         places: int = 64,
         known: float = 1.0,
+        network: Network | None = None,
     ) -> ToyDrafter:
+        """`network`: its own, beside the world's."""
         cost = StepCost(1e3 * token_s, 0, 0, 0)
-        return self.add_drafter(name, cost, Iid(agreement), places=places, known=known)
+        return self.add_drafter(name, cost, Iid(agreement), places=places, known=known, network=network)
 
     def request(
         self,

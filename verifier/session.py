@@ -27,6 +27,8 @@ Row = TypeVar("Row")
 
 # Drafts that have queued up are judged as one chain; more than this would make one request the whole batch.
 MAX_CHAIN_TOKENS = 64
+# Drafts that have overtaken the one before them wait for it; more than these are asked for again.
+_MAX_EARLY = 8
 
 
 class Need(enum.Enum):
@@ -92,6 +94,7 @@ class Session(Generic[Row]):
         self._epoch = 0  # of the last ask; verdicts of a decoding run carry it
         self._floor = 0  # drafts of an earlier epoch are stale
         self._queue: deque[_Waiting] = deque()
+        self._early: dict[int, _Waiting] = {}  # by start: drafts that have overtaken the one before them
         self._num_decodes = 0  # asks to decode, so far
         self._retain = False  # a pre-verify under rejection sampling is due
 
@@ -113,21 +116,38 @@ class Session(Generic[Row]):
         return self._read(ask.epoch, ask.start)
 
     def verify(self, ask: Verify, now_s: float) -> Verdict | None:
-        """Queue a draft. A draft that cannot be judged is answered with the log, or dropped if it is beyond it."""
+        """Queue a draft. One that cannot be judged is answered with the log, or kept for later if it is beyond it."""
         draft = ask.draft
         if draft.epoch < self._floor or draft.end <= len(self.log):
             return self._read(draft.epoch, draft.start)
         if draft.epoch > self._floor:
             self._floor = draft.epoch
             self._queue = deque(w for w in self._queue if w.ask.draft.epoch >= draft.epoch)
-        tail = self._queue[-1].ask.draft.end if self._queue else len(self.log)
-        if draft.start > tail or (self._queue and draft.start < tail):
-            return None  # a draft before it was lost, or it was sent again: the coordinator repeats what is missing
+        tail = self._tail
+        if draft.start > tail:
+            self._overtook(ask, now_s)
+            return None
+        if self._queue and draft.start < tail:
+            return None  # it was sent again
         if not self._queue:
             self.since_s = now_s
         self._queue.append(_Waiting(ask, now_s, self._num_decodes))
         self._epoch = max(self._epoch, draft.epoch)
+        while early := self._early.pop(self._tail, None):
+            if early.ask.draft.epoch == draft.epoch:
+                self._queue.append(early)
         return None
+
+    @property
+    def _tail(self) -> int:
+        """Where a draft must begin to be judged behind those that wait."""
+        return self._queue[-1].ask.draft.end if self._queue else len(self.log)
+
+    def _overtook(self, ask: Verify, now_s: float) -> None:
+        """A draft before it is on its way, or was lost: then the coordinator repeats what is missing."""
+        self._early = {at: w for at, w in self._early.items() if w.ask.draft.epoch >= self._floor}
+        if len(self._early) < _MAX_EARLY:
+            self._early[ask.draft.start] = _Waiting(ask, now_s, self._num_decodes)
 
     def _read(self, epoch: int, start: int) -> Verdict | None:
         base = len(self.ask.token_ids)

@@ -15,6 +15,10 @@ from coordinator.core.passes import PassTimes
 from coordinator.core.planner import Planner
 from paceline.types import Commit, Draft, Mode, OpenDraft, Pass, Rule
 
+# Within a run the next draft is on its way, unless the drafter's window is full: the verifier decodes meanwhile only
+# where that would cost more passes than this.
+_LONG_GAP = 3
+
 
 class Briefing:
     """See the top of the file. `committed` is the request's, and grows under it."""
@@ -25,7 +29,7 @@ class Briefing:
         self._spec, self._rule, self._committed = spec, rule, committed
         self._told = 0  # it knows the committed tokens up to here
         self._begun = Begun()
-        self._heard_s = 0.0  # when it was heard, or when it was first not waited for
+        self._heard_s = math.inf  # when it was heard, or when the verifier went on without waiting for it
 
     @property
     def rests(self) -> bool:
@@ -43,8 +47,10 @@ class Briefing:
         By rules that need rows it does not decode then: which draft comes before which token would choose between
         two tests. By the others a late draft is held against those tokens, and what still fits of it is judged.
         """
-        is_far = self.pace.num_meanwhile() > 0
-        return is_far and not self._rule.needs_rows and (is_redraft or not self.planner.mode.streams)
+        passes = self.pace.num_meanwhile()
+        if not passes or self._rule.needs_rows:
+            return False
+        return is_redraft or not self.planner.mode.streams or passes > _LONG_GAP
 
     @property
     def preverifies(self) -> bool:

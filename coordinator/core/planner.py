@@ -10,6 +10,9 @@ from coordinator.core.passes import PassTimes
 from paceline.length_policy import LengthPolicy
 from paceline.types import DraftPlan, Mode, Rule
 
+# How long it takes to draft a single token says nothing of what it is.
+_SINGLE = LengthPolicy.of("fixed", {"length": 1})
+
 NUM_BRANCHES = 32  # of a request that wait for their outcome, in mode branch
 
 
@@ -20,7 +23,7 @@ class Planner:
         self.mode = spec.mode or FIRST.mode
         self.policy = spec.policy or LengthPolicy()
         self.window = spec.window if self.mode.streams else 1
-        self._fixes_policy = spec.policy is not None
+        self._named, self._needs_rows = spec.policy, rule.needs_rows
         self._controller = None if spec.mode else Controller(spec.policy, decodes_meanwhile=not rule.needs_rows)
 
     @property
@@ -53,5 +56,10 @@ class Planner:
 
     def _adopt(self, choice: Choice) -> None:
         self.mode, self.window = choice.mode, choice.window
-        if choice.length and not self._fixes_policy:
+        if self._needs_rows and self._controller is not None and self._controller.is_trying:
+            # Nobody waits for them, so none may come in time because it is short: that depends on what is in it.
+            self.policy = _SINGLE
+        elif self._named:
+            self.policy = self._named
+        elif choice.length:
             self.policy = LengthPolicy.of("fixed", {"length": choice.length})

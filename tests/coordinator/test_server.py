@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
+import grpc
 import pytest
 
 from coordinator.config import CoordinatorConfig
 from coordinator.server import Coordinator
-from paceline.errors import Unsupported
-from paceline.types import Role, WorkerInfo
+from paceline import codec
+from paceline.errors import PeerFault, Unavailable, Unsupported
+from paceline.types import MAX_BRANCHES, Branch, Commit, Draft, Role, WorkerInfo
 from tests.tiny import write_tokenizer
 
 
@@ -40,4 +43,30 @@ async def test_only_a_drafter_may_do_without_a_tokenizer(tmp_path: Path) -> None
     it.registry.register(info(Role.DRAFTER, ""))
     it.registry.register(info(Role.VERIFIER, it.tokenizer.hash))
     assert [link.info.role for link in it.links.values()] == [Role.DRAFTER, Role.VERIFIER]
+    await it.close()
+
+
+class Call:
+    """A stream that says what it is given, and ends."""
+
+    def __init__(self, replies: list[Any]) -> None:
+        self._left = iter([*map(codec.drafter_reply_to_wire, replies), grpc.aio.EOF])
+
+    async def read(self) -> Any:
+        return next(self._left)
+
+
+async def test_a_drafter_may_send_a_full_window_and_all_branches_for_one_ask(tmp_path: Path) -> None:
+    write_tokenizer(tmp_path)
+    (tmp_path / "config.json").write_text('{"max_position_embeddings": 99}')
+    it = Coordinator(CoordinatorConfig(str(tmp_path)))
+    it.registry.register(info(Role.DRAFTER, ""))
+    (link,) = it.links.values()
+    drafts = [Draft("r", 0, 5 + at, (1,)) for at in range(64)]
+    branches = [Branch(2, Draft("r", 0, 6 + at, (1,))) for at in range(MAX_BRANCHES)]
+    for num_more, expected in ((0, Unavailable), (2, PeerFault)):
+        link.num_owed = 0
+        it._send(link.name, Commit("r", 1, 3, (7,)))
+        with pytest.raises(expected):
+            await it._read(link, Call([*drafts, *branches, *drafts[:num_more]]))
     await it.close()

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
+from unittest.mock import MagicMock
 
 from drafter.branches import Offshoot
+from drafter.branching import Branching
 from drafter.chain import Choice
+from drafter.policies import make
 from drafter.room import Room
 from drafter.session import Session
 from paceline.types import Branch, Commit, Draft, StepCost
@@ -93,6 +97,38 @@ def test_a_branch_is_cut_by_what_is_committed_behind_its_outcome() -> None:
         complete(begun(it), 7, 8)
         it.commit(Commit("r", 3, 3, tokens))
         assert it.tokens == [1, 2, 3, *chain]
+
+
+def test_a_branch_that_is_half_drafted_is_gone_on_with_behind_what_is_committed_of_it() -> None:
+    """If only complete ones were, those that end early would be kept more often than others: a choice by content."""
+    it: Any = chained(0.9)
+    offshoot = begun(it)
+    for token in (7, 8):
+        offshoot.push(token, stop=False)
+        offshoot.rows.append(f"row of {token}")  # type: ignore[arg-type]
+    it.commit(Commit("r", 3, 3, (110, 7)))
+    assert (it.tokens, it.draft_length, it.rows) == ([1, 2, 3, 110, 7, 8], 1, ["row of 8"])
+    it.push(9, stop=True)
+    assert it.send(None) == Draft("r", 3, 5, (8, 9), is_open=True)
+
+
+def test_what_is_drawn_of_a_branch_that_gives_way_is_not_drawn_again() -> None:
+    it: Any = chained(0.9)
+    runner: Any = MagicMock()
+    runner.room.return_value, runner.adopt.return_value = 10_000, 2
+    shape: Any = None
+    branching = Branching(runner, shape)
+    sessions: Any = {"1/r": it}
+    taken = branching.take(sessions, {"1/r": make(it.ask.policy)}, [], None)
+    drawn, *others = [growing.offshoot for growing in taken]
+    drawn.push(7, stop=False)
+    branching.give_way(sessions)
+    assert runner.close.call_count == len(taken), "its place in the pool is free"
+    assert it.branches.growing == [drawn]
+    assert it.next_outcome() != (drawn.position, drawn.token_id)
+    assert it.next_outcome() is None or it.next_outcome() in [(one.position, one.token_id) for one in others]
+    it.commit(Commit("r", 3, drawn.position, (drawn.token_id,)))
+    assert (it.tokens[-1], it.draft_length) == (7, 1)
 
 
 def test_what_cannot_come_any_more_is_forgotten() -> None:

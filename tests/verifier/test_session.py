@@ -180,8 +180,46 @@ def test_preverify_forwards_the_recovered_token_at_once() -> None:
         assert (work.need, work.token_ids) == (need, (5,))
 
 
-def test_a_draft_beyond_the_log_is_dropped_for_the_coordinator_repeats_what_was_lost() -> None:
+def test_a_draft_that_overtakes_the_one_before_it_waits_for_it() -> None:
     it = session()
     decode(it, 7)
     assert it.verify(verify(6, 10), 0.0) is None
+    assert it.work() is None
+    assert it.verify(verify(7, 11), 0.0) is None
+    it.verify(verify(4, 8, 9), 0.0)
+    work = it.work()
+    assert work is not None
+    assert work.draft_ids == (8, 9, 10, 11)
+
+
+def test_a_draft_that_overtakes_is_forgotten_with_its_epoch() -> None:
+    it = session()
+    decode(it, 7)
+    it.verify(verify(5, 99), 0.0)
+    it.verify(verify(4, 8, epoch=1), 0.0)
+    work = it.work()
+    assert work is not None
+    assert work.draft_ids == (8,)
+
+
+def test_drafts_that_overtake_are_kept_up_to_a_bound() -> None:
+    it = session()
+    decode(it, 7)
+    for start in range(5, 40):
+        it.verify(verify(start, start), 0.0)
+    it.verify(verify(4, 8), 0.0)
+    work = it.work()
+    assert work is not None
+    assert 1 < len(work.draft_ids) < 20
+
+
+def test_an_ask_for_what_the_log_holds_changes_nothing() -> None:
+    """It is not asked for behind a draft: that one still ends the run."""
+    it = session(num_decode=100)
+    decode(it, 7)
+    it.verify(verify(4, 8), 0.0)
+    told = it.decode(Decode("r", 1, 3, 1), 0.0)
+    assert told is not None
+    assert told.token_ids == (7,)
+    judge(it, 1, 9)
     assert it.work() is None
