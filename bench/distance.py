@@ -13,7 +13,6 @@ which flatters all modes alike.
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import sys
 import tempfile
@@ -26,7 +25,7 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from bench import lines, system
+from bench import lines, output, system
 from bench.distant import distant
 from bench.options import Parser, counts, values
 from bench.plot import check_plot
@@ -281,7 +280,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         given.modes = ("off", *given.modes)
     if given.plot:
         check_plot(given.plot)
-    console = Console(width=130)
+    console = output.console(given.json, 130)
     console.print(f"commit {system.commit()}; {system.machine()}; target expanded to {given.parameters}")
     with tempfile.TemporaryDirectory() as folder:
         target = expanded(given.target, given.parameters, Path(folder) / "target")
@@ -295,10 +294,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     say(found, console)
     if given.plot:
         draw(rows, given.plot)
-    if given.json:
-        report = {"commit": system.commit(), "machine": system.machine(), "arguments": vars(given)}
-        figures = {"summary": found, "rows": [row.figures() for row in rows]}
-        Path(given.json).write_text(json.dumps(report | figures, indent=1))
+    report = {"commit": system.commit(), "machine": system.machine(), "arguments": vars(given)}
+    output.save(given.json, report | {"summary": found, "rows": [row.figures() for row in rows]})
     return 0
 
 
@@ -320,7 +317,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--dtype", default="bfloat16", help="of the target")
     parser.add_argument("--drafter-dtype", default="float32", help="float32 is the faster one for 1 M parameters")
     parser.add_argument("--trace", metavar="FILE", help="keep the trace there, for paceline simulate --trace FILE")
-    parser.add_argument("--json", metavar="FILE", help="write all figures there")
+    parser.add_argument("--json", metavar="FILE", help="write all figures there; - for standard output")
     parser.add_argument("--plot", metavar="FILE.png", help="draw speed-ups against distance (needs matplotlib)")
     return parser
 

@@ -10,7 +10,6 @@ contribute nothing, models/expand.py), so that verifying costs what it costs wit
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -22,7 +21,7 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from bench import options, row, system
+from bench import options, output, row, system
 from bench.assisted import SETTINGS, Assisted, Knobs
 from bench.options import Parser
 from bench.row import Row, Sample, quartiles, ratios, take_turns
@@ -139,9 +138,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--dtype", default="bfloat16", help="of the target")
     parser.add_argument("--drafter-dtype", default="float32", help="float32 is the faster one for 1 M parameters")
     parser.add_argument("--no-assisted", action="store_true", help="leave transformers out")
-    parser.add_argument("--json", metavar="FILE", help="write all figures there")
+    parser.add_argument("--json", metavar="FILE", help="write all figures there; - for standard output")
     given = parser.parse_args(arguments)
-    console = Console(width=170)
+    console = output.console(given.json, 170)
     with tempfile.TemporaryDirectory() as folder:
         target = expanded(given.target, given.parameters, Path(folder) / "target")
         report: dict[str, Any] = {"commit": system.commit(), "machine": system.machine(), "arguments": vars(given)}
@@ -150,8 +149,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             rows = run(given, target, temperature)
             show(rows, temperature, console)
             report[f"T={temperature:g}"] = [summary(of, rows[0]) for of in rows]
-    if given.json:
-        Path(given.json).write_text(json.dumps(report, indent=1))
+    output.save(given.json, report)
     return 0
 
 

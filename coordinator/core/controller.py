@@ -33,7 +33,7 @@ MIN_TESTS = 12  # drafted tokens that were held against the target's, before any
 _MAX_TESTS = 32  # after which a trial is not prolonged because the drafter might be better than it seems
 _LONGEST_TRIAL = 32  # tokens of a request, whether or not anything was heard
 _ADAPTIVE_LENGTH = 6
-_NUM_BRANCHING = 3  # pearl's offers that are weighed with branches, too
+_NUM_BRANCHING = 2  # pearl's offers that are weighed with branches, too
 
 
 class Controller:

@@ -44,7 +44,7 @@ class Debt:
 
     def patience_s(self) -> float:
         """How long to wait for an answer before all is asked for again."""
-        patience_s = self._limits.retry_s * 2**self._num_retries
+        patience_s: float = self._limits.retry_s * 2**self._num_retries
         # A prompt may honestly take minutes; a pass does not.
         return min(patience_s, self._limits.longest_retry_s) if self.has_answered else patience_s
 

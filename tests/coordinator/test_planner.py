@@ -15,7 +15,6 @@ from tests.coordinator.test_request import spec
 from tests.world import Network, World
 
 SVIP = LengthPolicy.parse("svip")
-KNOWN = {"num_tests": MIN_TESTS, "choice": Choice(Mode.PEARL, 6, 4)}
 
 
 def planner(**given: object) -> Planner:
@@ -84,8 +83,9 @@ def test_where_no_rows_are_needed_a_trial_may_be_of_more() -> None:
 
 
 def test_after_the_trial_drafts_are_as_long_as_is_wanted() -> None:
-    assert planned(Rule.BLOCK, Pace(**KNOWN))["length"] == 6
-    assert planned(Rule.BLOCK, Pace(**KNOWN), SVIP) == SVIP
+    known = Pace(num_tests=MIN_TESTS, choice=Choice(Mode.PEARL, 6, 4))
+    assert planned(Rule.BLOCK, known)["length"] == 6
+    assert planned(Rule.BLOCK, known, SVIP) == SVIP
     it = Planner(spec(mode=Mode.PEARL, policy=SVIP), Rule.BLOCK)
     it.resume(Pace())
     assert it.policy == SVIP, "whoever names a mode has no trial"

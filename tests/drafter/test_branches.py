@@ -113,7 +113,7 @@ def test_a_branch_that_is_half_drafted_is_gone_on_with_behind_what_is_committed_
 
 
 def test_what_is_drawn_of_a_branch_that_gives_way_is_not_drawn_again() -> None:
-    it = chained(0.9)
+    it: Any = chained(0.9)
     runner: Any = MagicMock()
     runner.room.return_value, runner.adopt.return_value = 10_000, 2
     shape: Any = None
