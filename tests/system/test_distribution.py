@@ -86,7 +86,7 @@ def test_the_joint_law_of_three_tokens_is_the_targets(
     seen = Counter(tokens for tokens, _, _ in samples)
     assert set(seen) <= set(law), "a token outside the target's support"
     assert sum(accepted for _, accepted, _ in samples) > NUM_SAMPLES / 10, "nothing was speculated"
-    assert sum(recovered for _, _, recovered in samples) > NUM_SAMPLES / 20, "nothing was rejected"
+    assert sum(recovered for _, _, recovered in samples) > NUM_SAMPLES / 50, "nothing was rejected"
     likely = [outcome for outcome in law if law[outcome] * NUM_SAMPLES >= 5]
     observed = [seen[outcome] for outcome in likely]
     expected = [law[outcome] * NUM_SAMPLES for outcome in likely]
