@@ -27,7 +27,7 @@ from rich.table import Table
 
 from bench import lines, output, system
 from bench.distant import distant
-from bench.options import Parser, counts, values
+from bench.options import Parser, counts, dtype, values
 from bench.plot import check_plot
 from bench.simulator.network import Network
 from bench.simulator.recorded import Profile, measure
@@ -314,7 +314,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--modes", type=_modes, default=MODES, help=",".join(MODES))
     parser.add_argument("--lengths", type=counts, default=(4, 8), help="draft lengths where drafts are made (4,8)")
     parser.add_argument("--window", type=int, default=4, help="drafts in flight in pearl and branch")
-    parser.add_argument("--dtype", default="bfloat16", help="of the target")
+    parser.add_argument("--dtype", type=dtype, default="auto", help="of the target (auto: what is fast here)")
     parser.add_argument("--drafter-dtype", default="float32", help="float32 is the faster one for 1 M parameters")
     parser.add_argument("--trace", metavar="FILE", help="keep the trace there, for paceline simulate --trace FILE")
     parser.add_argument("--json", metavar="FILE", help="write all figures there; - for standard output")

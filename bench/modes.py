@@ -135,7 +135,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--lengths", type=options.integers, default=FIXED, help="fixed draft lengths (4,6,8,12)")
     parser.add_argument("--svip", type=options.numbers, default=SVIP, help="svip thresholds in nats (0.6,1.2)")
     parser.add_argument("--windows", type=options.integers, default=(2,), help="pearl windows in drafts (2)")
-    parser.add_argument("--dtype", default="bfloat16", help="of the target")
+    parser.add_argument("--dtype", type=options.dtype, default="auto", help="of the target (auto: what is fast here)")
     parser.add_argument("--drafter-dtype", default="float32", help="float32 is the faster one for 1 M parameters")
     parser.add_argument("--no-assisted", action="store_true", help="leave transformers out")
     parser.add_argument("--json", metavar="FILE", help="write all figures there; - for standard output")

@@ -142,3 +142,14 @@ def names(valid: Sequence[str]) -> Callable[[str], tuple[str, ...]]:
 def counts(text: str) -> tuple[int, ...]:
     """Whole numbers from 1 on, comma separated: draft lengths, clients at a time."""
     return tuple(map(count(1), filter(None, text.split(",")))) or (count(1)(text),)
+
+
+def dtype(text: str) -> str:
+    """A type of numbers; `auto` is the one in which this machine's CPU is fast, so that a report says which it was."""
+    if text != "auto":
+        if text not in ("float32", "bfloat16"):
+            raise argparse.ArgumentTypeError(f"{text}: unknown; choose from auto, float32, bfloat16")
+        return text
+    from paceline.engine.dtype import fastest  # torch
+
+    return fastest("cpu")

@@ -115,9 +115,10 @@ def _run(client: Client, prompt: str, mode: str, max_tokens: int, runs: Runs) ->
     runs.request_ids.add(request_id)
     start = int(metrics["num_prompt_tokens"])
     runs.read_s |= {(request_id, start + before): at_s for before, at_s in reversed(read)}
-    runs.added_ms.append(added_ms(metrics))
-    runs.coordinator_ms.append(metrics["coordinator_ms"] / metrics["num_drafts"])
-    runs.verify_wire_ms.append(metrics["wire_ms"] / metrics["num_drafts"])
+    if metrics["num_drafts"]:  # none where the verifier is so fast that every draft comes late
+        runs.added_ms.append(added_ms(metrics))
+        runs.coordinator_ms.append(metrics["coordinator_ms"] / metrics["num_drafts"])
+        runs.verify_wire_ms.append(metrics["wire_ms"] / metrics["num_drafts"])
 
 
 def measure(given: argparse.Namespace) -> dict[str, Runs]:

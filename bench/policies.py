@@ -342,7 +342,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--policies", type=options.names(tuple(grids.GRIDS)), default=(), help="comma separated (all that exist)")
     add("--window", type=options.count(1), default=4, help="drafts unverified at a time in pearl (%(default)s)")
     add("--rule", choices=("auto", *Rule), default="auto", help="how drafts are judged (%(default)s)")
-    add("--dtype", default="bfloat16", help="of the target (%(default)s)")
+    add("--dtype", type=options.dtype, default="auto", help="of the target (auto: what is fast here)")
     add("--drafter-dtype", default="float32", help="of the drafter (%(default)s, the faster one for 1 M parameters)")
     add(
         "--max-minutes",

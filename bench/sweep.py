@@ -35,7 +35,7 @@ from rich.table import Table
 from bench import lines, rate, system
 from bench.distant import Distant, distant
 from bench.equality import random_drafter
-from bench.options import Parser, count, counts, names, positive, values
+from bench.options import Parser, count, counts, dtype, names, positive, values
 from bench.plot import check_plot
 from bench.row import quartiles
 from bench.target import expanded
@@ -256,7 +256,7 @@ def _parser() -> argparse.ArgumentParser:
         "--seconds", type=positive, default=2.0, help="of a run with one client; twice that with 64 (2)"
     )
     parser.add_argument("--max-minutes", type=positive, default=30.0, help="begin no point after so long (30)")
-    parser.add_argument("--dtype", default="bfloat16", help="of the target")
+    parser.add_argument("--dtype", type=dtype, default="auto", help="of the target (auto: what is fast here)")
     parser.add_argument("--drafter-dtype", default="float32", help="float32 is the faster one for 1 M parameters")
     parser.add_argument(
         "--json", metavar="FILE", help="keep the figures there, point by point; go on with what it holds"

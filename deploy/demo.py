@@ -200,10 +200,18 @@ def _job(values: argparse.Namespace) -> Job:
             Setting(Mode.BRANCH, values.pearl_length_policy, values.window),
         ),
         max_tokens=values.max_tokens,
-        dtype=values.dtype,
+        dtype=_dtype(values.dtype),
         size=values.target_size,
         cache=Path(values.cache).expanduser() if values.cache else default_cache(),
     )
+
+
+def _dtype(name: str) -> str:
+    if name != "auto":
+        return name
+    from paceline.engine.dtype import fastest  # torch
+
+    return fastest("cpu")
 
 
 def parser() -> Parser:
@@ -257,10 +265,10 @@ def _add_models(parser: Parser) -> None:
     )
     models.add(
         "--dtype",
-        kind=options.choice("float32", "bfloat16"),
-        default="bfloat16",
+        kind=options.choice("float32", "bfloat16", "auto"),
+        default="auto",
         metavar="TYPE",
-        help="of both models in the comparison; the check that follows is in float32",
+        help="of the target in the comparison; auto is the faster one here; the check that follows is in float32",
     )
     models.add(
         "--cache",

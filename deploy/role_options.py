@@ -197,11 +197,11 @@ def add_dtype(group: Group) -> None:
     """In what the models compute, and on what."""
     group.add(
         "--dtype",
-        kind=options.choice("float32", "bfloat16"),
+        kind=options.choice("float32", "bfloat16", "auto"),
         default="float32",
         metavar="TYPE",
-        help="float32 (greedy output equals plain decoding token for token) or bfloat16 (faster; a near-tie "
-        "between two tokens may fall the other way)",
+        help="float32 (greedy output equals plain decoding token for token), bfloat16 (faster where the device has it; "
+        "a near-tie between two tokens may fall the other way), or auto, the faster one here",
     )
     group.add("--device", kind=options.text, default="cpu", metavar="DEVICE", help="cpu, cuda or cuda:N")
 
@@ -209,7 +209,7 @@ def add_dtype(group: Group) -> None:
 def add_drafter_dtype(group: Group) -> None:
     group.add(
         "--drafter-dtype",
-        kind=options.choice("float32", "bfloat16"),
+        kind=options.choice("float32", "bfloat16", "auto"),
         shown="--dtype",
         metavar="TYPE",
         help="the drafter's, if it is to differ",

@@ -248,12 +248,13 @@ def _load(values: argparse.Namespace, role: Role) -> tuple[Any, WorkerInfo]:
         logging.getLogger(__name__).warning(
             "no test runs models like %s; docs/compatibility.md has those", values.model
         )
-    from paceline.engine.runner import Runner  # torch; several seconds
+    from paceline.engine.dtype import resolve  # torch; several seconds
+    from paceline.engine.runner import Runner
 
     with waiting(f"loading {values.model}"):
         runner = Runner.load(
             values.model,
-            dtype=values.dtype,
+            dtype=resolve(values.dtype, values.device),
             device=values.device,
             kv_cache_bytes=values.kv_cache_memory,
             gpu_memory_utilization=values.gpu_memory_utilization,

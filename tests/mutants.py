@@ -594,8 +594,8 @@ PROTOCOL = (
     Mutant(
         "the verifier decodes meanwhile where rows are needed",
         "coordinator/core/briefing.py",
-        "if not passes or self._rule.needs_rows:",
-        "if not passes:",
+        "if not passes or self._rule.needs_rows or not self.planner.mode.streams:",
+        "if not passes or not self.planner.mode.streams:",
         FAR,
     ),
     Mutant(

@@ -45,12 +45,13 @@ class Briefing:
         """Whether the verifier gains by decoding while the next draft, which begins a new run or not, is awaited.
 
         By rules that need rows it does not decode then: which draft comes before which token would choose between
-        two tests. By the others a late draft is held against those tokens, and what still fits of it is judged.
+        two tests. By the others a late draft is held against those tokens, and what still fits of it is judged. In
+        mode sequential it never does: drafting and verifying take turns, which is what whoever asks for it wants.
         """
         passes = self.pace.num_meanwhile()
-        if not passes or self._rule.needs_rows:
+        if not passes or self._rule.needs_rows or not self.planner.mode.streams:
             return False
-        return is_redraft or not self.planner.mode.streams or passes > _LONG_GAP
+        return is_redraft or passes > _LONG_GAP
 
     @property
     def preverifies(self) -> bool:
@@ -79,7 +80,9 @@ class Briefing:
         self.planner.resume(pace)
 
     def detach(self) -> None:
+        """The drafter is left, be it that the request has ended."""
         self._begun.clear()
+        self.planner.leave(self.pace)
 
     def open(self, epoch: int) -> OpenDraft:
         """Draft after all that is committed, as the run `epoch`."""

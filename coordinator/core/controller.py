@@ -76,6 +76,10 @@ class Controller:
             self._choice = OFF
         return self._choice
 
+    def leave(self, pace: Pace) -> None:
+        """The request has ended, or goes elsewhere: whoever waits for its trial need wait no longer."""
+        pace.trial.give_back(self)
+
     def decide(self, pace: Pace, passes: PassTimes, num_seqs: int, now_s: float, position: int) -> Choice:
         """What to do from `position` on; another choice than before at most every `MIN_STRETCH` tokens.
 

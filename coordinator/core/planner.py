@@ -49,6 +49,11 @@ class Planner:
         if self._controller:
             self._adopt(self._controller.resume(pace))
 
+    def leave(self, pace: Pace) -> None:
+        """The drafter is left, be it that the request has ended."""
+        if self._controller:
+            self._controller.leave(pace)
+
     def replan(self, pace: Pace, passes: PassTimes, num_seqs: int, now_s: float, position: int) -> DraftPlan | None:
         """What is wanted from now on; None if that is what is being done."""
         if self._controller is None:

@@ -325,5 +325,6 @@ class Request:
     def _close(self) -> Iterator[Command]:
         self.done = True
         self.deadline_s = math.inf
+        self._briefing.detach()
         for worker in filter(None, (self.verifier, self.drafter)):
             yield Ask(worker, Close(self.spec.request_id))

@@ -26,7 +26,7 @@ def seconds(mode: Mode, *, rtt_s: float, agreement: float = 0.8, length: int = 6
     return world.now_s - began_s
 
 
-@pytest.mark.parametrize("mode", [Mode.SEQUENTIAL, Mode.PEARL, Mode.BRANCH])
+@pytest.mark.parametrize("mode", [Mode.PEARL, Mode.BRANCH])
 @pytest.mark.parametrize("rtt_s", [0.04, 0.1, 0.2])
 def test_distance_never_makes_drafting_slower_than_plain_decoding(mode: Mode, rtt_s: float) -> None:
     assert seconds(mode, rtt_s=rtt_s) < 1.03 * 240 * PASS_S
@@ -34,10 +34,9 @@ def test_distance_never_makes_drafting_slower_than_plain_decoding(mode: Mode, rt
 
 def test_drafts_from_four_passes_away_still_help() -> None:
     assert seconds(Mode.PEARL, rtt_s=0.06) < 0.85 * 240 * PASS_S
-    assert seconds(Mode.SEQUENTIAL, rtt_s=0.03) < 0.85 * 240 * PASS_S
 
 
-@pytest.mark.parametrize("mode", [Mode.SEQUENTIAL, Mode.PEARL, Mode.BRANCH])
+@pytest.mark.parametrize("mode", [Mode.PEARL, Mode.BRANCH])
 def test_a_far_drafter_that_is_never_right_costs_no_more_than_a_pass_here_and_there(mode: Mode) -> None:
     assert seconds(mode, rtt_s=0.06, agreement=0.0) < 1.05 * 240 * PASS_S
 
@@ -51,7 +50,7 @@ def far(rule: Rule, mode: Mode = Mode.PEARL) -> Pipeline:
     it.handle(Verified("v", Verdict("r", 0, 3, (7,), (Source.SELF_DECODED,))), 0.1)
     (verify,) = asks(it.handle(Drafted("d", Draft("r", 2, 4, (8, 9))), 0.15))
     assert isinstance(verify, Verify)
-    assert verify.preverify is (mode is not Mode.BRANCH or rule.needs_rows)
+    assert verify.preverify is (mode is Mode.PEARL or rule.needs_rows)
     return it
 
 
@@ -69,6 +68,11 @@ def test_after_a_rejection_the_verifier_decodes_on(rule: Rule) -> None:
     assert isinstance(commit, Commit)
     assert isinstance(decode, Decode)
     assert (decode.start, decode.num_tokens > 6) == (6, True)
+
+
+def test_in_mode_sequential_the_redraft_is_waited_for() -> None:
+    it = far(Rule.MATCH, Mode.SEQUENTIAL)
+    assert [type(ask) for ask in rejected(it)] == [Commit]
 
 
 @pytest.mark.parametrize("rule", [Rule.TOKEN, Rule.BLOCK])

@@ -6,12 +6,12 @@ import pytest
 
 from coordinator.core.choice import FIRST, Choice
 from coordinator.core.controller import MIN_TESTS, Controller
-from coordinator.core.events import RequestSpec
+from coordinator.core.events import Arrived, Ended, RequestSpec
 from coordinator.core.pace import Pace
 from coordinator.core.planner import Planner
 from paceline.length_policy import LengthPolicy
-from paceline.types import Mode, Rule, SamplingParams
-from tests.coordinator.test_request import spec
+from paceline.types import FinishReason, Mode, Rule, SamplingParams
+from tests.coordinator.test_request import pipeline, spec
 from tests.world import Network, World
 
 SVIP = LengthPolicy.parse("svip")
@@ -89,3 +89,13 @@ def test_after_the_trial_drafts_are_as_long_as_is_wanted() -> None:
     it = Planner(spec(mode=Mode.PEARL, policy=SVIP), Rule.BLOCK)
     it.resume(Pace())
     assert it.policy == SVIP, "whoever names a mode has no trial"
+
+
+def test_a_request_that_ends_on_trial_leaves_the_trial_to_another() -> None:
+    """Clients hang up: what a drafter is worth must not stay unknown for as long as they do so."""
+    it = pipeline()
+    it.handle(Arrived(spec(mode=None)), 0.0)
+    trial = it.pools.pace("d").trial
+    assert not trial.is_free("another", 0.0)
+    it.handle(Ended("r", FinishReason.CANCELLED), 0.1)
+    assert trial.is_free("another", 0.1)
