@@ -44,12 +44,19 @@ def _address(process: subprocess.Popen[str]) -> str:
     raise Unavailable(f"paceline serve ended with code {process.wait()} before it was ready; its message says why")
 
 
+_INSTRUCTIONS = {"avx2": "AVX2", "avx512f": "AVX-512", "avx512_bf16": "bfloat16", "amx_bf16": "AMX"}  # the best last
+
+
 def machine() -> str:
-    """One line on where this ran, for the record."""
-    model = "unknown processor"
+    """One line on where this ran, for the record. Processors of one name may differ in what decides: instructions."""
+    model, flags = "unknown processor", set[str]()
     with contextlib.suppress(OSError), open("/proc/cpuinfo", encoding="utf-8") as file:
-        model = next((line.split(":")[1].strip() for line in file if line.startswith("model name")), model)
-    return f"{os.cpu_count()} cores, {model}, Python {sys.version.split()[0]}"
+        known = dict(line.split(":", 1) for line in map(str.rstrip, file) if ":" in line)
+        told = {name.strip(): value.strip() for name, value in known.items()}
+        model, flags = told.get("model name", model), set(told.get("flags", "").split())
+    best = [name for flag, name in _INSTRUCTIONS.items() if flag in flags][-2:]
+    fast = f" ({', '.join(best)})" if best else ""
+    return f"{os.cpu_count()} cores, {model}{fast}, Python {sys.version.split()[0]}"
 
 
 def commit() -> str:

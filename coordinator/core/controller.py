@@ -55,6 +55,7 @@ class Controller:
         self._promised = 0.0  # tokens/s of the choice, uncorrected; 0 = nothing is known to promise
         # When, at which position, and after how long with prompts the stretch began.
         self._since: tuple[float, int, float] | None = None
+        self._seen = (0.0, 0)  # when tokens came last, and up to which position
         self._trial_end: int | None = None  # position
         self.is_trying = True  # drafts are welcome and nobody waits for them
         self._has_tried = False  # this drafter
@@ -80,11 +81,19 @@ class Controller:
         """The request has ended, or goes elsewhere: whoever waits for its trial need wait no longer."""
         pace.trial.give_back(self)
 
+    def ended(self, pace: Pace, passes: PassTimes, num_seqs: int) -> None:
+        """What its last stretch has kept counts, too, however short: of short requests there is no other."""
+        if self._since and self._seen[1] > self._since[1]:
+            on = Conditions.of(pace, passes, num_seqs, decodes_meanwhile=self._decodes_meanwhile)
+            if on:
+                self._settle(on, pace, *self._seen)
+
     def decide(self, pace: Pace, passes: PassTimes, num_seqs: int, now_s: float, position: int) -> Choice:
         """What to do from `position` on; another choice than before at most every `MIN_STRETCH` tokens.
 
         Except while the drafter is not known: every test of it may end what it costs.
         """
+        self._seen = (now_s, position)
         pace.learn()
         pace.shared_by(num_seqs)
         if self._waits_for_trial(pace, now_s):

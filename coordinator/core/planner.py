@@ -54,6 +54,11 @@ class Planner:
         if self._controller:
             self._controller.leave(pace)
 
+    def ended(self, pace: Pace, passes: PassTimes, num_seqs: int) -> None:
+        """The request has ended with this drafter: the next one learns from it."""
+        if self._controller:
+            self._controller.ended(pace, passes, num_seqs)
+
     def replan(self, pace: Pace, passes: PassTimes, num_seqs: int, now_s: float, position: int) -> DraftPlan | None:
         """What is wanted from now on; None if that is what is being done."""
         if self._controller is None:

@@ -315,6 +315,8 @@ class Request:
 
     def finish(self, reason: FinishReason, now_s: float) -> Iterator[Command]:
         self._tally.ended(now_s)
+        if self.drafter and self.verifier and self._host:
+            self._briefing.planner.ended(self._briefing.pace, self._passes, self._host.num_seqs)
         yield from self._close()
         yield Finish(self.spec.request_id, reason, self.metrics)
 

@@ -8,9 +8,10 @@ from coordinator.core.choice import FIRST, Choice
 from coordinator.core.controller import MIN_TESTS, Controller
 from coordinator.core.events import Arrived, Ended, RequestSpec
 from coordinator.core.pace import Pace
+from coordinator.core.passes import PassTimes
 from coordinator.core.planner import Planner
 from paceline.length_policy import LengthPolicy
-from paceline.types import FinishReason, Mode, Rule, SamplingParams
+from paceline.types import FinishReason, Mode, Rule, SamplingParams, StepCost
 from tests.coordinator.test_request import pipeline, spec
 from tests.world import Network, World
 
@@ -99,3 +100,16 @@ def test_a_request_that_ends_on_trial_leaves_the_trial_to_another() -> None:
     assert not trial.is_free("another", 0.0)
     it.handle(Ended("r", FinishReason.CANCELLED), 0.1)
     assert trial.is_free("another", 0.1)
+
+
+def test_a_request_too_short_for_another_choice_teaches_the_next_one() -> None:
+    """Ten tokens are no stretch, but thousands of such requests must not all begin with what does not pay."""
+    passes, pace = PassTimes(StepCost(10, 5, 0, 0)), Pace(num_tests=MIN_TESTS, acceptance=0.5)
+    pace.verify_s, pace.draft_s, pace.delay_s = 0.015, 0.001, 0.001
+    controller = Controller()
+    controller.resume(pace)
+    for at in range(3):
+        controller.decide(pace, passes, 1, 0.1 * at, at)
+    before = {mode: pace.correction(mode) for mode in Mode}
+    controller.ended(pace, passes, 1)
+    assert any(pace.correction(mode) != before[mode] for mode in Mode)
