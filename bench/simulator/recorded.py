@@ -23,6 +23,9 @@ from paceline.plain import from_plain
 from paceline.trace import Opened, Record, Step
 from paceline.types import Source, StepCost
 
+# A prompt of so many tokens is read in one pass, which says how much of it was not in the prefix cache.
+_ONE_PASS = 512
+
 IsWanted = Callable[[Mapping[str, Any]], bool]  # by the plain form of a RequestSpec
 
 
@@ -66,6 +69,7 @@ class _Request:
 
     num_prompt_tokens: int
     is_wanted: bool
+    num_read: int = 0  # tokens of the prompt that the verifier forwarded; 0 = all, as far as is known
     kept: list[bool | None] = field(default_factory=list)
     recovered: dict[int, int] = field(default_factory=dict)  # by output position: what came for a rejected token
     # By position: the run that the branches for it leave, and their tokens, the likeliest first.
@@ -124,7 +128,8 @@ def measure(records: Iterable[Record], is_wanted: IsWanted = lambda spec: True) 
         raise InvalidInput("trace", f"{len(whole)} requests", "shows no request that ended well; record a longer run")
     return Profile(
         requests=tuple(
-            RecordedRequest(r.num_prompt_tokens, tuple(r.kept), tuple(map(r.rank, range(len(r.kept))))) for r in whole
+            RecordedRequest(r.num_read or r.num_prompt_tokens, tuple(r.kept), tuple(map(r.rank, range(len(r.kept)))))
+            for r in whole
         ),
         acceptance=sum(tested) / len(tested) if tested else 0.0,
         verify=_line(seen.passes),
@@ -179,6 +184,8 @@ def _verdict(at_s: float, verdict: dict[str, Any], request: _Request, seen: _Sam
         is_behind = not verdict["num_drafts"] and verdict["start"] == request.end
         pass_ms = verdict["verify_ms"] + is_behind * verdict["queue_ms"]
         seen.passes.append((verdict["batch_tokens"], pass_ms))
+        if verdict["start"] == request.num_prompt_tokens <= _ONE_PASS:
+            request.num_read = min(verdict["batch_tokens"], request.num_prompt_tokens)
     request.end = verdict["start"] + len(verdict["token_ids"])
     asked_s = request.asked_s.get(verdict["start"])
     if asked_s is not None and verdict["num_drafts"]:

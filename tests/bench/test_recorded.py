@@ -143,3 +143,14 @@ def test_limits_are_those_of_the_trace(tmp_path: Path) -> None:
 
 def _num_retries(records: Sequence[Any]) -> int:
     return sum(isinstance(r, Step) and r.event["is"] == "Tick" and bool(r.commands) for r in records)
+
+
+def test_what_the_prefix_cache_held_of_a_prompt_is_not_read_again(trace: Path) -> None:
+    """A prompt that was measured in every mode is read once; simulated in full each time it would count too much."""
+    records: list[Any] = list(read(str(trace)))
+    for i, record in enumerate(records):
+        if isinstance(record, Step) and record.event["is"] == "Verified":
+            verdict = record.event["verdict"]
+            if verdict["request_id"] == "r3" and verdict["start"] == 9:
+                records[i] = replace(record, event={**record.event, "verdict": {**verdict, "batch_tokens": 2}})
+    assert [request.num_prompt_tokens for request in measure(records).requests].count(2) == 1
