@@ -10,7 +10,7 @@ import pytest
 from deploy import serve
 from deploy.cli import main, parsers
 from deploy.config_file import read
-from paceline.errors import InvalidInput
+from paceline.errors import InvalidInput, UsageError
 
 
 @pytest.fixture
@@ -44,8 +44,8 @@ def test_the_file_may_be_named_by_the_environment_and_none_is_read_that_was_not_
     file.write_text('target = "t"\nwindow = 7\n')
     monkeypatch.chdir(file.parent)
     assert serve.parser().parse([], {"PACELINE_CONFIG": str(file)}).window == 7
-    with pytest.raises(InvalidInput, match="--target: is required"):
-        serve.parser().parse([], {})
+    with pytest.raises(UsageError, match="--target: is required"):
+        serve._target(serve.parser().parse([], {}))
 
 
 def test_values_of_every_shape(file: Path) -> None:
@@ -129,7 +129,7 @@ def test_print_config_tells_the_source_and_no_secret(
     assert "max-num-seqs = 3  # --max-num-seqs\n" in out
     assert 'mode = "pearl"  # PACELINE_MODE\n' in out
     assert f"window = 7  # {file}: window\n" in out
-    assert "# target =  # required\n" in out
+    assert "# target =  # MODEL\n" in out
     assert "# api-key = …  # PACELINE_API_KEY; a secret is not printed\n" in out
     assert "a-key-of-many" not in out
 
