@@ -39,6 +39,7 @@ _LEAST_WAIT_S = 0.005  # below this the event loop's own jitter would decide
 # Passes that a redraft must take before the verifier decodes on meanwhile: a token decoded just before a draft comes
 # delays that draft's verification by up to a pass.
 _LONG_REDRAFT = 2.0
+_SHORT_REDRAFT_S = 0.01  # nor is one worth decoding for that is over before the event loops' jitter is
 _FAST = 0.1  # of a pass: asking the drafter after every token costs no more than this, however often it has nothing
 
 
@@ -204,7 +205,9 @@ class Pace:
 
     def num_meanwhile(self) -> int:
         """Tokens to decode while a redraft is on its way, so that a far drafter leaves no verifier idle; 0 = wait."""
-        if not self.verify_s or self.turnaround_s is None or self.turnaround_s <= _LONG_REDRAFT * self.verify_s:
+        if not self.verify_s or self.turnaround_s is None:
+            return 0
+        if self.turnaround_s <= max(_SHORT_REDRAFT_S, _LONG_REDRAFT * self.verify_s):
             return 0
         return math.ceil(self.turnaround_s / self.verify_s)
 
