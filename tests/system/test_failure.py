@@ -94,7 +94,7 @@ def test_roles_start_in_any_order_and_end_cleanly_on_sigterm() -> None:
 
 
 def options(target: Path, drafter: Path) -> argparse.Namespace:
-    """Of `paceline bench failure`, in a size for seconds; in the mode that waits for drafts, since the target is fast."""
+    """Of `paceline bench failure`, for seconds; in the mode that waits for drafts, since the target is fast."""
     sizes = ("--requests", "6", "--max-tokens", "120", "--pause-s", "1", "--mode", "sequential")
     return failure.parser().parse_args([*sizes, "--target", str(target), "--drafter", str(drafter)])
 
