@@ -92,10 +92,10 @@ def decode(name: str, decoder: Decoder, others: bytes, num: int, rng: random.Ran
 
 def decode_all(num: int, seed: int) -> list[Tally]:
     """`num` messages over all decoders in equal parts."""
-    with decoders() as table:
-        others = b"".join(message for decoder in table.values() for message in decoder.good)
-        share = -(-num // len(table))
-        return [decode(name, it, others, share, random.Random(f"{seed} {name}")) for name, it in table.items()]
+    table = decoders()
+    others = b"".join(message for decoder in table.values() for message in decoder.good)
+    share = -(-num // len(table))
+    return [decode(name, it, others, share, random.Random(f"{seed} {name}")) for name, it in table.items()]
 
 
 async def call_methods(address: str, num: int, rng: random.Random) -> list[Tally]:
@@ -124,8 +124,7 @@ async def call_methods(address: str, num: int, rng: random.Random) -> list[Tally
 async def call_streams(role: Role, address: str, num: int, rng: random.Random) -> Tally:
     """`num` asks to a worker, several over each stream."""
     tally = Tally(f"gRPC {role.title()}.Connect")
-    with decoders() as table:
-        good = table[STREAMS[role]].good
+    good = decoders()[STREAMS[role]].good
     async with rpc.connect(address) as channel:
         make = channel.stream_stream(f"/paceline.wire.{role.title()}/Connect")
         for _ in range(-(-num // A_STREAM)):

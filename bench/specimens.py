@@ -5,12 +5,9 @@ A decoder may answer bytes with a value, or with one of `REFUSALS`. Whatever els
 
 from __future__ import annotations
 
-import os
-import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+import io
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import msgpack
@@ -79,48 +76,44 @@ def _drafted_rows(wire: Any) -> object:
     return rows.read(draft.rows, VOCAB_SIZE, token_ids=draft.token_ids) if draft.rows else None
 
 
-@contextmanager
-def decoders() -> Iterator[Mapping[str, Decoder]]:
-    """Every decoder by name; files that some of them read are gone afterwards."""
+def decoders() -> Mapping[str, Decoder]:
+    """Every decoder by name."""
     ask, draft_ask = codec.verifier_ask_to_wire, codec.drafter_ask_to_wire
     reply, draft_reply = codec.verifier_reply_to_wire, codec.drafter_reply_to_wire
     open_verify = OpenVerify("r", (1, 2, 3), _SAMPLING, Rule.BLOCK, 5, 4, 2)
     open_draft = OpenDraft("r", 1, (1, 2, 3), _SAMPLING, Rule.TOKEN, 5, _POLICY, 4, 99, (0,), 2)
-    with tempfile.TemporaryDirectory() as folder:
-        yield {
-            "verifier ask": _protobuf(
-                verifier_pb2.VerifierAsk,
-                codec.verifier_ask_from_wire,
-                *(ask(each) for each in (open_verify, Verify(_DRAFT, True), Decode("r", 1, 5, 9), Close("r"))),
-            ),
-            "verifier reply": _protobuf(
-                verifier_pb2.VerifierReply,
-                codec.verifier_reply_from_wire,
-                *(reply(_VERDICT), reply(Fault("r", "no", Blame.DRAFTER))),
-            ),
-            "drafter ask": _protobuf(
-                drafter_pb2.DrafterAsk,
-                codec.drafter_ask_from_wire,
-                *(draft_ask(open_draft), draft_ask(Commit("r", 1, 5, (6, 7), DraftPlan(_POLICY, 2)))),
-                draft_ask(Close("r")),
-            ),
-            "drafter reply": _protobuf(
-                drafter_pb2.DrafterReply,
-                codec.drafter_reply_from_wire,
-                *(draft_reply(_DRAFT), draft_reply(replace(_DRAFT, rows=None))),
-                *(draft_reply(Pass("r", 1, 9)), draft_reply(Branch(7, _DRAFT)), draft_reply(Fault("r", "no"))),
-            ),
-            "draft rows": _protobuf(drafter_pb2.Draft, _drafted_rows, codec.draft_to_wire(_DRAFT)),
-            "worker": _protobuf(common_pb2.WorkerInfo, codec.worker_info_from_wire, codec.worker_info_to_wire(_WORKER)),
-            "sampling": _protobuf(
-                common_pb2.SamplingParams, codec.sampling_from_wire, codec.sampling_to_wire(_SAMPLING)
-            ),
-            "length policy": Decoder([str(_POLICY).encode()], lambda data: LengthPolicy.parse(data.decode("latin-1"))),
-            "step plan": Decoder(
-                [build([Chunk("a", 3, (5, 6), 1), Chunk("b", 0, (1,), 1)], [(0,), (1,)]).pack()], StepPlan.unpack
-            ),
-            "trace": Decoder([_trace()], _trace_reader(Path(folder) / "trace")),
-        }
+    return {
+        "verifier ask": _protobuf(
+            verifier_pb2.VerifierAsk,
+            codec.verifier_ask_from_wire,
+            *(ask(each) for each in (open_verify, Verify(_DRAFT, True), Decode("r", 1, 5, 9), Close("r"))),
+        ),
+        "verifier reply": _protobuf(
+            verifier_pb2.VerifierReply,
+            codec.verifier_reply_from_wire,
+            *(reply(_VERDICT), reply(Fault("r", "no", Blame.DRAFTER))),
+        ),
+        "drafter ask": _protobuf(
+            drafter_pb2.DrafterAsk,
+            codec.drafter_ask_from_wire,
+            *(draft_ask(open_draft), draft_ask(Commit("r", 1, 5, (6, 7), DraftPlan(_POLICY, 2)))),
+            draft_ask(Close("r")),
+        ),
+        "drafter reply": _protobuf(
+            drafter_pb2.DrafterReply,
+            codec.drafter_reply_from_wire,
+            *(draft_reply(_DRAFT), draft_reply(replace(_DRAFT, rows=None))),
+            *(draft_reply(Pass("r", 1, 9)), draft_reply(Branch(7, _DRAFT)), draft_reply(Fault("r", "no"))),
+        ),
+        "draft rows": _protobuf(drafter_pb2.Draft, _drafted_rows, codec.draft_to_wire(_DRAFT)),
+        "worker": _protobuf(common_pb2.WorkerInfo, codec.worker_info_from_wire, codec.worker_info_to_wire(_WORKER)),
+        "sampling": _protobuf(common_pb2.SamplingParams, codec.sampling_from_wire, codec.sampling_to_wire(_SAMPLING)),
+        "length policy": Decoder([str(_POLICY).encode()], lambda data: LengthPolicy.parse(data.decode("latin-1"))),
+        "step plan": Decoder(
+            [build([Chunk("a", 3, (5, 6), 1), Chunk("b", 0, (1,), 1)], [(0,), (1,)]).pack()], StepPlan.unpack
+        ),
+        "trace": Decoder([_trace()], lambda data: list(trace.read_stream(io.BytesIO(data), "trace"))),
+    }
 
 
 def _trace() -> bytes:
@@ -131,15 +124,6 @@ def _trace() -> bytes:
         [trace.STOPPED],
     )
     return b"".join(msgpack.packb(record) for record in records)
-
-
-def _trace_reader(path: Path) -> Callable[[bytes], object]:
-    def read(data: bytes) -> object:
-        with open(path, "wb") as file:
-            file.write(data)
-        return list(trace.read(os.fspath(path)))
-
-    return read
 
 
 def _generate(**given: Any) -> bytes:

@@ -25,13 +25,10 @@ def test_no_decoder_fails_in_a_way_of_its_own(seed: int) -> None:
 def test_every_method_of_the_coordinator_and_every_kind_of_answer_is_fed() -> None:
     methods = coordinator_pb2.DESCRIPTOR.services_by_name["Coordinator"].methods_by_name
     assert set(UNARY) == set(methods)
-    with decoders() as table:
-        for name, envelope in (
-            ("drafter reply", drafter_pb2.DrafterReply),
-            ("verifier reply", verifier_pb2.VerifierReply),
-        ):
-            arms = {envelope.FromString(good).WhichOneof("reply") for good in table[name].good}
-            assert arms == {field.name for field in envelope.DESCRIPTOR.oneofs_by_name["reply"].fields}, name
+    table = decoders()
+    for name, envelope in (("drafter reply", drafter_pb2.DrafterReply), ("verifier reply", verifier_pb2.VerifierReply)):
+        arms = {envelope.FromString(good).WhichOneof("reply") for good in table[name].good}
+        assert arms == {field.name for field in envelope.DESCRIPTOR.oneofs_by_name["reply"].fields}, name
 
 
 def _brittle(data: bytes) -> object:
@@ -51,9 +48,8 @@ def test_an_error_that_is_not_ours_is_a_bug_and_the_message_is_kept() -> None:
 
 def test_garbling_keeps_a_message_small_and_mostly_changes_it() -> None:
     rng = random.Random(1)
-    with decoders() as table:
-        for decoder in table.values():
-            for good in decoder.good:
-                messages = [garbled(good, good, rng) for _ in range(200)]
-                assert max(map(len, messages)) <= 4096
-                assert sum(message == good for message in messages) < 60
+    for decoder in decoders().values():
+        for good in decoder.good:
+            messages = [garbled(good, good, rng) for _ in range(200)]
+            assert max(map(len, messages)) <= 4096
+            assert sum(message == good for message in messages) < 60
