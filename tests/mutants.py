@@ -997,7 +997,36 @@ LEAVING = (
 )
 
 CONTROLLER = ("tests/coordinator/test_controller.py",)
+PLANNER = ("tests/coordinator/test_planner.py",)
 AUTO = (
+    Mutant(
+        "last stretch: a request that has ended teaches nothing",
+        "coordinator/core/request.py",
+        "        if self.drafter and self.verifier and self._host:",
+        "        if False:",
+        PLANNER,
+    ),
+    Mutant(
+        "last stretch: a trial outlives its request",
+        "coordinator/core/briefing.py",
+        "        self.planner.leave(self.pace)",
+        "        pass",
+        PLANNER,
+    ),
+    Mutant(
+        "last stretch: sequential does not take turns",
+        "coordinator/core/briefing.py",
+        "or not self.planner.mode.streams:",
+        "or False:",
+        FAR,
+    ),
+    Mutant(
+        "last stretch: a redraft of a few milliseconds is decoded for",
+        "coordinator/core/pace.py",
+        "max(_SHORT_REDRAFT_S, _LONG_REDRAFT * self.verify_s)",
+        "_LONG_REDRAFT * self.verify_s",
+        ("tests/coordinator/test_pace.py",),
+    ),
     Mutant(
         "controller: an unknown drafter is waited for",
         "coordinator/core/controller.py",

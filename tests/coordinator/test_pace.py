@@ -14,6 +14,7 @@ def test_the_verifier_decodes_through_a_redraft_that_takes_more_than_two_passes(
     assert Pace(verify_s=0.016, turnaround_s=0.030).num_meanwhile() == 0
     assert Pace(verify_s=0.016, turnaround_s=0.035).num_meanwhile() == 3
     assert Pace(verify_s=0.016, turnaround_s=0.100).num_meanwhile() == 7
+    assert Pace(verify_s=0.001, turnaround_s=0.009).num_meanwhile() == 0, "nine passes, but over in no time"
 
 
 def test_a_new_drafter_begins_with_what_its_like_have_found_and_soon_has_its_own_view() -> None:

@@ -6,12 +6,11 @@ import pytest
 
 from coordinator.core.choice import FIRST, Choice
 from coordinator.core.controller import MIN_TESTS, Controller
-from coordinator.core.events import Arrived, Ended, RequestSpec
+from coordinator.core.events import Arrived, Ended, RequestSpec, Verified
 from coordinator.core.pace import Pace
-from coordinator.core.passes import PassTimes
 from coordinator.core.planner import Planner
 from paceline.length_policy import LengthPolicy
-from paceline.types import FinishReason, Mode, Rule, SamplingParams, StepCost
+from paceline.types import FinishReason, Mode, Rule, SamplingParams, Source, Verdict
 from tests.coordinator.test_request import pipeline, spec
 from tests.world import Network, World
 
@@ -102,14 +101,18 @@ def test_a_request_that_ends_on_trial_leaves_the_trial_to_another() -> None:
     assert trial.is_free("another", 0.1)
 
 
-def test_a_request_too_short_for_another_choice_teaches_the_next_one() -> None:
+@pytest.mark.parametrize("reason", [FinishReason.CANCELLED, FinishReason.LENGTH])
+def test_a_request_too_short_for_another_choice_teaches_the_next_one(reason: FinishReason) -> None:
     """Ten tokens are no stretch, but thousands of such requests must not all begin with what does not pay."""
-    passes, pace = PassTimes(StepCost(10, 5, 0, 0)), Pace(num_tests=MIN_TESTS, acceptance=0.5)
-    pace.verify_s, pace.draft_s, pace.delay_s = 0.015, 0.001, 0.001
-    controller = Controller()
-    controller.resume(pace)
-    for at in range(3):
-        controller.decide(pace, passes, 1, 0.1 * at, at)
-    before = {mode: pace.correction(mode) for mode in Mode}
-    controller.ended(pace, passes, 1)
-    assert any(pace.correction(mode) != before[mode] for mode in Mode)
+    it = pipeline()
+    pace = it.pools.pace("d")
+    pace.num_tests, pace.choice = MIN_TESTS, Choice(Mode.SEQUENTIAL, 2, 1)
+    pace.verify_s, pace.draft_s, pace.delay_s = 0.01, 0.001, 0.001
+    it.handle(Arrived(spec(mode=None, max_tokens=4)), 0.0)
+    for at in range(4 if reason is FinishReason.LENGTH else 3):
+        verdict = Verdict("r", 0, 3 + at, (7,), (Source.SELF_DECODED,), verify_ms=10.0, batch_tokens=1)
+        it.handle(Verified("v", verdict), 0.1 * (1 + at))
+    if reason is FinishReason.CANCELLED:
+        it.handle(Ended("r", reason), 0.5)
+    assert it.num_running == 0
+    assert any(pace.correction(mode) != 1 for mode in Mode), "a token in a tenth of a second was promised by no mode"
