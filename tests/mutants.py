@@ -1002,7 +1002,7 @@ AUTO = (
     Mutant(
         "last stretch: a request that has ended teaches nothing",
         "coordinator/core/request.py",
-        "        if self.drafter and self.verifier and self._host:",
+        "        if self.drafter and self._verifier:",
         "        if False:",
         PLANNER,
     ),

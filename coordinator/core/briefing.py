@@ -99,6 +99,10 @@ class Briefing:
         start, self._told = self._told, len(self._committed)
         return Commit(self._spec.request_id, epoch, start, tuple(self._committed[start:]), plan)
 
+    def ended(self, passes: PassTimes, num_seqs: int) -> None:
+        """The request has ended with this drafter: the next one learns from it."""
+        self.planner.ended(self.pace, passes, num_seqs)
+
     # --- answers
 
     def heard(self, now_s: float) -> None:

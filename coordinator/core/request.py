@@ -25,7 +25,6 @@ from coordinator.core.debt import RUN, Debt
 from coordinator.core.ends import cut, finish_reason
 from coordinator.core.events import RequestSpec
 from coordinator.core.limits import Limits
-from coordinator.core.passes import PassTimes
 from coordinator.core.placement import Wish
 from coordinator.core.rules import believes_rows
 from coordinator.core.tally import Tally
@@ -46,7 +45,6 @@ class Request:
         self.spec = spec
         self.limits = limits
         self.committed = [*spec.token_ids, *spec.resumed]
-        self.verifier: str | None = None
         self.drafter: str | None = None
         self.done = False
         self.rule = rule  # fixed from here on: the verifier opens with it
@@ -62,8 +60,12 @@ class Request:
         self._briefing = Briefing(spec, rule, self.committed)
         self._tally = Tally(self._briefing.planner, rule, len(spec.token_ids), now_s)
         self.metrics = self._tally.metrics
-        self._passes = PassTimes()  # of the verifier, once there is one
-        self._host: Worker | None = None  # the verifier itself
+        self._verifier: Worker | None = None
+
+    @property
+    def verifier(self) -> str | None:
+        """Its name."""
+        return self._verifier.name if self._verifier else None
 
     @property
     def wants_drafter(self) -> bool:
@@ -80,8 +82,8 @@ class Request:
         """Prefill there. The first token is plain target output; so are all until a draft comes."""
         if not (self._was_lost or self._debt.has_answered):
             self._tally.taken(now_s)
-        self.verifier, self._passes, self._host = worker.name, worker.passes, worker
-        self._passes.opened(len(self.committed), worker.num_seqs)
+        self._verifier = worker
+        worker.passes.opened(len(self.committed), worker.num_seqs)
         yield Ask(worker.name, self._debt.open(1 if self._expects_drafts else RUN))
         for draft in self._window.drafts:
             yield self._verify(draft, now_s)
@@ -96,11 +98,11 @@ class Request:
 
     def bounce(self) -> None:
         """The verifier had no place after all: the request waits on as if it had not been given one."""
-        self.verifier, self.deadline_s = None, self._waits_until_s
+        self._verifier, self.deadline_s = None, self._waits_until_s
 
     def lose_verifier(self, now_s: float) -> Iterator[Command]:
         """The verifier is gone; what is committed and the drafts in flight go to the next one."""
-        self.verifier, self._was_lost = None, True
+        self._verifier, self._was_lost = None, True
         self.num_moves += 1
         self.deadline_s = self._waits_until_s = now_s + self.limits.queue_timeout_s
         if self.num_moves > self.limits.max_moves:
@@ -188,7 +190,8 @@ class Request:
         mode = self._briefing.planner.mode if self.drafter else Mode.OFF
         self._tally.verified(verdict, start, sources, self._window.drafts, mode, now_s)
         asked_s = self._debt.asked_s(verdict.start)
-        self._tally.measured(verdict, sources, asked_s, self._briefing.pace, self._passes, now_s)
+        if self._verifier:
+            self._tally.measured(verdict, sources, asked_s, self._briefing.pace, self._verifier.passes, now_s)
         self.committed += new
         told = slice(known, known + len(new))
         yield Emit(self.spec.request_id, new, sources, verdict.logprobs[told], verdict.top_logprobs[told])
@@ -225,8 +228,9 @@ class Request:
     def _tell_drafter(self, now_s: float, *, ends_run: bool) -> Iterator[Command]:
         """What is committed, and how to draft from here on."""
         assert self.drafter is not None
-        assert self._host is not None
-        ask = self._briefing.commit(self._window.epoch, self._passes, self._host.num_seqs, now_s, ends_run=ends_run)
+        assert self._verifier is not None
+        passes, num_seqs = self._verifier.passes, self._verifier.num_seqs
+        ask = self._briefing.commit(self._window.epoch, passes, num_seqs, now_s, ends_run=ends_run)
         self._tally.planned(self._briefing.planner)
         if ask:
             yield Ask(self.drafter, ask)
@@ -315,8 +319,8 @@ class Request:
 
     def finish(self, reason: FinishReason, now_s: float) -> Iterator[Command]:
         self._tally.ended(now_s)
-        if self.drafter and self.verifier and self._host:
-            self._briefing.planner.ended(self._briefing.pace, self._passes, self._host.num_seqs)
+        if self.drafter and self._verifier:
+            self._briefing.ended(self._verifier.passes, self._verifier.num_seqs)
         yield from self._close()
         yield Finish(self.spec.request_id, reason, self.metrics)
 
