@@ -8,13 +8,13 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from paceline.client import Client
 
 ROOT = Path(__file__).parents[3]
 NAME = "paceline"
-WITHIN_S = 180.0  # a process takes a minute to come where many others want the same two cores
+WITHIN_S = 300.0  # a process takes a minute to come where many others want the same two cores, and they come in turn
 PROMPTS = [f"Question: What is {i} + 3?" for i in range(4)]
 NUM_TOKENS = 40
 # A node that is gone without a word is noticed within three seconds rather than fifteen.
@@ -55,9 +55,25 @@ def until(what: str, condition: Callable[[], Any], within_s: float = WITHIN_S) -
     """What `condition` says once it is true; raises after `within_s` with `what` did not happen."""
     deadline_s = time.monotonic() + within_s
     while not (found := condition()):
-        assert time.monotonic() < deadline_s, f"{what} did not happen within {within_s:g} s"
+        assert time.monotonic() < deadline_s, f"{what} did not happen within {within_s:g} s; {state()}"
         time.sleep(0.1)
     return found
+
+
+def state() -> str:
+    """What Serve and the coordinators say of everything, for whoever has waited in vain."""
+    from ray import serve
+
+    from deploy.ray import directory
+
+    said = []
+    for name, application in serve.status().applications.items():
+        said.append(f"{name} {application.status.value} {application.message}")
+        for pool, status in application.deployments.items():
+            replicas = {state.value: num for state, num in status.replica_states.items() if num}
+            said.append(f"  {pool} {status.status.value} {replicas} {status.message}")
+        said += [f"  {entry}" for entry in directory.read(name)]
+    return "\n".join(said)
 
 
 def deploy(given: dict[str, Any], name: str = NAME) -> None:
@@ -113,7 +129,7 @@ def replicas(pool: str, name: str = NAME) -> dict[str, Any]:
 
 
 class Load:
-    """Clients in threads, each with one request after another until `stop`; every answer is compared."""
+    """Clients in threads, each with one request after another until it is left; every answer is compared."""
 
     def __init__(self, where: str, num_clients: int, expected: Sequence[str], **settings: Any) -> None:
         self.num_done = 0
@@ -149,14 +165,18 @@ class Load:
         until(f"{num_more} more requests", lambda: self.num_done >= goal or self.wrong)
         assert not self.wrong
 
-    def stop(self) -> None:
-        """Nothing was lost, and nothing was wrong."""
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, failure: type[BaseException] | None, *_: object) -> None:
+        """Nothing was lost, and nothing was wrong. After a failure it only ends, so that the next test meets none."""
         self._stopped.set()
         for thread in self._threads:
             thread.join(WITHIN_S)
-        assert not any(thread.is_alive() for thread in self._threads), "a request hangs"
-        assert not self.wrong
-        assert self.num_done
+        if failure is None:
+            assert not any(thread.is_alive() for thread in self._threads), "a request hangs"
+            assert not self.wrong
+            assert self.num_done
 
 
 def complete(client: Client, prompt: str, **settings: Any) -> str:

@@ -89,15 +89,14 @@ def test_the_demo_pair_answers_over_grpc_and_openai(cluster: Any, expected: list
 def test_drafters_come_and_go_with_those_who_want_drafts_and_verifiers_stay(cluster: Any, expected: list[str]) -> None:
     """0 → 3 → 0, and on the way a drafter's actor is killed: no request is lost, and no text is another."""
     until("no drafters", lambda: on.num_replicas("drafters") == 0)
-    load = Load(on.address(), 6, expected, mode="pearl")
-    until("three drafters", lambda: on.roles().count("drafter") == 3)
-    assert on.num_replicas("verifiers") == 1
-    load.wait_for(6)
-    killed, actor = next(iter(on.replicas("drafters").items()))
-    ray.kill(actor)
-    until("another drafter", lambda: killed not in on.replicas("drafters") and on.roles().count("drafter") == 3)
-    load.wait_for(6)
-    load.stop()
+    with Load(on.address(), 6, expected, mode="pearl") as load:
+        until("three drafters", lambda: on.roles().count("drafter") == 3)
+        assert on.num_replicas("verifiers") == 1
+        load.wait_for(6)
+        killed, actor = next(iter(on.replicas("drafters").items()))
+        ray.kill(actor)
+        until("another drafter", lambda: killed not in on.replicas("drafters") and on.roles().count("drafter") == 3)
+        load.wait_for(6)
     until("no drafters", lambda: on.num_replicas("drafters") == 0)
     assert on.num_replicas("verifiers") == 1
 
@@ -105,11 +104,10 @@ def test_drafters_come_and_go_with_those_who_want_drafts_and_verifiers_stay(clus
 def test_verifiers_come_and_go_with_load_and_no_drafter_is_called(cluster: Any, expected: list[str]) -> None:
     """1 → 2 → 1: nine plain requests fill nine of ten places."""
     until("no drafters", lambda: on.num_replicas("drafters") == 0)
-    load = Load(on.address(), 9, expected, mode="off")
-    until("two verifiers", lambda: on.roles().count("verifier") == 2)
-    load.wait_for(9)
-    assert on.num_replicas("drafters") == 0
-    load.stop()
+    with Load(on.address(), 9, expected, mode="off") as load:
+        until("two verifiers", lambda: on.roles().count("verifier") == 2)
+        load.wait_for(9)
+        assert on.num_replicas("drafters") == 0
     until("one verifier", lambda: on.num_replicas("verifiers") == 1)
 
 
@@ -119,12 +117,11 @@ def test_another_draft_model_is_deployed_while_requests_run(cluster: Any, expect
     The tests after this one keep the drafters that need no weights.
     """
     before = on.entry()
-    load = Load(on.address(), 2, expected, mode="pearl")
-    until("a drafter", lambda: "drafter" in on.roles())
-    on.deploy(changed(model="prompt-lookup", options={}))
-    until("the other model", lambda: drafting_with() == {"prompt-lookup"})
-    load.wait_for(2)
-    load.stop()
+    with Load(on.address(), 2, expected, mode="pearl") as load:
+        until("a drafter", lambda: "drafter" in on.roles())
+        on.deploy(changed(model="prompt-lookup", options={}))
+        until("the other model", lambda: drafting_with() == {"prompt-lookup"})
+        load.wait_for(2)
     after = on.entry()
     assert after["grpc"] == before["grpc"]
     assert verifiers(after) == verifiers(before)
@@ -152,15 +149,14 @@ def test_a_coordinator_that_comes_back_elsewhere_is_found_by_workers_that_go_on(
 
 
 def test_a_node_that_dies_costs_its_drafters_and_no_request(cluster: Any, expected: list[str]) -> None:
-    load = Load(on.address(), 2, expected, mode="pearl")
-    until("a drafter", lambda: "drafter" in on.roles())
-    cluster.remove_node(cluster.edge, allow_graceful=False)
-    until("no drafter", lambda: "drafter" not in on.roles())
-    load.wait_for(2)
-    cluster.edge = cluster.add_node(num_cpus=8, resources={"edge": 8})
-    until("a drafter on the new node", lambda: "drafter" in on.roles())
-    load.wait_for(2)
-    load.stop()
+    with Load(on.address(), 2, expected, mode="pearl") as load:
+        until("a drafter", lambda: "drafter" in on.roles())
+        cluster.remove_node(cluster.edge, allow_graceful=False)
+        until("no drafter", lambda: "drafter" not in on.roles())
+        load.wait_for(2)
+        cluster.edge = cluster.add_node(num_cpus=8, resources={"edge": 8})
+        until("a drafter on the new node", lambda: "drafter" in on.roles())
+        load.wait_for(2)
 
 
 def test_a_node_that_dies_costs_its_verifier_and_no_request(cluster: Any, tmp_path: Path) -> None:
@@ -177,16 +173,15 @@ def test_a_node_that_dies_costs_its_verifier_and_no_request(cluster: Any, tmp_pa
         before = verifiers(on.entry(name))
         with Client(on.address(name)) as client:
             expected = [on.complete(client, prompt) for prompt in on.PROMPTS]
-        load = Load(on.address(name), 6, expected)
-        until("requests on both", lambda: all(worker["num_requests"] for worker in on.entry(name)["workers"]))
-        cluster.remove_node(other, allow_graceful=False)
-        until("one verifier", lambda: on.roles(name).count("verifier") == 1)
-        assert verifiers(on.entry(name)) < before, "the other one went on"
-        load.wait_for(6)
-        other = cluster.add_node(num_cpus=8, resources={"core": 6})
-        until("a verifier on the new node", lambda: on.roles(name).count("verifier") == 2)
-        load.wait_for(6)
-        load.stop()
+        with Load(on.address(name), 6, expected) as load:
+            until("requests on both", lambda: all(worker["num_requests"] for worker in on.entry(name)["workers"]))
+            cluster.remove_node(other, allow_graceful=False)
+            until("one verifier", lambda: on.roles(name).count("verifier") == 1)
+            assert verifiers(on.entry(name)) < before, "the other one went on"
+            load.wait_for(6)
+            other = cluster.add_node(num_cpus=8, resources={"core": 6})
+            until("a verifier on the new node", lambda: on.roles(name).count("verifier") == 2)
+            load.wait_for(6)
     finally:
         serve.delete(name)
         cluster.remove_node(other)
