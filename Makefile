@@ -23,8 +23,12 @@ $(STAMP): requirements.txt pyproject.toml
 demo: $(STAMP)  ## the main job: coordinator, drafter and verifier on this machine, every mode side by side
 	$(RUN) -m deploy.cli demo
 
+# Whole systems are held against bounds in time, so they have the machine to themselves.
+ALONE := tests/deploy/ray tests/system
+
 test: $(STAMP)  ## all tests (CPU, no network)
-	$(RUN) -m pytest
+	$(RUN) -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder $(addprefix --ignore=,$(ALONE))
+	$(RUN) -m pytest $(ALONE)
 
 check: $(STAMP)  ## format, lint, types
 	$(RUN) -m ruff format --check .

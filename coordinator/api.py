@@ -113,7 +113,7 @@ class CoordinatorServicer:
             mode=config.mode or "",
             rule=config.rule or "",
             length_policy=str(config.policy or ""),
-            window=config.window,
+            window=config.window or 0,
         )
 
     async def ListTraces(self, request: Any, context: Any) -> Any:  # noqa: N802

@@ -32,7 +32,7 @@ class CoordinatorConfig:
     rule: Rule | None = None
     trust_drafters: bool = False  # believe every drafter's rows (coordinator/trust.py has who is believed without it)
     policy: LengthPolicy | None = None
-    window: int = 4  # drafts unverified at a time; two hide the drafting, more also ride out a slow pass or link
+    window: int | None = None  # drafts unverified at a time; None = what round trips and speeds call for
     lease_s: float = 10.0  # a worker that does not register again within it is dropped; ten missed turns of a busy CPU
     limits: Limits = field(default_factory=Limits)
     admit_any: bool = False  # take in drafters that can help no verifier which is here

@@ -326,6 +326,20 @@ mode = choice("auto", *Mode)
 rule = choice("auto", *Rule)
 
 
+def auto_or(kind: Kind) -> Kind:
+    """None for `auto`."""
+
+    def parse(value: str) -> Any:
+        if value == "auto":
+            return None
+        try:
+            return kind(value)
+        except ValueError as error:
+            raise ValueError(f"{error}, or auto") from None
+
+    return parse
+
+
 def policy(value: str) -> LengthPolicy | None:
     """None for `auto`."""
     if value == "auto":

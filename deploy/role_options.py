@@ -152,10 +152,11 @@ def add_pacing(parser: Parser) -> None:
     )
     group.add(
         "--window",
-        kind=options.whole(1, 64),
-        default=4,
+        kind=options.auto_or(options.whole(1, 64)),
+        shown="auto",
         metavar="N",
-        help="drafts unverified at a time in pearl and branch: one verified, the others drafted; auto chooses its own",
+        help="drafts unverified at a time in pearl and branch: one verified, the others drafted; auto takes what a "
+        "pass and a round trip hold, and mode auto always does",
     )
     group.add(
         "--max-draft-wait-ms",

@@ -27,7 +27,7 @@ from paceline.trace import read
 from paceline.types import Mode, Rule, StepCost
 
 _WIDTH = 128  # of the table; narrower terminals wrap it
-_NUM_REQUESTS, _LENGTH, _WINDOW = 32, 6, 4
+_NUM_REQUESTS, _LENGTH = 32, 6
 
 
 def run(argv: Sequence[str]) -> int:
@@ -146,7 +146,7 @@ def _scenario(values: argparse.Namespace) -> Scenario:
         seed=values.seed,
         rule=None if values.rule == "auto" else Rule(values.rule),
         length=int(values.length_policy["length"]) if values.length_policy else _LENGTH,
-        window=values.window or _WINDOW,
+        window=values.window,
         acceptance=values.acceptance,
         verifiers=pools[0],
         drafters=pools[1],
@@ -270,8 +270,13 @@ What it leaves out: processes that share cores, memory for the KV cache, prompts
         metavar="fixed:length=N",
         help="tokens of a draft",
     )
-    shown = "4, or as usual in the trace"
-    group.add("--window", kind=options.whole(1, 64), shown=shown, metavar="N", help="drafts in flight")
+    group.add(
+        "--window",
+        kind=options.auto_or(options.whole(1, 64)),
+        shown="auto, or as usual in the trace",
+        metavar="N",
+        help="drafts in flight",
+    )
     add_report(it)
     return it
 

@@ -80,10 +80,10 @@ def read_keys(path: str | Path) -> dict[str, str]:
         match = _LINE.fullmatch(line.strip())
         if match is None or not MIN_KEY_LENGTH <= len(match[2]) <= MAX_KEY_LENGTH:
             fix = f"must be NAME:KEY or KEY, with a key of {MIN_KEY_LENGTH} to {MAX_KEY_LENGTH} characters, no blank"
-            raise InvalidInput("api-keys", f"{path}, line {number}", f"{fix} and no colon")
+            raise InvalidInput("api-keys", str(path), f"line {number} {fix} and no colon")
         name = match[1] or f"key-{_hash(match[2]).hex()[:8]}"
         if name in keys:
-            raise InvalidInput("api-keys", f"{path}, line {number}", f"the name {name} stands there twice")
+            raise InvalidInput("api-keys", str(path), f"line {number} has the name {name} a second time")
         keys[name] = match[2]
     if not 1 <= len(keys) <= MAX_KEYS:
         fix = f"must hold 1 to {MAX_KEYS} keys; make one with: openssl rand -hex 24"

@@ -88,8 +88,10 @@ class PeerFault(PacelineError):
 
 
 def _short(value: object, limit: int = 80) -> str:
+    """Both ends of what is long: a path says most with its last part, a prompt with its first."""
     text = repr(value)
-    return text if len(text) <= limit else text[: limit - 1] + "…"
+    half = (limit - 1) // 2
+    return text if len(text) <= limit else f"{text[:half]}…{text[-half:]}"
 
 
 def did_you_mean(word: str, valid: Iterable[str]) -> str:

@@ -1000,6 +1000,27 @@ CONTROLLER = ("tests/coordinator/test_controller.py",)
 PLANNER = ("tests/coordinator/test_planner.py",)
 AUTO = (
     Mutant(
+        "window: the first one stays, however far the drafter is",
+        "coordinator/core/depth.py",
+        "if promises[best] > _MARGIN * on.tokens_per_s(self._choice):",
+        "if promises[best] > 3 * on.tokens_per_s(self._choice):",
+        ("tests/coordinator/test_depth.py",),
+    ),
+    Mutant(
+        "window: a crowd is given as much as one",
+        "coordinator/core/depth.py",
+        "on = Conditions.of(pace, passes, num_seqs,",
+        "on = Conditions.of(pace, passes, 1,",
+        ("tests/coordinator/test_depth.py", "-k", "crowd"),
+    ),
+    Mutant(
+        "window: nothing is known of who only ever drafts branches",
+        "coordinator/core/pace.py",
+        "if not branches or self.draft_s is None:",
+        "if not branches:",
+        ("tests/coordinator/test_depth.py", "-k", "branch"),
+    ),
+    Mutant(
         "last stretch: a request that has ended teaches nothing",
         "coordinator/core/request.py",
         "        if self.drafter and self._verifier:",

@@ -54,7 +54,7 @@ class World(world.World):
         mode: Mode | None = Mode.PEARL,
         rule: Rule | None = None,
         length: int | None = 4,
-        window: int = 2,
+        window: int | None = 2,
         stop_token_ids: Tokens = (),
     ) -> Client:
         return self.submit(

@@ -42,7 +42,7 @@ class Profile:
     num_verifiers: int
     num_drafters: int
     draft_length: int  # the usual one; 0 if nothing was drafted
-    window: int  # likewise the usual one
+    window: int | None  # likewise the usual one; None = as measured
 
     def apply(self, scenario: Scenario) -> Scenario:
         """`scenario` with the workers, the network and the requests of the trace.
@@ -106,7 +106,7 @@ class _Samples:
     costs: dict[str, list[StepCost]] = field(default_factory=lambda: defaultdict(list))  # by role, as registered
     workers: dict[str, str] = field(default_factory=dict)  # those that are there now: the role by the name
     most_workers: dict[str, int] = field(default_factory=lambda: defaultdict(int))  # at a time, by role
-    windows: list[int] = field(default_factory=list)
+    windows: list[int | None] = field(default_factory=list)
 
 
 def measure(records: Iterable[Record], is_wanted: IsWanted = lambda spec: True) -> Profile:

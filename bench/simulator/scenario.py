@@ -70,7 +70,7 @@ class Scenario:
     rule: Rule | None = None
     length: int = 6  # tokens of a draft
     fixes_length: bool = False  # in mode auto too, where the controller chooses otherwise
-    window: int = 4
+    window: int | None = 4  # None = what is measured decides
     acceptance: float = 0.8  # chance that a drafted token is the target's, where nothing was recorded
     verifiers: Pool = field(default_factory=lambda: Pool(1, DEMO_VERIFY))
     drafters: Pool = field(default_factory=lambda: Pool(1, DEMO_DRAFT))

@@ -47,7 +47,7 @@ class Controller:
         `max_length`: tokens in a draft at most, of a request that bounds them. `decodes_meanwhile`: whether its
         verifier goes on while a redraft is on its way, if that takes long.
         """
-        lengths = LENGTHS if policy is None else (_expected_length(policy),)
+        lengths = LENGTHS if policy is None else (expected_length(policy),)
         self._max_length = max_length or max(lengths)
         self._lengths = tuple(sorted({min(length, self._max_length) for length in lengths}))
         self._decodes_meanwhile = decodes_meanwhile
@@ -236,6 +236,6 @@ class Controller:
                 yield Choice(Mode.PEARL, length, window)
 
 
-def _expected_length(policy: LengthPolicy) -> int:
+def expected_length(policy: LengthPolicy) -> int:
     """Tokens a draft; of an adaptive policy only a guess."""
     return int(policy["length"]) if policy.name == "fixed" else _ADAPTIVE_LENGTH

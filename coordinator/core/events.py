@@ -39,7 +39,7 @@ class RequestSpec:
     rule: Rule | None = None
     policy: LengthPolicy | None = None
     max_draft_length: int | None = None  # tokens; whatever else chooses a draft's length
-    window: int = 2  # drafts unverified at a time, unless the mode is auto
+    window: int | None = None  # drafts unverified at a time in a mode that streams
     resumed: Tokens = ()  # output that the client has already, from another coordinator; at most max_tokens
     client: str = ""  # whose it is, for the queue's turns
     num_siblings: int = 1  # outputs of the same prompt, in the same call, this one included

@@ -110,7 +110,7 @@ class Pace:
             new_s = _mean(old_s, token_s if old_s is None else min(token_s, 2 * old_s))
             if branches:
                 self._branch_draft_s = new_s
-            else:
+            if not branches or self.draft_s is None:  # without branches it takes no longer
                 self.draft_s = new_s
 
     def round_trip(self, beside_pass_s: float) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from coordinator.core.choice import FIRST, Choice
-from coordinator.core.controller import Controller
+from coordinator.core.controller import Controller, expected_length
+from coordinator.core.depth import FIRST_WINDOW, Depth
 from coordinator.core.events import RequestSpec
 from coordinator.core.pace import Pace
 from coordinator.core.passes import PassTimes
@@ -22,12 +23,16 @@ class Planner:
     def __init__(self, spec: RequestSpec, rule: Rule) -> None:
         self.mode = spec.mode or FIRST.mode
         self.policy = (spec.policy or LengthPolicy()).capped(spec.max_draft_length)
-        self.window = spec.window if self.mode.streams else 1
+        self.window = (spec.window or FIRST_WINDOW) if self.mode.streams else 1
         self._named = self.policy if spec.policy else None
         self._needs_rows = rule.needs_rows
         self._controller: Controller | None = None
+        self._depth: Depth | None = None
+        decodes_meanwhile = not rule.needs_rows
         if spec.mode is None:
-            self._controller = Controller(self._named, spec.max_draft_length, decodes_meanwhile=not rule.needs_rows)
+            self._controller = Controller(self._named, spec.max_draft_length, decodes_meanwhile=decodes_meanwhile)
+        elif self.mode.streams and spec.window is None:
+            self._depth = Depth(self.mode, expected_length(self.policy), decodes_meanwhile=decodes_meanwhile)
 
     @property
     def plan(self) -> DraftPlan:
@@ -61,10 +66,11 @@ class Planner:
 
     def replan(self, pace: Pace, passes: PassTimes, num_seqs: int, now_s: float, position: int) -> DraftPlan | None:
         """What is wanted from now on; None if that is what is being done."""
-        if self._controller is None:
-            return None
         before = self.plan
-        self._adopt(self._controller.decide(pace, passes, num_seqs, now_s, position))
+        if self._controller:
+            self._adopt(self._controller.decide(pace, passes, num_seqs, now_s, position))
+        elif self._depth:
+            self.window = self._depth.decide(pace, passes, num_seqs, position)
         return None if before == self.plan else self.plan
 
     def _adopt(self, choice: Choice) -> None:

@@ -86,7 +86,7 @@ async def pools(it: Annotated[Face, Depends(face)]) -> dict[str, Any]:
         "defaults": {
             "mode": config.mode or "auto",
             "length_policy": str(config.policy or "auto"),
-            "window": config.window,
+            "window": config.window or "auto",
         },
         "num_requests_running": pipeline.num_running,
         "num_requests_waiting": pipeline.num_waiting,

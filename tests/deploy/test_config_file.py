@@ -24,7 +24,7 @@ def parse(file: Path, *argv: str, **environ: str) -> object:
 
 def test_the_flag_wins_over_the_environment_and_that_over_the_file(file: Path) -> None:
     file.write_text('target = "t"\nwindow = 7\n')
-    assert serve.parser().parse(["--target", "t"], {}).window == 4
+    assert serve.parser().parse(["--target", "t"], {}).window is None
     assert parse(file).window == 7  # type: ignore[attr-defined]
     assert parse(file, PACELINE_WINDOW="6").window == 6  # type: ignore[attr-defined]
     assert parse(file, "--window", "5", PACELINE_WINDOW="6").window == 5  # type: ignore[attr-defined]
@@ -164,3 +164,8 @@ def test_a_command_of_a_command_has_a_table_within_the_table(
     file.write_text("[ray.up]\nnum-cpu = 3")
     with pytest.raises(InvalidInput, match="did you mean num-cpus"):
         read(str(file), "ray up")
+
+
+def test_what_is_long_is_shown_by_both_of_its_ends(tmp_path: Path) -> None:
+    with pytest.raises(InvalidInput, match=r"--config='/.*….*/none.toml': cannot be read"):
+        read(str(tmp_path / ("far/" * 30) / "none.toml"), "serve")

@@ -104,13 +104,14 @@ def test_a_file_that_has_become_wrong_changes_nothing_and_is_told_of(
         ("", "has 0 keys"),
         ("# nothing\n", "openssl rand"),
         ("short\n", "line 1"),
-        (f"alice:{ALICE}\nalice:{BOB}\n", "twice"),
+        (f"alice:{ALICE}\nalice:{BOB}\n", "line 2"),
         (f"two words:{ALICE}\n", "line 1"),
         ("a:b:" + "c" * 20, "line 1"),
     ],
 )
 def test_a_file_that_is_wrong_is_refused_by_its_line_and_never_by_its_key(tmp_path: Path, text: str, says: str) -> None:
-    path = tmp_path / "keys"
+    path = tmp_path / f"{'far/' * 20}keys"  # a long path is shortened, and what is wrong is not
+    path.parent.mkdir(parents=True)
     path.write_text(text)
     with pytest.raises(InvalidInput, match=says) as caught:
         read_keys(path)
