@@ -169,6 +169,11 @@ class Draft:
     def end(self) -> int:
         return self.start + len(self.token_ids)
 
+    @property
+    def is_certain(self) -> bool:
+        """Whether nothing was left to chance, by its rows: then it is a function of the tokens before it."""
+        return self.rows is not None and self.rows.width == 1
+
     def drop(self, num_tokens: int) -> Draft:
         """The same draft without its first `num_tokens` tokens."""
         if not num_tokens:

@@ -488,7 +488,7 @@ PROTOCOL = (
     Mutant(
         "a pass is not heeded",
         "coordinator/core/request.py",
-        'yield from self._self_decode("nothing to draft", now_s, 1 if self._briefing.pace.answers_fast else RUN)',
+        'yield from self._decode("nothing to draft", now_s, 1 if self._briefing.pace.answers_fast else RUN)',
         "yield from ()",
         CORE,
     ),
@@ -601,8 +601,8 @@ PROTOCOL = (
     Mutant(
         "a trial's drafts come in time the more often the shorter they are",
         "coordinator/core/planner.py",
-        "if self._needs_rows and self._controller is not None",
-        "if False and self._controller is not None",
+        "if self._needs_rows and self.is_trying:",
+        "if False:",
         ("tests/coordinator/test_planner.py",),
     ),
     Mutant(
@@ -999,6 +999,34 @@ LEAVING = (
 CONTROLLER = ("tests/coordinator/test_controller.py",)
 PLANNER = ("tests/coordinator/test_planner.py",)
 AUTO = (
+    Mutant(
+        "race: a draft that is there before the prompt is read is judged first",
+        "verifier/session.py",
+        "chain = [] if self._owes_first else self._chain()",
+        "chain = self._chain()",
+        (*EXACT[:1], "-k", "when_a_draft and DDD"),
+    ),
+    Mutant(
+        "race: a draft that comes while the verifier decodes alone is judged",
+        "coordinator/core/request.py",
+        "return self._went_apart and not self._briefing.planner.is_trying",
+        "return False",
+        (*EXACT[:1], "-k", "when_a_draft"),
+    ),
+    Mutant(
+        "race: what was begun while the verifier decoded alone is judged afterwards",
+        "coordinator/core/request.py",
+        "            if self._went_apart:\n                yield from self._begin_anew()",
+        "            if self._went_apart:\n                self._went_apart = False",
+        (*EXACT[:1], "-k", "when_a_draft"),
+    ),
+    Mutant(
+        "race: a new drafter's drafts are judged while the verifier decodes",
+        "coordinator/core/request.py",
+        "            self._went_apart = self.rule.needs_rows\n        yield Ask(worker.name, self._briefing.open(",
+        "            pass\n        yield Ask(worker.name, self._briefing.open(",
+        (*EXACT[:1], "-k", "when_a_draft"),
+    ),
     Mutant(
         "window: the first one stays, however far the drafter is",
         "coordinator/core/depth.py",

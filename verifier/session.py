@@ -167,7 +167,7 @@ class Session(Generic[Row]):
     def work(self) -> Work | None:
         """What to forward next, or `None` if the next move is the coordinator's."""
         pending = tuple(self.log[self.computed :])
-        chain = self._chain()
+        chain = [] if self._owes_first else self._chain()
         if chain:
             drafts = tuple(waiting.ask.draft for waiting in chain)
             token_ids = pending + tuple(token for draft in drafts for token in draft.token_ids)
@@ -179,6 +179,16 @@ class Session(Generic[Row]):
         if len(pending) > 1 or (pending and self._retain):
             return Work(Need.PREFILL, self.computed, pending, 1)
         return None
+
+    @property
+    def _owes_first(self) -> bool:
+        """Whether the first token is still to be decoded, whatever waits to be judged.
+
+        A draft that comes before the prompt is read comes early because it is short, which may tell what is in it. So
+        by rules that need rows it is never the draft's turn here; what follows the token is judged where it agrees.
+        """
+        is_asked = len(self.log) == len(self.ask.token_ids) < self.decode_until
+        return self.ask.rule.needs_rows and is_asked
 
     def _chain(self) -> list[_Waiting]:
         """The drafts that can be judged now, cut to what the log does not hold yet; drops those that disagree."""

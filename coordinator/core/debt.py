@@ -18,6 +18,7 @@ from paceline.types import Decode, Draft, OpenVerify, Rule, Verify
 # Tokens that the verifier decodes unasked while nobody waits for drafts; asked for anew when half of them are there, so
 # that it does not wait for the word to go on across a link sixteen passes long.
 RUN = 32
+SHORT_RUN = 8  # where the run must be over before a draft is welcome again
 
 
 class Debt:
@@ -37,10 +38,9 @@ class Debt:
         """Whether anything is left to answer."""
         return bool(self._window.drafts) or len(self._committed) < self._decode_until
 
-    @property
-    def runs_out(self) -> bool:
-        """Whether a decoding run is half over: the word to go on is due."""
-        return not self._window.drafts and self._decode_until < self._run_end(RUN) - RUN // 2
+    def runs_out(self, run: int) -> bool:
+        """Whether a decoding run of `run` tokens is half over: the word to go on is due."""
+        return not self._window.drafts and self._decode_until < self._run_end(run) - run // 2
 
     def patience_s(self) -> float:
         """How long to wait for an answer before all is asked for again."""
@@ -77,7 +77,9 @@ class Debt:
         if len(self._window.drafts) > 1:
             preverify = self._sent.preverifies(self._window.drafts[0])
         self._sent.asked(draft, now_s, preverify=preverify, is_alone=len(self._window.drafts) == 1)
-        self._decode_until = min(self._decode_until, len(self._committed))
+        # By a rule that needs rows the first token is decoded in any case (`verifier/session.py`).
+        is_first = self._rule.needs_rows and not self.has_answered
+        self._decode_until = min(self._decode_until, len(self._committed) + is_first)
         return Verify(draft, preverify)
 
     def retry(self) -> list[OpenVerify | Verify | Decode]:

@@ -45,9 +45,14 @@ class Planner:
         return self.window == 0
 
     @property
+    def is_trying(self) -> bool:
+        """Whether the drafter is only tried out."""
+        return self._controller is not None and self._controller.is_trying
+
+    @property
     def waits(self) -> bool:
-        """Whether a draft is worth waiting for: not while the drafter rests, or is only tried out."""
-        return not self.rests and not (self._controller is not None and self._controller.is_trying)
+        """Whether a draft is worth waiting for."""
+        return not self.rests and not self.is_trying
 
     def resume(self, pace: Pace) -> None:
         """Begin at a drafter, with what its last request chose."""
@@ -75,7 +80,7 @@ class Planner:
 
     def _adopt(self, choice: Choice) -> None:
         self.mode, self.window = choice.mode, choice.window
-        if self._needs_rows and self._controller is not None and self._controller.is_trying:
+        if self._needs_rows and self.is_trying:
             # Nobody waits for them, so none may come in time because it is short: that depends on what is in it.
             self.policy = _SINGLE
         elif self._named:

@@ -21,7 +21,7 @@ from collections.abc import Iterator
 from coordinator.core.affinity import head_of
 from coordinator.core.briefing import Briefing
 from coordinator.core.commands import Ask, Command, Emit, Fail, Finish
-from coordinator.core.debt import RUN, Debt
+from coordinator.core.debt import RUN, SHORT_RUN, Debt
 from coordinator.core.ends import cut, finish_reason
 from coordinator.core.events import RequestSpec
 from coordinator.core.limits import Limits
@@ -61,6 +61,7 @@ class Request:
         self._tally = Tally(self._briefing.planner, rule, len(spec.token_ids), now_s)
         self.metrics = self._tally.metrics
         self._verifier: Worker | None = None
+        self._went_apart = False  # by a rule that needs rows, the verifier has decoded without waiting for the drafter
 
     @property
     def verifier(self) -> str | None:
@@ -84,7 +85,9 @@ class Request:
             self._tally.taken(now_s)
         self._verifier = worker
         worker.passes.opened(len(self.committed), worker.num_seqs)
-        yield Ask(worker.name, self._debt.open(1 if self._expects_drafts else RUN))
+        if not self._expects_drafts:
+            self._went_apart = self.rule.needs_rows
+        yield Ask(worker.name, self._debt.open(1 if self._expects_drafts else self._run_length))
         for draft in self._window.drafts:
             yield self._verify(draft, now_s)
         yield from self._await(now_s)
@@ -94,6 +97,8 @@ class Request:
         self.drafter = worker.name
         self._briefing.attach(worker.pace)
         self._tally.planned(self._briefing.planner)
+        if self.verifier:
+            self._went_apart = self.rule.needs_rows
         yield Ask(worker.name, self._briefing.open(self._window.restart()))
 
     def bounce(self) -> None:
@@ -139,9 +144,13 @@ class Request:
     def drafted(self, draft: Draft, now_s: float) -> Iterator[Command]:
         self.metrics.drafted(draft, now_s)
         self._briefing.heard(now_s)
-        admitted = self._window.admit(draft, self.committed)
         # The first one of a request took the prompt, too.
-        if self._briefing.drafted(draft, now_s, is_measured=self.metrics.num_received_drafts > 1):
+        begins = self._briefing.drafted(draft, now_s, is_measured=self.metrics.num_received_drafts > 1)
+        if self._is_apart and not draft.is_certain:
+            self.metrics.num_stale_drafts += 1
+            return
+        admitted = self._window.admit(draft, self.committed)
+        if begins:
             self._tally.began(self._briefing.planner, self._briefing.pace, by_branch=False)
         if not self.rule.needs_rows:
             self._briefing.pace.tested(self._window.num_late_right, self._window.num_late)
@@ -154,6 +163,8 @@ class Request:
         """A draft for another outcome than the chain's; one whose outcome has come meanwhile is judged at once."""
         self.metrics.branched(branch)
         self._briefing.heard(now_s)
+        if self._is_apart:
+            return
         if draft := self._window.admit_branch(branch, self.committed):
             self._briefing.promoted(draft)
             yield from self._promoted(draft, now_s)
@@ -175,7 +186,7 @@ class Request:
         self._briefing.heard(now_s)
         self._briefing.passed(passed, now_s)
         if self.verifier and not self._debt.owes and passed.start == len(self.committed):
-            yield from self._self_decode("nothing to draft", now_s, 1 if self._briefing.pace.answers_fast else RUN)
+            yield from self._decode("nothing to draft", now_s, 1 if self._briefing.pace.answers_fast else RUN)
 
     def verified(self, verdict: Verdict, now_s: float) -> Iterator[Command]:
         """Commit what is new in the verdict, tell client and drafter, and see to the next move."""
@@ -262,12 +273,15 @@ class Request:
         if self._debt.owes:
             self._debt.answered()
             self.deadline_s = now_s + self._debt.patience_s()
-            if self.verifier and self._debt.runs_out and (not self._expects_drafts or self._decodes_meanwhile):
-                yield Ask(self.verifier, self._debt.decode())
+            goes_on = not self._expects_drafts or self._decodes_meanwhile
+            if self.verifier and goes_on and self._debt.runs_out(self._run_length):
+                yield Ask(self.verifier, self._debt.decode(self._run_length))
         elif self._decodes_meanwhile:
             self._briefing.went_on_without(now_s)
             yield from self._self_decode("far drafter", now_s)
         elif self._expects_drafts:
+            if self._went_apart:
+                yield from self._begin_anew()
             self.deadline_s = now_s + self._briefing.wait_s(self.limits.max_draft_wait_s)
         else:
             resting = "resting" if self._briefing.rests else "silent drafter"
@@ -303,8 +317,34 @@ class Request:
         for ask in asks:
             yield Ask(self.verifier, ask)
 
-    def _self_decode(self, reason: str, now_s: float, num_tokens: int = RUN) -> Iterator[Command]:
-        """Let the verifier go on alone until a draft ends the run: a drafter that hangs costs one wait, no more."""
+    @property
+    def _is_apart(self) -> bool:
+        """Whether a draft that comes now would compete with tokens that the verifier decodes by itself.
+
+        When it comes may tell what is in it, so by rules that need rows it is not judged (docs/exactness.md). A
+        trial's may be: how long a single token takes does not.
+        """
+        return self._went_apart and not self._briefing.planner.is_trying
+
+    @property
+    def _run_length(self) -> int:
+        """Tokens of a decoding run."""
+        return SHORT_RUN if self.rule.needs_rows and self.drafter else RUN
+
+    def _begin_anew(self) -> Iterator[Command]:
+        """Nothing that was drafted while the verifier went its own way is judged, be it on its way or half done."""
+        assert self.drafter is not None
+        self._went_apart = False
+        yield Ask(self.drafter, Close(self.spec.request_id))
+        yield Ask(self.drafter, self._briefing.open(self._window.restart()))
+
+    def _self_decode(self, reason: str, now_s: float) -> Iterator[Command]:
+        """Let the verifier go on alone: a drafter that hangs costs one wait, no more."""
+        self._went_apart = self.rule.needs_rows
+        yield from self._decode(reason, now_s, self._run_length)
+
+    def _decode(self, reason: str, now_s: float, num_tokens: int) -> Iterator[Command]:
+        """A draft ends the run."""
         assert self.verifier is not None
         if self.spec.mode is not Mode.OFF:
             self.metrics.fallbacks[reason] += 1

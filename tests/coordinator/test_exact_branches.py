@@ -13,10 +13,11 @@ from fractions import Fraction
 import pytest
 
 from paceline.types import Branch, Rule
-from tests.exact_world import Chance, Run, Setting, every_run
+from tests.exact_world import BEGIN, Begun, Chance, Run, Setting, every_run
 from tests.verifier.test_enumeration import World, error
 
 WORLD = World(seed=1, vocab_size=2, width=2, bits=8)
+BEGUN = Begun(seed=1, vocab_size=2, width=2, bits=8)
 RULES = (Rule.TOKEN, Rule.BLOCK)
 
 # Name: a schedule, the draft's length, the window, and whether some run hits and some run misses.
@@ -42,9 +43,9 @@ PATHS: dict[str, tuple[str, int, int, bool, bool]] = {
 @pytest.mark.parametrize("path", PATHS)
 def test_every_path_of_a_branch_yields_the_targets_law(path: str, rule: Rule) -> None:
     schedule, length, window, hits, misses = PATHS[path]
-    num_tokens = 2 if schedule else 3
-    outcome = every_run(WORLD, Setting(rule, length, window, num_tokens, branches=True), schedule)
-    assert error(WORLD, num_tokens, outcome.law) == 0
+    num_tokens = 3 if schedule else 4
+    outcome = every_run(BEGUN, Setting(rule, length, window, num_tokens, branches=True), BEGIN + schedule)
+    assert error(BEGUN, num_tokens, outcome.law) == 0
     assert outcome.num_hits or not hits, "the path was not taken"
     assert outcome.num_misses or not misses, "the path was not taken"
 
@@ -82,8 +83,8 @@ def test_branches_with_the_chains_noise_show_under_block(monkeypatch: pytest.Mon
         return throw(chance, key[:-1], cuts)
 
     monkeypatch.setattr(Chance, "uniform", shared)
-    setting = Setting(Rule.BLOCK, length=2, window=1, max_tokens=2, branches=True)
-    assert error(WORLD, 2, every_run(WORLD, setting, "DDDDDDDdddd").law) > 0
+    setting = Setting(Rule.BLOCK, length=2, window=1, max_tokens=3, branches=True)
+    assert error(BEGUN, 3, every_run(BEGUN, setting, BEGIN + "DDDDDDDdddd").law) > 0
 
 
 @pytest.mark.parametrize("rule", RULES)

@@ -11,17 +11,20 @@ import random
 
 import pytest
 
+from coordinator.core import request
 from paceline.noise import Domain
 from paceline.types import Rule, Source
-from tests.exact_world import Outcome, Run, Setting, every_run
+from tests.exact_world import BEGIN, Begun, Outcome, Run, Setting, every_run
 from tests.verifier.test_enumeration import World, error
 
 # Two tokens, of which both models may want either, are the least in which anything can go wrong.
 WORLD = World(seed=1, vocab_size=2, width=2, bits=8)
+BEGUN = Begun(seed=1, vocab_size=2, width=2, bits=8)
 RULES = (Rule.TOKEN, Rule.BLOCK)
 ACCEPTED, RECOVERED, BONUS, SELF = Source.ACCEPTED, Source.RECOVERED, Source.BONUS, Source.SELF_DECODED
 
-# Name: a schedule, the draft's length, the window, and where tokens must have come from in some run.
+# Name: a schedule, the draft's length, the window, and where tokens must have come from in some run. What does not tell
+# of the first token happens behind it.
 PATHS: dict[str, tuple[str, int, int, set[Source]]] = {
     "closed drafts, kept whole or rejected": ("", 1, 1, {ACCEPTED, RECOVERED, BONUS}),
     "closed drafts of two": ("", 2, 1, {ACCEPTED, RECOVERED, BONUS}),
@@ -58,8 +61,12 @@ def check(outcome: Outcome, num_tokens: int, what: object) -> None:
 @pytest.mark.parametrize("path", PATHS)
 def test_every_path_yields_the_targets_law(path: str, rule: Rule) -> None:
     schedule, length, window, sources = PATHS[path]
-    outcome = every_run(WORLD, Setting(rule, length, window), schedule)
-    check(outcome, 3, schedule)
+    if schedule.startswith(BEGIN):
+        outcome = every_run(WORLD, Setting(rule, length, window), schedule)
+        check(outcome, 3, schedule)
+    else:
+        outcome = every_run(BEGUN, Setting(rule, length, window, max_tokens=4), BEGIN + schedule)
+        assert error(BEGUN, 4, outcome.law) == 0
     assert sources <= outcome.sources, "the path was not taken"
 
 
@@ -115,3 +122,36 @@ def test_losing_drafts_because_of_what_is_in_them_shows(rule: Rule, monkeypatch:
 
     monkeypatch.setattr(Run, "hear", choosy)
     assert error(WORLD, 2, every_run(WORLD, Setting(rule, length=1, window=1, max_tokens=2), "Vv").law) > 0
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize(
+    ("schedule", "length", "window", "max_tokens"),
+    [
+        ("DDD", 1, 1, 3),  # it comes before the first pass, or behind it
+        ("DDD", 2, 2, 2),
+        ("VvDT", 1, 1, 3),  # its drafter was silent, and is heard of while the verifier decodes
+        ("VvDDT", 2, 1, 3),  # or behind that
+        ("VvDdkD", 1, 1, 3),  # its drafter is new, and the verifier judges the old one's draft
+        ("DdVvkDVv", 1, 1, 3),  # or decodes
+        ("DdVvKDDVv", 1, 2, 3),  # the verifier is
+    ],
+)
+def test_when_a_draft_comes_may_depend_on_what_is_in_it(
+    schedule: str, length: int, window: int, max_tokens: int, rule: Rule, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As it does where a length policy, or a drafted end of text, makes some drafts shorter than others."""
+    hear = Run.hear
+
+    def slow(run: Run, worker: str) -> None:
+        if worker == "d" and run.replies["d"] and run.replies["d"][0].token_ids[-1] == 1:
+            run.act("V")
+            run.act("v")
+        hear(run, worker)
+
+    monkeypatch.setattr(Run, "hear", slow)
+    monkeypatch.setattr(request, "SHORT_RUN", 1)
+    monkeypatch.setattr(request, "RUN", 1)
+    outcome = every_run(WORLD, Setting(rule, length, window, max_tokens), schedule)
+    check(outcome, max_tokens, schedule)
+    assert {SELF, ACCEPTED} <= outcome.sources
