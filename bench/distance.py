@@ -177,7 +177,7 @@ def _scenario(profile: Profile, row: Row, given: argparse.Namespace) -> Scenario
             mode=None if row.mode == "auto" else Mode(row.mode),
             rule=Rule.BLOCK if given.temperature else None,  # as `auto` takes it with a trusted drafter
             length=row.length or 1,
-            window=given.window,
+            window=given.window or None,
             verifiers=Pool(1, nothing, network=Network(0.0, is_ordered=True)),
             drafters=Pool(1, nothing, network=far),
         )
@@ -313,7 +313,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--jitter-ms", type=float, default=0.0, help="each direction adds up to so much")
     parser.add_argument("--modes", type=_modes, default=MODES, help=",".join(MODES))
     parser.add_argument("--lengths", type=counts, default=(4, 8), help="draft lengths where drafts are made (4,8)")
-    parser.add_argument("--window", type=int, default=4, help="drafts in flight in pearl and branch")
+    parser.add_argument(
+        "--window", type=int, default=0, help="drafts in flight in pearl and branch; 0 = what is measured decides"
+    )
     parser.add_argument("--dtype", type=dtype, default="auto", help="of the target (auto: what is fast here)")
     parser.add_argument("--drafter-dtype", default="float32", help="float32 is the faster one for 1 M parameters")
     parser.add_argument("--trace", metavar="FILE", help="keep the trace there, for paceline simulate --trace FILE")
