@@ -9,12 +9,12 @@ from __future__ import annotations
 
 from coordinator.core.choice import Choice
 from coordinator.core.conditions import Conditions
+from coordinator.core.controller import MIN_STRETCH
 from coordinator.core.pace import Pace
 from coordinator.core.passes import PassTimes
 from paceline.types import Mode
 
 FIRST_WINDOW = 4  # before anything is measured: two hide the drafting, more also ride out a slow pass or link
-_EVERY = 16  # tokens: a window stands for so long
 _MARGIN = 1.02  # another must promise so much more
 
 
@@ -24,7 +24,7 @@ class Depth:
     def __init__(self, mode: Mode, length: int, *, decodes_meanwhile: bool) -> None:
         self._choice = Choice(mode, length, FIRST_WINDOW)
         self._decodes_meanwhile = decodes_meanwhile
-        self._due = 0  # position from which on another may be chosen
+        self._due = 0  # position from which on another window may be chosen
 
     def decide(self, pace: Pace, passes: PassTimes, num_seqs: int, position: int) -> int:
         """The window from `position` on."""
@@ -33,7 +33,7 @@ class Depth:
         on = Conditions.of(pace, passes, num_seqs, decodes_meanwhile=self._decodes_meanwhile)
         if on is None:
             return self._choice.window
-        self._due = position + _EVERY
+        self._due = position + MIN_STRETCH
         mode, length = self._choice.mode, self._choice.length
         promises = {
             choice: on.tokens_per_s(choice)

@@ -8,7 +8,7 @@ passes and the rule allows it, the verifier decodes meanwhile: then it always ow
 silent is noticed when its tokens come.
 
 Time only ever decides who moves next. It never decides which tokens are believed: that is `Window`'s, by epoch and
-content.
+content. Where it could, because a rule needs rows and the verifier goes its own way, no draft is judged (`_is_apart`).
 
 What each worker owes or knows has a file of its own: `debt.py` for the verifier, `briefing.py` for the drafter.
 """

@@ -149,7 +149,7 @@ def _compose() -> list[str]:
 @pytest.mark.parametrize("machine", ["target", "drafter"])
 def test_compose_itself_reads_its_file(machine: str) -> None:
     if not (command := _compose()):
-        pytest.skip("no docker compose here")
+        pytest.skip("needs docker compose, which is not installed here")
     own = {"TARGET": "/big", "DRAFTER": "/small", "ADDRESS": "10.0.0.1", "COORDINATOR": "10.0.0.1:50051"}
     file = DEPLOY / "docker" / f"compose.{machine}.yaml"
     words = [*command, "-f", str(file), "config"]
