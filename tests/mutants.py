@@ -1000,6 +1000,13 @@ CONTROLLER = ("tests/coordinator/test_controller.py",)
 PLANNER = ("tests/coordinator/test_planner.py",)
 AUTO = (
     Mutant(
+        "race: an open that was lost leaves the first token to the draft",
+        "coordinator/core/debt.py",
+        "is_first = self._rule.needs_rows and not self.has_answered",
+        "is_first = False",
+        DEBT,
+    ),
+    Mutant(
         "race: a draft that is there before the prompt is read is judged first",
         "verifier/session.py",
         "chain = [] if self._owes_first else self._chain()",

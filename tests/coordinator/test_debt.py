@@ -5,10 +5,12 @@ from __future__ import annotations
 import pytest
 
 from coordinator.core.commands import Fail, Finish
+from coordinator.core.debt import RUN, Debt
 from coordinator.core.events import Arrived, Drafted, Faulted, Tick, Verified, WorkerDown, WorkerUp
 from coordinator.core.limits import Limits
 from coordinator.core.pipeline import Pipeline
-from paceline.types import Close, Decode, Draft, OpenDraft, OpenVerify, Role, Source, Verdict, Verify
+from coordinator.core.window import Window
+from paceline.types import Close, Decode, Draft, OpenDraft, OpenVerify, Role, Rule, Source, Verdict, Verify
 from tests.coordinator.test_request import asks, info, pipeline, spec, verdict
 from tests.world import Network, World
 
@@ -30,6 +32,22 @@ def test_all_drafts_in_flight_share_one_flag() -> None:
     (verify,) = asks(it.handle(Drafted("d", Draft("r", 3, 6, (21, 22), is_open=True)), 0.25))
     assert isinstance(verify, Verify)
     assert verify.preverify, "nothing is in flight any more: the choice is free again"
+
+
+@pytest.mark.parametrize(("rule", "num_decode"), [(Rule.TOKEN, 1), (Rule.BLOCK, 1), (Rule.MATCH, 0)])
+def test_an_open_that_was_lost_asks_for_the_first_token_again_where_rows_are_needed(
+    rule: Rule, num_decode: int
+) -> None:
+    """Else the draft would be judged for it, or not, by when it came."""
+    debt = Debt(spec(), rule, Limits(), [1, 2, 3], window := Window())
+    debt.open(RUN)
+    draft = window.admit(Draft("r", window.restart(), 3, (8, 9)), [1, 2, 3])
+    assert draft
+    debt.verify(draft, 0.0, preverify=False)
+    opened, verify = debt.retry()
+    assert isinstance(opened, OpenVerify)
+    assert opened.num_decode == num_decode
+    assert verify == Verify(draft, False)
 
 
 def test_a_verdict_that_leaves_a_gap_is_asked_for_at_once_and_once() -> None:
