@@ -1007,6 +1007,13 @@ AUTO = (
         DEBT,
     ),
     Mutant(
+        "race: a verifier that begins without waiting for the drafter judges its drafts",
+        "coordinator/core/request.py",
+        "        if not self._expects_drafts:\n            self._went_apart = self.rule.needs_rows\n",
+        "",
+        ("tests/coordinator/test_request.py",),
+    ),
+    Mutant(
         "race: a draft that is there before the prompt is read is judged first",
         "verifier/session.py",
         "chain = [] if self._owes_first else self._chain()",

@@ -374,3 +374,16 @@ def test_overlap_is_measured_against_the_union_of_verifications() -> None:
     assert _overlap_s([(0, 4)], [(1, 2), (1.5, 2.5), (3, 9)]) == 2.5
     assert _overlap_s([(0, 1), (2, 3)], [(0.5, 2.5)]) == 1.0
     assert RequestMetrics("off", "match", "", 1, 3).overlap_share == 0
+
+
+@pytest.mark.parametrize(("rule", "is_judged"), [(Rule.TOKEN, False), (Rule.BLOCK, False), (Rule.MATCH, True)])
+def test_a_drafter_that_was_silent_before_the_request_came_begins_anew_where_rows_are_needed(
+    rule: Rule, is_judged: bool
+) -> None:
+    """The verifier decodes without waiting for it, and a draft would be judged, or overtaken, by when it comes."""
+    it = pipeline()
+    it.pools.pace("d").is_silent = True
+    opened = asks(it.handle(Arrived(spec(rule=rule, mode=Mode.PEARL)), 0.0))
+    (epoch,) = (ask.epoch for ask in opened if isinstance(ask, OpenDraft))
+    judged = asks(it.handle(Drafted("d", Draft("r", epoch, 3, (7, 8))), 0.05))
+    assert any(isinstance(ask, Verify) for ask in judged) is is_judged
