@@ -14,6 +14,7 @@ from tests.deploy.conftest import Served
 
 pytestmark = pytest.mark.skipif(not CHROMIUM, reason=MISSING)
 ANSWER_S = 60.0
+ANSWERS = 5
 DONE = "document.getElementById('summary').textContent.includes(' tokens in ')"
 CONTRAST = """
 (() => {
@@ -76,11 +77,15 @@ async def ask_by_keyboard(page: Page, prompt: str = "") -> None:
 
 async def test_a_request_by_keyboard_shows_every_token_and_who_worked_when(page: Page, tmp_path: Path) -> None:
     await page.value("document.querySelector('[name=length_policy]').value = 'fixed:length=2'")
-    await ask_by_keyboard(page)
-    await page.until(DONE, ANSWER_S)
-    classes = await page.value("[...document.querySelectorAll('#output span')].map((span) => span.className)")
-    assert len(classes) > 20
-    assert {"token accepted", "token recovered"} <= set(classes)
+    # On a busy machine most drafts of an answer come too late, and none may be refused: then another answer shows it.
+    for _ in range(ANSWERS):
+        await ask_by_keyboard(page)
+        await page.until(DONE, ANSWER_S)
+        classes = await page.value("[...document.querySelectorAll('#output span')].map((span) => span.className)")
+        assert len(classes) > 20
+        if seen := {"token accepted", "token recovered"} <= set(classes):
+            break
+    assert seen, f"{ANSWERS} answers, and the last one shows only {sorted(set(classes))}"
     counts = await page.value("[...document.querySelectorAll('#legend b')].map((each) => Number(each.textContent))")
     generated = await page.value("Number(document.getElementById('summary').textContent.split(' ')[0])")
     assert sum(counts) == generated
