@@ -54,12 +54,23 @@ class Tokenizer:
         return self._inner.get_vocab_size(with_added_tokens=True)
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> Tokens:
-        """With the special tokens that the model's own tokenizer adds, such as a beginning of sequence."""
-        return tuple(self._inner.encode(text, add_special_tokens=add_special_tokens).ids)
+        """With the special tokens that the model's own tokenizer adds, such as a beginning of sequence.
+
+        Other threads run meanwhile.
+        """
+        # The library lets go of the interpreter's lock for a batch only: a single text holds up every other thread.
+        (encoded,) = self._inner.encode_batch_fast([text], add_special_tokens=add_special_tokens)
+        return tuple(encoded.ids)
 
     def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
         """Bytes that are no UTF-8 become U+FFFD, unknown ids nothing."""
         return self._inner.decode(list(token_ids), skip_special_tokens=skip_special_tokens)
+
+    def decode_long(self, token_ids: Sequence[int]) -> str:
+        """As `decode`, for so many tokens that a thread does it: others run meanwhile."""
+        text: str
+        (text,) = self._inner.decode_batch([list(token_ids)])
+        return text
 
     def pieces(self, token_ids: Sequence[int]) -> list[str]:
         """The vocabulary's own name of each token."""

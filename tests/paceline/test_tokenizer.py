@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,28 @@ def test_text_comes_back_and_special_tokens_are_added_and_skipped(folder: Path) 
     assert tokenizer.decode((*ids, 1)) == "hello 😀!"
     assert (tokenizer.max_model_len, tokenizer.eos_token_ids) == (64, (1,))
     assert tokenizer.vocab_size == 2 + 256 + 4
+
+
+@pytest.mark.parametrize("is_encoded", [True, False])
+def test_a_long_text_leaves_the_interpreter_to_other_threads(folder: Path, is_encoded: bool) -> None:
+    """A thread was of no use: the library held the interpreter's lock, and the event loop stood still all the same."""
+    tokenizer, done = Tokenizer.load(folder), threading.Event()
+    text = "hello you " * 20_000
+    token_ids = () if is_encoded else tokenizer.encode(text)
+
+    def work() -> None:
+        assert tokenizer.encode(text) if is_encoded else tokenizer.decode_long(token_ids) == text
+        done.set()
+
+    thread, interval_s = threading.Thread(target=work), sys.getswitchinterval()
+    sys.setswitchinterval(60)  # nobody is interrupted: this thread goes on when that one lets go of the lock
+    try:
+        thread.start()
+        assert not done.is_set()
+    finally:
+        sys.setswitchinterval(interval_s)
+        thread.join()
+    assert done.is_set()
 
 
 @pytest.mark.parametrize(
