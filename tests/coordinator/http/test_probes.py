@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import threading
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -88,6 +89,30 @@ async def test_tokenize_and_detokenize_are_each_others_inverse(called: Called) -
     assert (await called.post("/detokenize", tokens=chat["tokens"]))["prompt"] == "<user>x<assistant>"
     assert (await called.refusal("/tokenize"))["message"].endswith("give either prompt or messages")
     assert (await called.refusal("/detokenize", tokens=[-1]))["param"] == "tokens"
+
+
+async def test_more_tokens_than_fit_the_context_are_not_made_text(called: Called) -> None:
+    """Two million ids took eight seconds of the event loop, in which workers' leases ran out."""
+    assert await called.post("/detokenize", tokens=[97] * CONTEXT) == {"prompt": "a" * CONTEXT}
+    refused = await called.refusal("/detokenize", tokens=[97] * (CONTEXT + 1))
+    assert refused["param"] == "tokens"
+    assert f"at most {CONTEXT} fit the context" in refused["message"]
+
+
+async def test_many_tokens_are_made_text_beside_the_loop(called: Called, monkeypatch: pytest.MonkeyPatch) -> None:
+    threads = []
+    for name in ("decode_long", "pieces"):
+        inner = getattr(called.toy.tokenizer, name)
+
+        def noted(token_ids: Any, inner: Any = inner) -> Any:
+            threads.append(threading.current_thread())
+            return inner(token_ids)
+
+        monkeypatch.setattr(called.toy.tokenizer, name, noted)
+    await called.post("/detokenize", tokens=[97])
+    await called.post("/tokenize", prompt="a", return_token_strs=True)
+    assert len(threads) == 2
+    assert threading.current_thread() not in threads
 
 
 async def test_the_playground_tells_source_text_and_time_of_every_token(called: Called) -> None:
