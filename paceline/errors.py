@@ -10,6 +10,8 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+_MAX_WORD = 64  # characters; nobody misspells at such length, and to compare what a stranger sends takes seconds
+
 
 class PacelineError(Exception):
     """Base of every error this project raises on purpose; anything else is a bug."""
@@ -95,6 +97,8 @@ def _short(value: object, limit: int = 80) -> str:
 
 
 def did_you_mean(word: str, valid: Iterable[str]) -> str:
-    """'did you mean X? ' for the nearest valid word, or nothing if none is near."""
+    """'did you mean X? ' for the nearest valid word, or nothing if none is near or the word is no word."""
+    if len(word) > _MAX_WORD:
+        return ""
     near = difflib.get_close_matches(word, list(valid), n=1, cutoff=0.4)
     return f"did you mean {near[0]}? " if near else ""

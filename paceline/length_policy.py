@@ -7,12 +7,11 @@ the coordinator must refuse an unknown one at the door.
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from paceline.errors import InvalidInput
+from paceline.errors import InvalidInput, did_you_mean
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,9 +121,7 @@ def _check(name: str, key: str, value: float) -> None:
     field = f"length_policy {name}:{key}"
     parameter = table.get(key)
     if parameter is None:
-        near = difflib.get_close_matches(key, table, n=1)
-        hint = f"did you mean {near[0]}? " if near else ""
-        raise InvalidInput(field, value, f"unknown parameter; {hint}{name} has {', '.join(table)}")
+        raise InvalidInput(field, value, f"unknown parameter; {did_you_mean(key, table)}{name} has {', '.join(table)}")
     if not (math.isfinite(value) and parameter.low <= value <= parameter.high):
         raise InvalidInput(field, value, f"must be from {parameter.low:g} to {parameter.high:g}")
     if parameter.is_integer and value != int(value):

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import difflib
+
 import pytest
 
-from paceline.errors import InvalidInput
+from paceline.errors import InvalidInput, did_you_mean
 from paceline.length_policy import POLICIES, LengthPolicy
 
 
@@ -59,3 +61,12 @@ def test_defaults_are_within_their_ranges() -> None:
 def test_a_wrong_policy_is_refused_with_a_hint(text: str, message: str) -> None:
     with pytest.raises(InvalidInput, match=message):
         LengthPolicy.parse(text)
+
+
+def test_what_is_too_long_for_a_word_is_compared_with_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Comparing a name of a megabyte took the coordinator's event loop more than a second."""
+    assert did_you_mean("x" * 64, ["x" * 63]) == f"did you mean {'x' * 63}? "
+    monkeypatch.setattr(difflib, "get_close_matches", lambda *_, **__: pytest.fail("it was compared"))
+    assert did_you_mean("x" * 65, ["x" * 64]) == ""
+    with pytest.raises(InvalidInput, match="unknown parameter; fixed has length"):
+        LengthPolicy.of("fixed", {"length" * 11: 1.0})
