@@ -29,7 +29,7 @@ MAX_WINDOW = 64
 MAX_REQUEST_ID = 128
 MAX_CHARACTERS_A_TOKEN = 64  # of a text; tokenizing one that can never fit would hold up everybody else
 # Tokenizing a longer text takes milliseconds, in which no draft and no verdict would pass; a thread does it.
-MAX_INLINE_CHARS = 16_384
+MAX_INLINE_CHARS = 4096
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -158,6 +158,8 @@ async def choices(service: Service, asked: GenerationRequest, n: int) -> list[tu
             sampling = asked.sampling if seed is None else replace(asked.sampling, seed=(seed + i) % (MAX_SEED + 1))
             one = replace(one, sampling=sampling, request_id=asked.request_id and f"{asked.request_id}-{i}")
         admitted.append((one, await service.admit(one)))
+        asked = replace(asked, prompt=admitted[0][1].token_ids)  # is not tokenized again
+        await asyncio.sleep(0)  # drafts and verdicts pass in between, however many outputs and prompts there are
     return admitted
 
 

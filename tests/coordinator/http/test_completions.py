@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import pytest
@@ -64,6 +65,32 @@ async def test_several_prompts_and_several_choices_each_have_their_place(called:
     assert [len(ask.token_ids) for ask in called.toy.opened] == [1, 1, 2, 2, 3, 3]
     chunks = await called.stream(COMPLETIONS, prompt=["a", "bc"], n=2, max_tokens=4)
     assert {chunk["choices"][0]["index"] for chunk in chunks} == {0, 1, 2, 3}
+
+
+async def test_a_prompt_is_tokenized_once_and_others_have_their_turn_between_two(
+    called: Called, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A call with a hundred outputs stopped the event loop for the time of tokenizing its prompt a hundred times."""
+    turns, tokenized, encode = 0, [], called.toy.tokenizer.encode
+
+    async def others() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    def noted(text: str, **how: Any) -> Any:
+        if text in "abc":
+            tokenized.append((text, turns))
+        return encode(text, **how)
+
+    monkeypatch.setattr(called.toy.tokenizer, "encode", noted)
+    task = asyncio.create_task(others())
+    answer = await called.post(COMPLETIONS, prompt=["a", "b", "c"], n=2)
+    task.cancel()
+    assert len(answer["choices"]) == 6
+    assert [text for text, _ in tokenized] == ["a", "b", "c"]
+    assert len({turn for _, turn in tokenized}) == 3
 
 
 async def test_choices_have_seeds_of_their_own_and_the_first_has_the_one_given(called: Called) -> None:
