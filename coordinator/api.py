@@ -55,7 +55,7 @@ class CoordinatorServicer:
             asked = replace(_request_from_wire(request, self._door.client(context)), caller=_caller(context))
             spec = await self._service.admit(asked)
             request_id = spec.request_id
-            with self._service.generation(asked, spec) as generation:
+            async with self._service.generation(asked, spec) as generation:
                 while reply := await generation.read():
                     await self._write(context, _reply_to_wire(reply, request_id))
                     request_id = ""

@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import secrets
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from coordinator.core.commands import Emit, Fail, Finish
@@ -166,15 +166,17 @@ class Service:
         lengths = [link.info.max_model_len for link in links if link.info.role is Role.VERIFIER]
         return min([*lengths, self.tokenizer.max_model_len])
 
-    @contextlib.contextmanager
-    def generation(self, request: GenerationRequest, spec: RequestSpec, *, watch: bool = False) -> Iterator[Generation]:
+    @contextlib.asynccontextmanager
+    async def generation(
+        self, request: GenerationRequest, spec: RequestSpec, *, watch: bool = False
+    ) -> AsyncIterator[Generation]:
         """Run what `admit` made of `request`. Leaving the context early cancels it. `watch`: replies carry spans."""
         decodes = self.tokenizer if request.skip_special_tokens else self.tokenizer.with_special_tokens()
         text = TextStream(decodes, spec.token_ids, request.stop, spec.sampling.min_tokens)
         feed, eos = self.coordinator.feed, () if request.ignore_eos else self.tokenizer.eos_token_ids
         stops = frozenset(request.sampling.stop_token_ids) - set(eos)
-        if spec.resumed:
-            _push(text, spec.resumed, spec)  # the client has had this text
+        if spec.resumed:  # the client has had this text; twenty thousand tokens of it take a second
+            await asyncio.to_thread(_push, text, spec.resumed, spec)
         if reason := _ended(spec, text):
             yield Generation(spec, text, ClientQueue(), feed, reason, stops)
             return

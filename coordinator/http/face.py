@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import AsyncExitStack
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, TypeVar
 
@@ -170,8 +170,9 @@ async def replies(
 
     Closing the generator cancels what is under way, and so does the failure of any.
     """
-    with ExitStack() as stack:
-        running = [stack.enter_context(service.generation(asked, spec, watch=watch)) for asked, spec in admitted]
+    async with AsyncExitStack() as stack:
+        started = [service.generation(asked, spec, watch=watch) for asked, spec in admitted]
+        running = [await stack.enter_async_context(one) for one in started]
         if len(running) == 1:
             while reply := await running[0].read():
                 yield 0, reply

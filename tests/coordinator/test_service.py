@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -34,7 +35,7 @@ def start(model: Path, **settings: Any) -> tuple[Toy, Service]:
 
 async def run(service: Service, **asked: Any) -> list[Reply]:
     request = GenerationRequest(**({"prompt": "ab"} | asked))
-    with service.generation(request, await service.admit(request)) as generation:
+    async with service.generation(request, await service.admit(request)) as generation:
         replies = []
         while reply := await generation.read():
             replies.append(reply)
@@ -84,6 +85,23 @@ async def test_the_text_goes_on_where_another_coordinator_left_it(model: Path) -
     assert "".join(reply.text for reply in (*replies, last)) == "", "the stop string began in what the client has"
 
 
+async def test_what_is_resumed_is_made_text_beside_the_loop(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Twenty thousand tokens stopped the event loop for more than a second."""
+    toy, service = start(model)
+    threads: list[threading.Thread] = []
+
+    def noted(*given: Any) -> Any:
+        threads.append(threading.current_thread())
+        return push(*given)
+
+    push = coordinator.service._push
+    monkeypatch.setattr(coordinator.service, "_push", noted)
+    request = GenerationRequest(prompt="a", resumed=toy.tokenizer.encode("xh"))
+    async with service.generation(request, await service.admit(request)):
+        assert len(threads) == 1
+    assert threads[0] is not threading.current_thread()
+
+
 async def test_an_output_that_has_ended_elsewhere_only_ends(model: Path) -> None:
     toy, service = start(model)
     (last,) = await run(service, resumed=(*toy.tokenizer.encode("h"), END))
@@ -114,7 +132,7 @@ async def test_leaving_a_generation_ends_its_request(model: Path) -> None:
     toy, service = start(model)
     toy.num_answers = 0
     request = GenerationRequest(prompt="a")
-    with service.generation(request, await service.admit(request)) as generation:
+    async with service.generation(request, await service.admit(request)) as generation:
         assert toy.pipeline.num_running == 1
     assert toy.closed == [generation.spec.request_id]
     assert toy.pipeline.num_running == 0
@@ -125,12 +143,10 @@ async def test_one_request_id_cannot_run_twice(model: Path) -> None:
     toy.num_answers = 0
     request = GenerationRequest(prompt="a", request_id="mine")
     spec = await service.admit(request)
-    with (
-        service.generation(request, spec),
-        pytest.raises(InvalidInput, match="request_id='mine': is running already"),
-        service.generation(request, spec),
-    ):
-        pass
+    async with service.generation(request, spec):
+        with pytest.raises(InvalidInput, match="request_id='mine': is running already"):
+            async with service.generation(request, spec):
+                pass
     assert toy.pipeline.num_running == 0
 
 
@@ -141,7 +157,7 @@ async def test_a_client_that_does_not_read_is_told_so_and_its_request_ends(
     monkeypatch.setattr(coordinator.server, "MAX_CLIENT_QUEUE", 2)
     toy, service = start(model)
     request = GenerationRequest(prompt="a")
-    with service.generation(request, await service.admit(request)) as generation:
+    async with service.generation(request, await service.admit(request)) as generation:
         while not toy.closed:
             await asyncio.sleep(0)
         async with asyncio.timeout(5):
@@ -157,7 +173,7 @@ async def test_only_a_watched_request_is_told_of_spans_and_in_order(model: Path)
     request = GenerationRequest(prompt="a")
     for watch in (False, True):
         spec = await service.admit(request)
-        with service.generation(request, spec, watch=watch) as generation:
+        async with service.generation(request, spec, watch=watch) as generation:
             toy.feed(Drafted("drafter-1", Draft(spec.request_id, 0, 1, (5, 6), draft_ms=4.0)))
             replies = []
             while reply := await generation.read():

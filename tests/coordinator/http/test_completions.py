@@ -71,7 +71,8 @@ async def test_a_prompt_is_tokenized_once_and_others_have_their_turn_between_two
     called: Called, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A call with a hundred outputs stopped the event loop for the time of tokenizing its prompt a hundred times."""
-    turns, tokenized, encode = 0, [], called.toy.tokenizer.encode
+    turns, encode = 0, called.toy.tokenizer.encode
+    tokenized: list[tuple[str, int]] = []
 
     async def others() -> None:
         nonlocal turns
