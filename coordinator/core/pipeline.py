@@ -218,7 +218,7 @@ class Pipeline:
                 return
             yield from self._run(self._requests[last], self._requests[last].fail(overloaded))
         request = self._requests[spec.request_id] = Request(spec, rule, self.limits, now_s)
-        self._waiting.add(spec.request_id, spec.client, spec.end - len(spec.resumed))
+        self._waiting.add(spec.request_id, spec.client, len(request.committed))
         self._arm(request)
 
     def _overloaded(self, now_s: float) -> Overloaded:
@@ -229,6 +229,7 @@ class Pipeline:
         if not request.metrics.sources:
             self._moved_s = now_s
         yield from self._run(request, request.verified(verdict, now_s))
+        self._waiting.used(request.spec.client, len(request.committed) - num_known)
         self.pools.judged(request.drafter, now_s)
         if num_known // _LOOK_EVERY < len(request.committed) // _LOOK_EVERY:
             yield from self._change_drafter(request, now_s)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import pytest
 
-from coordinator.core.commands import Ask, Fail
-from coordinator.core.events import Arrived, WorkerUp
+from coordinator.core.commands import Ask, Command, Fail
+from coordinator.core.events import Arrived, Verified, WorkerUp
 from coordinator.core.fair import FairQueue
 from coordinator.core.limits import Limits
 from coordinator.core.pipeline import Pipeline
 from paceline.errors import Overloaded
-from paceline.types import OpenVerify, Role
+from paceline.types import Mode, OpenVerify, Role, Source, Verdict
 from tests.coordinator.test_request import info, spec, verdict
 
 
@@ -69,6 +69,16 @@ def test_what_one_was_given_while_alone_is_not_held_against_it() -> None:
     assert "a'0" in turns(queue, 102), "at most the last turn, of 1,000 tokens, is still to be made up for"
 
 
+def test_tokens_cost_while_others_wait_and_else_nothing() -> None:
+    queue = filled(("a0", "a", 10), ("a1", "a", 10))
+    queue.used("a", 1000)
+    queue.add("b0", "b", 10)
+    assert turns(queue) == ["a0", "b0", "a1"], "nobody else had waited"
+    queue = filled(("a0", "a", 10), ("a1", "a", 10), *((f"b{i}", "b", 10) for i in range(4)))
+    queue.used("a", 25)
+    assert turns(queue) == ["b0", "b1", "b2", "a0", "b3", "a1"]
+
+
 def test_a_request_that_ran_before_goes_ahead_of_all() -> None:
     queue = filled(("a0", "a", 1), ("b0", "b", 1))
     queue.add_first("moved")
@@ -105,7 +115,26 @@ def test_one_client_cannot_keep_another_out_of_the_pool() -> None:
     assert isinstance(refused, Fail)
     assert refused.request_id == "g2"
     assert isinstance(refused.error, Overloaded)
-    opened = [c.ask for c in it.handle(verdict(3, 7), 0.1) if isinstance(c, Ask) and isinstance(c.ask, OpenVerify)]
-    assert [ask.request_id for ask in opened] == ["late"]
+    assert _opened(it.handle(verdict(3, 7), 0.1)) == ["late"]
     assert it.handle(Arrived(spec("g4", client="greedy")), 0.1) == [], "there is room again"
     assert it.num_waiting == 3
+
+
+def test_what_one_might_have_asked_for_is_not_held_against_it() -> None:
+    """A chat without a limit was charged the whole context: another key had its turn hundreds of times as often."""
+    it = Pipeline()
+    limits = {"open": 8000, "exact": 1}
+    for i in range(40):
+        for client, max_tokens in limits.items():
+            given = spec(f"{client} {i}", client=client, max_tokens=max_tokens, stop_token_ids=(7,), mode=Mode.OFF)
+            it.handle(Arrived(given), 0.0)
+    (opened,) = _opened(it.handle(WorkerUp("v", info(Role.VERIFIER, places=1)), 0.0))
+    served = []
+    for _ in range(40):
+        served.append(opened.partition(" ")[0])
+        (opened,) = _opened(it.handle(Verified("v", Verdict(opened, 0, 3, (7,), (Source.SELF_DECODED,))), 0.0))
+    assert 19 <= served.count("open") <= 21
+
+
+def _opened(commands: list[Command]) -> list[str]:
+    return [c.ask.request_id for c in commands if isinstance(c, Ask) and isinstance(c.ask, OpenVerify)]
