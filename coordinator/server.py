@@ -246,11 +246,11 @@ class Coordinator:
                 self.feed(Ended(spec.request_id, FinishReason.CANCELLED))
 
     def abort(self, request_id: str, client: str = "") -> bool:
-        """End a running request of this client; False if it has none of that id."""
-        if self.pipeline.owner(request_id) != client:
-            return False
-        self.feed(Ended(request_id, FinishReason.CANCELLED))
-        return True
+        """End this client's running requests of that id: one, or all of its call; False if it has none."""
+        found = self.pipeline.called(request_id, client)
+        for one in found:
+            self.feed(Ended(one, FinishReason.CANCELLED))
+        return bool(found)
 
     # --- workers
 

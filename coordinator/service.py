@@ -51,6 +51,7 @@ class GenerationRequest:
     skip_special_tokens: bool = True  # in the text that comes out
     num_siblings: int = 1  # outputs of the same prompt, in the same call, this one included
     sibling_of: str = ""  # the first of them; empty = itself
+    call_id: str = ""  # the first request of the same call, whatever its prompt; empty = itself
     client: str = ""  # whose it is: the name of the API key; empty = nobody's in particular
     resumed: Tokens = ()  # output that the client has already, from another coordinator
     caller: Mapping[str, str] = field(default_factory=dict)  # the trace that it belongs to, as W3C's headers say
@@ -221,6 +222,7 @@ class Service:
             client=request.client,
             num_siblings=request.num_siblings,
             sibling_of=request.sibling_of,
+            call_id=request.call_id,
         )
 
     async def tokenize(self, text: str, *, add_special_tokens: bool = True) -> Tokens:

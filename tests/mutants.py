@@ -1426,8 +1426,8 @@ DOORS = (
     Mutant(
         "a request is aborted by whoever knows its id",
         "coordinator/server.py",
-        "if self.pipeline.owner(request_id) != client:",
-        "if self.pipeline.owner(request_id) is None:",
+        "found = self.pipeline.called(request_id, client)",
+        "found = [request_id]",
         HTTP,
     ),
     Mutant(

@@ -44,6 +44,7 @@ class RequestSpec:
     client: str = ""  # whose it is, for the queue's turns
     num_siblings: int = 1  # outputs of the same prompt, in the same call, this one included
     sibling_of: str = ""  # the first of them; empty = itself
+    call_id: str = ""  # the first request of the call that it came in, maybe for another prompt; empty = itself
 
     @property
     def end(self) -> int:

@@ -105,10 +105,10 @@ class Pipeline:
         request = self._requests.get(request_id)
         return request.metrics if request else None
 
-    def owner(self, request_id: str) -> str | None:
-        """Whose request it is, by `RequestSpec.client`; None if none of that id is here."""
-        request = self._requests.get(request_id)
-        return request.spec.client if request else None
+    def called(self, call_id: str, client: str) -> list[str]:
+        """The requests here that are `client`'s and belong to the call of that id, or have that id themselves."""
+        specs = [request.spec for request in self._requests.values() if request.spec.client == client]
+        return [spec.request_id for spec in specs if call_id in (spec.request_id, spec.call_id)]
 
     def next_deadline_s(self) -> float:
         """When to call back with `Tick` at the latest; infinite if nothing is under way."""

@@ -1,4 +1,4 @@
-"""`POST /abort_request`: end a running request by its id."""
+"""`POST /abort_request`: end a running request, or all of a call, by its id."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ PREFIXES = ("cmpl-", "chatcmpl-")
 
 @router.post("/abort_request")
 async def abort_request(request: Request, body: AbortBody, it: Annotated[Face, Depends(face)]) -> dict[str, str]:
-    """By the request's own id, or by the id of its answer; 404 if the caller's key has none such running."""
+    """By the call's own id, or by the id of its answer; 404 if the caller's key has none such running."""
     own = next((body.request_id.removeprefix(p) for p in PREFIXES if body.request_id.startswith(p)), body.request_id)
     for request_id in (body.request_id, own):
         if it.service.coordinator.abort(request_id, client_of(request)):

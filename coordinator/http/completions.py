@@ -10,7 +10,7 @@ from fastapi.responses import Response
 
 from coordinator.http import logprobs
 from coordinator.http.call import Call, finish
-from coordinator.http.face import Face, choices, face, origin_of, request_id_of
+from coordinator.http.face import Admitted, Face, choices, face, origin_of, request_id_of
 from coordinator.http.schema import CompletionBody
 from coordinator.service import Reply
 from paceline.errors import InvalidInput
@@ -48,8 +48,8 @@ async def completions(request: Request, body: CompletionBody, it: Annotated[Face
     it.check_model(body.model)
     if not 0 <= (body.logprobs or 0) <= MAX_TOP_LOGPROBS:
         raise InvalidInput("logprobs", body.logprobs, f"must be from 0 to {MAX_TOP_LOGPROBS}")
-    admitted, request_id = [], request_id_of(request, body.request_id)
-    for number, prompt in enumerate(body.prompts):
+    admitted: list[Admitted] = []
+    for prompt in body.prompts:
         asked = body.request(
             prompt,
             it.defaults,
@@ -58,8 +58,8 @@ async def completions(request: Request, body: CompletionBody, it: Annotated[Face
             top_logprobs=body.logprobs or 0,
             add_special_tokens=body.add_special_tokens,
             **origin_of(request),
-            request_id=f"{request_id}-{number}" if request_id and number else request_id,
+            request_id=request_id_of(request, body.request_id),
         )
-        admitted += await choices(it.service, asked, body.num_choices)
+        admitted = await choices(it.service, asked, body.num_choices, admitted)
     shape = CompletionShape(it.service.tokenizer, body.logprobs is not None)
     return await Call(it, body, shape, admitted).respond(request)

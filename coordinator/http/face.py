@@ -147,20 +147,31 @@ async def _left(request: Request) -> None:
         pass  # the body has been read; what else there is of it is of no interest
 
 
-async def choices(service: Service, asked: GenerationRequest, n: int) -> list[tuple[GenerationRequest, RequestSpec]]:
-    """`n` requests for one prompt, admitted. With a seed each has its own: the seed, and those that follow it."""
-    admitted: list[tuple[GenerationRequest, RequestSpec]] = []
+Admitted = tuple[GenerationRequest, RequestSpec]
+
+
+async def choices(
+    service: Service, asked: GenerationRequest, n: int, before: Sequence[Admitted] = ()
+) -> list[Admitted]:
+    """`n` requests for one prompt, admitted, behind those `before` them in the same call.
+
+    The call's first request has its id, the others have it with their number. With a seed each of a prompt has its
+    own: the seed, and those that follow it.
+    """
+    call, sibling_of, seed = [*before], "", asked.sampling.seed
     for i in range(n):
-        first = admitted[0][1].request_id if admitted else ""
-        one = replace(asked, num_siblings=n, sibling_of=first)
-        if n > 1:
-            seed = asked.sampling.seed
-            sampling = asked.sampling if seed is None else replace(asked.sampling, seed=(seed + i) % (MAX_SEED + 1))
-            one = replace(one, sampling=sampling, request_id=asked.request_id and f"{asked.request_id}-{i}")
-        admitted.append((one, await service.admit(one)))
-        asked = replace(asked, prompt=admitted[0][1].token_ids)  # is not tokenized again
+        one = replace(asked, num_siblings=n, sibling_of=sibling_of)
+        if call:
+            call_id = call[0][1].request_id
+            one = replace(one, call_id=call_id, request_id=f"{call_id}-{len(call)}")
+        if seed is not None:
+            one = replace(one, sampling=replace(asked.sampling, seed=(seed + i) % (MAX_SEED + 1)))
+        spec = await service.admit(one)
+        sibling_of = sibling_of or spec.request_id
+        call.append((one, spec))
+        asked = replace(asked, prompt=spec.token_ids)  # is not tokenized again
         await asyncio.sleep(0)  # drafts and verdicts pass in between, however many outputs and prompts there are
-    return admitted
+    return call
 
 
 async def replies(

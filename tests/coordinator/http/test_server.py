@@ -97,6 +97,42 @@ async def test_a_request_is_aborted_by_the_id_of_its_answer_and_its_client_reads
     assert toy.closed == ["mine"]
 
 
+@pytest.mark.parametrize(
+    ("call", "num"), [({"prompt": "a", "n": 2}, 2), ({"prompt": ["a", "b"]}, 2), ({"prompt": ["a", "b"], "n": 2}, 4)]
+)
+@pytest.mark.parametrize("name", ["mine", "cmpl-mine"])
+async def test_a_call_is_aborted_whole_by_its_id(
+    served: tuple[Toy, HttpServer], call: dict[str, Any], num: int, name: str
+) -> None:
+    """By the id that the caller gave, which the header tells, and by the answer's; a call beside it goes on."""
+    toy, server = served
+    toy.num_answers = 1
+    spec = await Service(toy).admit(GenerationRequest(prompt="a", request_id="other"))
+    async with asyncio.timeout(10), httpx2.AsyncClient(base_url=server.url, trust_env=False) as http:
+        with toy.generation(spec):
+            asked = http.post("/v1/completions", json={**call, "max_tokens": 9}, headers={"x-request-id": "mine"})
+            waiting = asyncio.create_task(asked)
+            await until(lambda: toy.pipeline.num_running + toy.pipeline.num_waiting == num + 1)
+            assert (await http.post("/abort_request", json={"request_id": name})).status_code == 200
+            answer = (await waiting).json()
+            assert (toy.pipeline.num_running, toy.pipeline.num_waiting) == (1, 0)
+    assert answer["id"] == "cmpl-mine"
+    assert [choice["finish_reason"] for choice in answer["choices"]] == ["abort"] * num
+
+
+async def test_a_call_without_a_name_is_aborted_whole_by_the_id_in_its_header(served: tuple[Toy, HttpServer]) -> None:
+    toy, server = served
+    toy.num_answers = 1
+    reader, writer = await post(server, prompt="a", n=3, stream=True)
+    async with asyncio.timeout(10), httpx2.AsyncClient(base_url=server.url, trust_env=False) as http:
+        head = (await reader.readuntil(b"\r\n\r\n")).decode()
+        (name,) = [line.split(": ")[1] for line in head.splitlines() if line.startswith("x-request-id")]
+        assert (await http.post("/abort_request", json={"request_id": name})).status_code == 200
+        await reader.readuntil(b"[DONE]")
+    writer.close()
+    assert len(toy.closed) == 3
+
+
 async def test_a_request_is_not_aborted_by_another_key(served: tuple[Toy, HttpServer]) -> None:
     """Ids may be the clients' own, and so may be guessed."""
     toy, server = served
