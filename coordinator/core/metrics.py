@@ -39,6 +39,8 @@ class RequestMetrics:
     num_promoted_tokens: int = 0  # of branches, and counted as draft tokens since
     sources: Counter[Source] = field(default_factory=Counter)
     accepted_at: Counter[int] = field(default_factory=Counter)  # accepted tokens by their place in their draft, from 0
+    drafts_by_accepted: Counter[int] = field(default_factory=Counter)  # judged ones, by their accepted tokens
+    longest_draft: int = 0  # received, in tokens
     fallbacks: Counter[str] = field(default_factory=Counter)  # self-decodes by reason
     draft_ms: float = 0.0
     verify_ms: float = 0.0
@@ -57,6 +59,7 @@ class RequestMetrics:
     def drafted(self, draft: Draft, now_s: float) -> None:
         self.num_received_drafts += 1
         self.num_draft_tokens += len(draft.token_ids)
+        self.longest_draft = max(self.longest_draft, len(draft.token_ids))
         self.draft_ms += draft.draft_ms
         self._drafting.append((now_s - draft.draft_ms / 1e3, now_s))
 
@@ -82,8 +85,7 @@ class RequestMetrics:
         """
         self.num_drafts += verdict.num_drafts
         self.num_tested_tokens += verdict.num_tested
-        judged = islice((draft for draft in drafts if draft.epoch == verdict.epoch), verdict.num_drafts)
-        num_judged = sum(draft.end - max(draft.start, verdict.start) for draft in judged)
+        num_judged = sum(draft.end - max(draft.start, verdict.start) for draft in _judged(verdict, drafts))
         self.num_judged_tokens += max(num_judged, verdict.num_tested)
         if verdict.verify_ms:
             self.num_target_passes += 1
@@ -97,6 +99,19 @@ class RequestMetrics:
                 i = draft.start + at - start
                 if 0 <= i < len(sources) and sources[i] is Source.ACCEPTED:
                     self.accepted_at[at] += 1
+
+    def judged(self, verdict: Verdict, start: int, sources: Sequence[Source], drafts: Iterable[Draft]) -> None:
+        """Count how many of the new tokens, those from `start` on, each draft judged has brought.
+
+        What comes of no draft that is remembered is of the first forgotten one.
+        """
+        accepted = [at for at, source in enumerate(sources, start) if source is Source.ACCEPTED]
+        counts = [sum(draft.start <= at < draft.end for at in accepted) for draft in _judged(verdict, drafts)]
+        num_forgotten = verdict.num_drafts - len(counts)
+        if num_forgotten:
+            counts.append(len(accepted) - sum(counts))
+            self.drafts_by_accepted[0] += num_forgotten - 1
+        self.drafts_by_accepted.update(counts)
 
     @property
     def num_generated_tokens(self) -> int:
@@ -125,6 +140,12 @@ class RequestMetrics:
         return 1 + self.num_accepted_tokens / self.num_drafts if self.num_drafts else 0.0
 
     @property
+    def acceptance_histogram(self) -> list[int]:
+        """Drafts judged by their accepted tokens: none, one, and so on, to as many as the longest draft had."""
+        longest = max([self.longest_draft, *self.drafts_by_accepted])
+        return [self.drafts_by_accepted[num_accepted] for num_accepted in range(longest + 1)]
+
+    @property
     def overlap_share(self) -> float:
         """The share of drafting time during which a verification ran."""
         total_s = sum(end - start for start, end in self._drafting)
@@ -148,6 +169,11 @@ class RequestMetrics:
             "fallbacks": dict(self.fallbacks),
             "tokens_by_mode": dict(self.tokens_by_mode),
         }
+
+
+def _judged(verdict: Verdict, drafts: Iterable[Draft]) -> Iterable[Draft]:
+    """Of those in flight the ones that the verdict judged, without those forgotten."""
+    return islice((draft for draft in drafts if draft.epoch == verdict.epoch), verdict.num_drafts)
 
 
 def _overlap_s(some: Iterable[tuple[float, float]], others: Iterable[tuple[float, float]]) -> float:

@@ -49,6 +49,7 @@ class Tally:
         self.metrics.sources.update(sources)
         self.metrics.tokens_by_mode[mode] += len(sources)
         self.metrics.settled(start, sources, drafts)
+        self.metrics.judged(verdict, start, sources, drafts)
 
     def measured(
         self,

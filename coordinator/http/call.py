@@ -121,12 +121,15 @@ def finish(reason: FinishReason | None) -> str | None:
 def metrics_block(metrics: RequestMetrics) -> dict[str, Any]:
     """gRPC's `RequestMetrics`, and beside it vLLM's `speculative_decoding` under vLLM's names."""
     num_draft_tokens = metrics.num_judged_tokens  # vLLM has no drafts that nobody judges
+    histogram = metrics.acceptance_histogram
     return metrics.figures() | {
         "speculative_decoding": {
             "mean_acceptance_length": metrics.mean_accepted_length,
             "draft_acceptance_rate": metrics.num_accepted_tokens / num_draft_tokens if num_draft_tokens else 0.0,
+            "acceptance_histogram": histogram,
             "num_spec_steps": metrics.num_drafts,
             "num_accepted_draft_tokens": metrics.num_accepted_tokens,
             "num_draft_tokens": num_draft_tokens,
+            "num_spec_tokens": len(histogram) - 1,
         }
     }

@@ -34,6 +34,22 @@ def test_only_what_a_verdict_judged_counts_as_judged() -> None:
     assert it.num_judged_tokens == 7  # of the new drafter's draft nothing was judged
 
 
+def test_drafts_judged_are_counted_by_the_tokens_they_brought() -> None:
+    """Of two drafts judged as one chain each has its own count; forgotten ones have what no other draft brought."""
+    it = metrics()
+    flight = [Draft("a", 2, 10, (1, 2, 3, 4)), Draft("a", 2, 14, (5, 6, 7)), Draft("a", 2, 17, (8, 9))]
+    for draft in flight:
+        it.drafted(draft, 0.0)
+    assert it.acceptance_histogram == [0, 0, 0, 0, 0]
+    chain = Verdict("a", 2, 12, (3, 4, 5, 0), (A, A, A, R), num_tested=4, num_drafts=2)
+    it.judged(chain, 12, chain.sources, flight)
+    assert it.acceptance_histogram == [0, 1, 1, 0, 0]
+    it.judged(Verdict("a", 2, 16, (0,), (S,)), 16, (S,), flight)  # a decode
+    forgotten = Verdict("a", 2, 17, (8, 9, 0), (A, A, R), num_tested=3, num_drafts=2)
+    it.judged(forgotten, 17, forgotten.sources, [Draft("a", 3, 17, (1,) * 9)])
+    assert it.acceptance_histogram == [1, 1, 2, 0, 0]
+
+
 def test_a_client_is_told_everything_that_the_wire_has_a_name_for() -> None:
     wire = coordinator_pb2.RequestMetrics
     assert set(metrics().figures()) == {field.name for field in wire.DESCRIPTOR.fields}

@@ -365,6 +365,9 @@ def test_metrics_account_for_every_token() -> None:
     assert metrics is not None
     assert metrics.num_generated_tokens == 300 == sum(metrics.sources.values())
     assert metrics.num_accepted_tokens <= metrics.num_tested_tokens <= metrics.num_judged_tokens
+    histogram = metrics.acceptance_histogram
+    assert sum(histogram) == metrics.num_drafts
+    assert sum(i * num_drafts for i, num_drafts in enumerate(histogram)) == metrics.num_accepted_tokens
     assert metrics.num_judged_tokens < metrics.num_draft_tokens  # a rejection leaves drafts behind that nobody judges
     assert metrics.num_tested_tokens - metrics.num_accepted_tokens >= metrics.sources[Source.RECOVERED]
     assert 0.2 < metrics.overlap_share <= 1
