@@ -67,9 +67,9 @@ class Tokenizer:
         return self._inner.decode(list(token_ids), skip_special_tokens=skip_special_tokens)
 
     def decode_long(self, token_ids: Sequence[int]) -> str:
-        """As `decode`, for so many tokens that a thread does it: others run meanwhile."""
+        """With the special tokens, and for so many that a thread does it: others run meanwhile."""
         text: str
-        (text,) = self._inner.decode_batch([list(token_ids)])
+        (text,) = self._inner.decode_batch([list(token_ids)], skip_special_tokens=False)
         return text
 
     def pieces(self, token_ids: Sequence[int]) -> list[str]:

@@ -15,7 +15,7 @@ from coordinator.core.events import WorkerDown
 from coordinator.core.limits import Limits
 from paceline import __version__
 from tests.coordinator.http.conftest import Called, client
-from tests.coordinator.toy import CONTEXT, VERIFIER, Branching, Toy
+from tests.coordinator.toy import CONTEXT, END, VERIFIER, Branching, Toy
 
 DASHBOARD = resources.files("coordinator.dashboard")
 FILES = sorted(file.name for file in DASHBOARD.iterdir() if not file.name.startswith("__"))
@@ -85,6 +85,9 @@ async def test_tokenize_and_detokenize_are_each_others_inverse(called: Called) -
     told = await called.post("/tokenize", prompt="né", return_token_strs=True)
     assert (told["count"], told["max_model_len"], len(told["token_strs"])) == (3, CONTEXT, 3)
     assert await called.post("/detokenize", tokens=told["tokens"]) == {"prompt": "né"}
+    ended = [*told["tokens"], END]  # special tokens are told as well, as with vLLM
+    assert await called.post("/detokenize", tokens=ended) == {"prompt": "né</s>"}
+    assert (await called.post("/tokenize", prompt="né</s>"))["tokens"] == ended
     chat = await called.post("/tokenize", messages=[{"role": "user", "content": "x"}])
     assert (await called.post("/detokenize", tokens=chat["tokens"]))["prompt"] == "<user>x<assistant>"
     assert (await called.refusal("/tokenize"))["message"].endswith("give either prompt or messages")
