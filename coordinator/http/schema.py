@@ -26,6 +26,16 @@ class Body(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, protected_namespaces=())
 
 
+class CallBody(Body):
+    """A whole one that OpenAI's or vLLM's clients send, with fields of theirs that may ask for nothing."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_what_asks_for_nothing(cls, body: Any) -> Any:
+        """Raises InvalidInput for what is not served here and asks for something."""
+        return without_what_asks_for_nothing(body) if isinstance(body, dict) else body
+
+
 class StreamOptions(Body):
     include_usage: bool | None = None
     include_obfuscation: Literal[False] | None = None
@@ -47,7 +57,7 @@ class Speculative(Body):
         return None if self.length_policy is None else LengthPolicy.parse(self.length_policy)
 
 
-class SamplingBody(Body):
+class SamplingBody(CallBody):
     """What every way to generate has in common."""
 
     model: str | None = None
@@ -78,12 +88,6 @@ class SamplingBody(Body):
     request_id: str | None = None
 
     speculative: Speculative | None = None
-
-    @model_validator(mode="before")
-    @classmethod
-    def _without_what_asks_for_nothing(cls, body: Any) -> Any:
-        """Raises InvalidInput for what is not served here and asks for something."""
-        return without_what_asks_for_nothing(body) if isinstance(body, dict) else body
 
     @property
     def num_choices(self) -> int:
@@ -223,7 +227,7 @@ class PlaygroundBody(SamplingBody):
     messages: list[Message] | None = None
 
 
-class TokenizeBody(Body):
+class TokenizeBody(CallBody):
     """`POST /tokenize`: a prompt, or messages for the chat template."""
 
     model: str | None = None
@@ -235,7 +239,7 @@ class TokenizeBody(Body):
     return_token_strs: bool | None = None
 
 
-class DetokenizeBody(Body):
+class DetokenizeBody(CallBody):
     """`POST /detokenize`."""
 
     model: str | None = None

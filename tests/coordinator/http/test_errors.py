@@ -93,6 +93,13 @@ async def test_what_is_not_supported_is_refused_by_name_unless_it_asks_for_nothi
         await called.post(CHAT, messages=USER, max_tokens=1, **{name: neutral})
 
 
+async def test_what_asks_for_nothing_is_taken_where_texts_are_tokenized_too(called: Called) -> None:
+    for path, body in (("/tokenize", {"messages": USER}), ("/detokenize", {"tokens": [65]})):
+        await called.post(path, **body, continue_final_message=False, tools=None, of_tomorrow=None)
+        error = await called.refusal(path, **body, continue_final_message=True)
+        assert (error["param"], "is not supported" in error["message"]) == ("continue_final_message", True)
+
+
 @pytest.mark.parametrize(
     ("body", "param", "part"),
     [
