@@ -14,7 +14,7 @@ import ray
 from ray import serve
 from ray.exceptions import RayError
 from starlette.requests import Request
-from starlette.responses import JSONResponse, RedirectResponse, Response
+from starlette.responses import JSONResponse, PlainTextResponse, RedirectResponse, Response
 
 from deploy.ray import directory
 from deploy.ray.arguments import Arguments, flags
@@ -63,6 +63,16 @@ class Asker:
             await client.close()
 
 
+def directions(request: Request, address: str, url: str) -> Response:
+    """Where whoever asks a proxy finds the coordinator itself; `url` is empty if that serves no HTTP."""
+    if request.url.path in ("", "/"):
+        return JSONResponse({"grpc": address, "http": url})
+    if not url:  # a redirect would lead to the proxy again, for ever
+        return PlainTextResponse(f"no HTTP here; gRPC on {address}\n", 404)
+    query = f"?{request.url.query}" if request.url.query else ""
+    return RedirectResponse(f"{url}{request.url.path}{query}", status_code=307)
+
+
 class CoordinatorReplica:
     """See the top of the file."""
 
@@ -103,10 +113,7 @@ class CoordinatorReplica:
             await asker.close()
 
     async def __call__(self, request: Request) -> Response:
-        if request.url.path in ("", "/"):
-            return JSONResponse({"grpc": self._address, "http": self._url})
-        query = f"?{request.url.query}" if request.url.query else ""
-        return RedirectResponse(f"{self._url}{request.url.path}{query}", status_code=307)
+        return directions(request, self._address, self._url)
 
     async def pid(self) -> int:
         """Of the role's process."""

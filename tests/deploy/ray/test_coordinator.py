@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from starlette.requests import Request
 
 from paceline.errors import Unauthenticated, Unavailable
 from paceline.security import PeerRole
@@ -18,9 +19,18 @@ from tests.tiny import write_pair
 pytest.importorskip("ray.serve", reason="ray is not installed; pip install 'paceline[ray]'")
 
 from deploy.ray.arguments import Arguments
-from deploy.ray.coordinator import Asker
+from deploy.ray.coordinator import Asker, directions
 
 WITHIN_S = 20.0
+
+
+def test_a_proxy_sends_callers_to_the_coordinator_and_nowhere_if_that_serves_no_http() -> None:
+    scope = {"type": "http", "method": "POST", "path": "/v1/completions", "query_string": b"a=b", "headers": []}
+    request = Request(scope | {"server": ("proxy", 8001)})
+    sent = directions(request, "10.0.0.1:50051", "http://10.0.0.1:8000")
+    assert (sent.status_code, sent.headers["location"]) == (307, "http://10.0.0.1:8000/v1/completions?a=b")
+    refused = directions(request, "10.0.0.1:50051", "")
+    assert (refused.status_code, bytes(refused.body)) == (404, b"no HTTP here; gRPC on 10.0.0.1:50051\n")
 
 
 async def test_a_revoked_key_costs_some_reports_and_not_all_that_come_after(tmp_path: Path) -> None:
