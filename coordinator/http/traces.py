@@ -19,7 +19,7 @@ async def traces(request: Request, it: Annotated[Face, Depends(face)]) -> dict[s
     return {"traces": [one.summary() for one in it.service.coordinator.recent.of(client_of(request))]}
 
 
-@router.get("/{request_id}")
+@router.get("/{request_id:path}")  # an id of the caller's own may have slashes
 async def trace(request_id: str, request: Request, it: Annotated[Face, Depends(face)]) -> dict[str, Any]:
     """One of them, by the id that its answer named; open it in ui.perfetto.dev."""
     recent = it.service.coordinator.recent.get(request_id, client_of(request))

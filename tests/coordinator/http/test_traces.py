@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from urllib.parse import quote
 
 import pytest
 
@@ -24,6 +25,14 @@ async def test_an_answers_id_leads_to_its_trace(called: Called) -> None:
     listed = (await called.http.get("/paceline/traces")).json()["traces"]
     assert [one["request_id"] for one in listed] == [trace["otherData"]["request_id"]]
     assert (await called.http.get("/paceline/traces/other")).status_code == 404
+
+
+@pytest.mark.parametrize("request_id", ["job/7/a", "/job?#%41", "job/"])
+async def test_a_callers_own_id_leads_to_its_trace_whatever_is_in_it(called: Called, request_id: str) -> None:
+    """With its characters written as the page and curl write them."""
+    await called.post("/v1/completions", prompt="a", max_tokens=1, request_id=request_id)
+    trace = (await called.http.get(f"/paceline/traces/{quote(request_id, safe='')}")).json()
+    assert trace["otherData"]["request_id"] == request_id
 
 
 async def test_a_trace_that_is_cut_is_told_to_be(called: Called, monkeypatch: pytest.MonkeyPatch) -> None:
