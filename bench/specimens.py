@@ -145,12 +145,15 @@ UNARY: Mapping[str, Sequence[bytes]] = {
     "Register": (codec.worker_info_to_wire(_WORKER).SerializeToString(),),
 }
 STREAMS: Mapping[Role, str] = {Role.VERIFIER: "verifier ask", Role.DRAFTER: "drafter ask"}
+# Escapes stand where JSON can hold what no other wire, header or log can: one bit, and it is half of a character.
 HTTP: Mapping[str, bytes] = {
-    "/v1/completions": b'{"model":"m","prompt":"hi","max_tokens":3,"n":1,"logprobs":1,"stop":["x"],"seed":1}',
-    "/v1/chat/completions": b'{"model":"m","messages":[{"role":"user","content":"hi"}],"max_tokens":3,"stream":false}',
-    "/tokenize": b'{"prompt":"hi","add_special_tokens":true}',
+    "/v1/completions": rb'{"model":"m","prompt":"h\ud83d\ude00","max_tokens":3,"n":1,"logprobs":1,'
+    rb'"stop":["\ud83d\ude00"],"seed":1,"request_id":"r\u0031","user":"\ud83d\ude00"}',
+    "/v1/chat/completions": rb'{"model":"m","messages":[{"role":"user","content":"\ud83d\ude00"}],"max_tokens":3,'
+    rb'"stream":false,"request_id":"r\u0031"}',
+    "/tokenize": rb'{"prompt":"h\ud83d\ude00","add_special_tokens":true}',
     "/detokenize": b'{"tokens":[1,2,3]}',
-    "/paceline/generate": b'{"prompt":"hi","max_tokens":3}',
+    "/paceline/generate": rb'{"prompt":"h\ud83d\ude00","max_tokens":3,"request_id":"r\u0031"}',
     "/abort_request": b'{"request_id":"r"}',
 }
 # Paths without a body, whose last part is the caller's.

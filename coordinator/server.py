@@ -37,7 +37,7 @@ from coordinator.core.events import (
     event_of,
     request_id_of,
 )
-from coordinator.core.pipeline import CoreFailed, Pipeline
+from coordinator.core.pipeline import BUG, CoreFailed, Pipeline
 from coordinator.demand import Demand
 from coordinator.recent import RecentRequests
 from coordinator.registry import Link, Registry
@@ -45,7 +45,7 @@ from coordinator.telemetry import Telemetry
 from paceline import codec, trace
 from paceline.api_keys import ApiKeys
 from paceline.drain import emptied
-from paceline.errors import InvalidInput, Overloaded, PeerFault, Unavailable, Unhelpful
+from paceline.errors import Internal, InvalidInput, Overloaded, PeerFault, Unavailable, Unhelpful
 from paceline.holdings import Figures
 from paceline.plain import to_plain
 from paceline.rpc import connect
@@ -292,7 +292,14 @@ class Coordinator:
     async def _write(self, link: Link, call: Any) -> None:
         to_wire = codec.drafter_ask_to_wire if link.info.role is Role.DRAFTER else codec.verifier_ask_to_wire
         while True:
-            await call.write(to_wire(await link.asks.get()))
+            ask = await link.asks.get()
+            try:
+                wire = to_wire(ask)
+            except Exception:  # a bug of ours: it costs this request, and neither the link nor the next worker
+                log.exception("%s cannot be asked about %r", link.name, ask.request_id)
+                self.feed(Ended(ask.request_id, FinishReason.CANCELLED, Internal(BUG)))
+                continue
+            await call.write(wire)
 
     async def _read(self, link: Link, call: Any) -> None:
         from_wire = codec.drafter_reply_from_wire if link.info.role is Role.DRAFTER else codec.verifier_reply_from_wire

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import re
 import secrets
 import uuid
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
@@ -194,8 +195,9 @@ class Service:
         """
         config = self.coordinator.config
         self.coordinator.check_room(request.client)
-        if len(request.request_id) > MAX_REQUEST_ID:
-            raise InvalidInput("request_id", request.request_id, f"has more than {MAX_REQUEST_ID} characters")
+        if request.request_id and not is_request_id(request.request_id):
+            fix = f"must be 1 to {MAX_REQUEST_ID} visible ASCII characters; choose another, or none"
+            raise InvalidInput("request_id", request.request_id, fix)
         _check_stop(request.stop)
         if not 0 <= request.window <= MAX_WINDOW:
             raise InvalidInput("window", request.window, f"must be at most {MAX_WINDOW} drafts (0 = the server's)")
@@ -287,6 +289,11 @@ class Service:
         if wanted is not None and room < wanted:
             raise InvalidInput("max_tokens", wanted, f"{what}: ask for at most {room}, or shorten the prompt")
         return wanted or room
+
+
+def is_request_id(text: str, max_length: int = MAX_REQUEST_ID) -> bool:
+    """Whether it may name a request: only visible ASCII is at home in a header, in a log's line and on every wire."""
+    return len(text) <= max_length and re.fullmatch(r"[!-~]+", text) is not None
 
 
 def _push(text: TextStream, token_ids: Tokens, spec: RequestSpec) -> Piece:

@@ -49,6 +49,7 @@ from paceline.types import Blame, Close, Mode, Verdict
 # Committed tokens after which a request looks for a drafter that is worth a move: often enough to matter for an output
 # of a few hundred, seldom enough to cost nothing.
 _LOOK_EVERY = 64
+BUG = "internal error; the coordinator's log says more"
 
 
 class CoreFailed(Exception):
@@ -149,7 +150,7 @@ class Pipeline:
         for worker in self.pools.forget(request_id):
             yield Ask(worker, Close(request_id))
         if not is_told:
-            yield Fail(request_id, Internal("internal error; the coordinator's log says more"))
+            yield Fail(request_id, Internal(BUG))
 
     def _dispatch(self, event: Event, now_s: float) -> Iterable[Command]:
         match event:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import math
-import re
 import uuid
 from collections.abc import Sequence
 from typing import Any
@@ -17,6 +16,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from coordinator.http.schema import KNOWN_FIELDS
+from coordinator.service import MAX_REQUEST_ID, is_request_id
 from paceline.errors import (
     Forbidden,
     InvalidInput,
@@ -63,7 +63,7 @@ class UnknownModel(InvalidInput):
 def asked_id(headers: Headers) -> str:
     """The request's id by the header `x-request-id`; empty without one, or with one that is not fit for it."""
     given = headers.get("x-request-id", "")
-    return given if re.fullmatch(r"[!-~]{1,120}", given) else ""  # with room for the numbers of several outputs
+    return given if is_request_id(given, MAX_REQUEST_ID - 8) else ""  # with room for the numbers of several outputs
 
 
 def status_of(error: BaseException) -> int:
@@ -167,7 +167,12 @@ def add_handlers(app: FastAPI) -> None:
 
 def _object(status: int, message: str, field: str | None, code: str | None = None) -> dict[str, Any]:
     kind = _TYPES.get(status, "invalid_request_error" if status < 500 else "server_error")
-    return {"error": {"message": message, "type": kind, "param": field, "code": code}}
+    return {"error": {"message": _utf8(message), "type": kind, "param": field and _utf8(field), "code": code}}
+
+
+def _utf8(text: str) -> str:
+    """The same, with an escape for half of a surrogate pair: JSON may hold it, and what quotes it must be sent."""
+    return text.encode(errors="backslashreplace").decode()
 
 
 def _validation(found: Sequence[Any]) -> tuple[str, str | None]:

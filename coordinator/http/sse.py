@@ -63,11 +63,11 @@ async def stream(request: Request, events: AsyncGenerator[bytes], **headers: str
     """A response of `events`, begun: raises what goes wrong before the first of them, and ClientLeft."""
     try:
         first = await while_connected(request, anext(events))
+        stall_s = face(request).service.coordinator.config.client_stall_s
+        return EventStream(_rest(first, events), stall_s, **headers)
     except BaseException:
         await events.aclose()
         raise
-    stall_s = face(request).service.coordinator.config.client_stall_s
-    return EventStream(_rest(first, events), stall_s, **headers)
 
 
 async def _rest(first: bytes, events: AsyncGenerator[bytes]) -> AsyncGenerator[bytes]:

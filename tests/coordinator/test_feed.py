@@ -7,6 +7,7 @@ import contextlib
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -126,6 +127,32 @@ async def test_a_bug_in_the_core_costs_one_request_which_is_told_and_no_token_of
         it.feed(Verified("v", Verdict("other", 0, 3, (8,), (Source.SELF_DECODED,))))
         assert isinstance(others.get_nowait(), Emit), "all others go on"
     assert pipeline.num_running == pipeline.num_waiting == 0
+    await it.close()
+
+
+async def test_an_ask_that_cannot_be_written_costs_its_request_and_the_link_goes_on(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The link used to end, the request moved, and ended the next verifier's."""
+    it, _ = coordinator(tmp_path, (Role.VERIFIER,))
+    up(it)
+    written: asyncio.Queue[Any] = asyncio.Queue()
+
+    class Call:
+        async def write(self, wire: Any) -> None:
+            written.put_nowait(wire)
+
+    bad = replace(spec(Mode.OFF), request_id="\ud800")  # no string of protobuf can hold it
+    writing = asyncio.create_task(it._write(it.links["v"], Call()))
+    async with asyncio.timeout(WITHIN_S):
+        with it.generation(bad) as queue, it.generation(spec(Mode.OFF)):
+            assert (await written.get()).open.request_id == "r"
+            end = queue.get_nowait()
+            assert isinstance(end, Fail)
+            assert isinstance(end.error, Internal)
+    assert not writing.done()
+    assert "UnicodeEncodeError" in caplog.text
+    writing.cancel()
     await it.close()
 
 

@@ -1,11 +1,14 @@
-"""What a client may get wrong about lengths and ids, over gRPC: refused at the door, by field, value and limit."""
+"""What a client may get wrong about lengths, ids and strings: refused at the door, by field, value and limit."""
 
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+import httpx2
 import pytest
 
 from paceline.errors import InvalidInput
@@ -57,3 +60,44 @@ async def test_a_verifier_that_comes_with_less_room_refuses_what_was_let_in_befo
         await it.add("verifier", Role.VERIFIER, target, max_num_tokens=POOL)
         with pytest.raises(InvalidInput, match="96 tokens"):
             await waiting
+
+
+HALF = "\ud800"  # of a surrogate pair, which JSON can hold and no other wire
+STRINGS: list[tuple[dict[str, Any], int]] = [
+    ({"request_id": HALF}, 400),
+    ({"request_id": "a\nb"}, 400),
+    ({"request_id": "é"}, 400),
+    ({"request_id": "\u4e00"}, 400),
+    ({"prompt": HALF}, 400),
+    ({"prompt": ["a", HALF]}, 400),
+    ({"model": HALF}, 404),
+    ({HALF: HALF}, 400),
+    ({"speculative": {"length_policy": f"svip:{HALF}=1"}}, 400),
+    ({"stop": [HALF]}, 200),
+    ({"user": HALF, "metadata": {HALF: HALF}, "safety_identifier": HALF, "prompt_cache_key": HALF}, 200),
+    ({"messages": [{"role": "user", "content": HALF}]}, 400),
+    ({"messages": [{"role": "user", "content": "a", "name": HALF}]}, 200),
+    ({"messages": [{"role": "user", "content": "a"}], "chat_template_kwargs": {HALF: HALF}}, 200),
+]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_no_string_of_a_client_costs_more_than_its_own_request(
+    target: Path, tmp_path: Path, stream: bool
+) -> None:
+    """An id with half of a surrogate pair used to end the link of one verifier after the other."""
+    template = tmp_path / "template.jinja"
+    template.write_text("{% for message in messages %}{{ message.content }}{% endfor %}")
+    settings: dict[str, Any] = {"port": 0, "trace": str(tmp_path / "trace"), "chat_template": str(template)}
+    async with cluster(target, **settings) as it:
+        await it.add("verifier", Role.VERIFIER, target)
+        assert it.server.http
+        links = set(it.server.coordinator.links)
+        async with httpx2.AsyncClient(base_url=it.server.http.url, timeout=30) as http:
+            for given, status in STRINGS:
+                own = {} if "messages" in given else {"prompt": "a"}
+                content = json.dumps({"max_tokens": 2, "stream": stream, **own, **given})  # escapes, all of it ASCII
+                path = "/v1/chat/completions" if "messages" in given else "/v1/completions"
+                response = await http.post(path, content=content, headers={"content-type": "application/json"})
+                assert response.status_code == status, (given, response.text)
+        assert set(it.server.coordinator.links) == links

@@ -62,7 +62,11 @@ USER = [{"role": "user", "content": "hi"}]
         ({"speculative": {"length_policy": "guess"}}, "speculative.length_policy", "unknown"),
         ({"speculative": {"length_policy": "svip:zzz=3"}}, "speculative.length_policy", "svip:zzz"),
         ({"speculative": {"window": 65}}, "speculative.window", "at most 64"),
-        ({"request_id": "x" * 129}, "request_id", "128 characters"),
+        *(({"request_id": bad}, "request_id", "visible ASCII") for bad in ("x" * 129, "a b", "a\nb", "é", "\ud800")),
+        ({"logit_bias": {"\ud800": 1}}, "logit_bias", "the keys are token ids"),
+        ({"speculative": {"mode": "\ud800"}}, "speculative.mode", "must be auto, off"),
+        ({"speculative": {"length_policy": "\ud800"}}, "speculative.length_policy", "unknown"),
+        ({"speculative": {"length_policy": "svip:\ud800=3"}}, "speculative.length_policy", "svip:\\ud800"),
     ],
 )
 async def test_what_is_wrong_is_named(called: Called, body: dict[str, Any], param: str, part: str) -> None:

@@ -15,7 +15,7 @@ import httpx2
 import openai
 import pytest
 
-from coordinator.http import connection
+from coordinator.http import connection, sse
 from coordinator.http.door import Door
 from coordinator.http.server import HttpServer
 from coordinator.http.sse import EventStream
@@ -361,3 +361,20 @@ async def test_too_many_calls_are_told_to_come_back_and_probes_are_answered(
         writer.close()
         await until(lambda: toy.closed)
         await until(lambda: not door._num_calls)
+
+
+async def test_a_stream_whose_response_cannot_be_made_ends_its_request(
+    served: tuple[Toy, HttpServer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    toy, server = served
+    toy.num_answers = 1
+
+    def broken(*_: object, **__: object) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(sse, "EventStream", broken)
+    reader, writer = await post(server, prompt="a", stream=True)
+    async with asyncio.timeout(10):
+        assert b"500" in await reader.readline()
+    assert toy.pipeline.num_running == 0
+    writer.close()
