@@ -148,9 +148,10 @@ STREAMS: Mapping[Role, str] = {Role.VERIFIER: "verifier ask", Role.DRAFTER: "dra
 # Escapes stand where JSON can hold what no other wire, header or log can: one bit, and it is half of a character.
 HTTP: Mapping[str, bytes] = {
     "/v1/completions": rb'{"model":"m","prompt":"h\ud83d\ude00","max_tokens":3,"n":1,"logprobs":1,'
-    rb'"stop":["\ud83d\ude00"],"seed":1,"request_id":"r\u0031","user":"\ud83d\ude00"}',
+    rb'"stop":["\ud83d\ude00"],"seed":1,"request_id":"r\u0031","user":"\ud83d\ude00","logit_bias":{"7":1.5},'
+    rb'"speculative":{"mode":"off","rule":"match","length_policy":"svip:threshold_nats=0.6","max_length":4,"window":2}}',
     "/v1/chat/completions": rb'{"model":"m","messages":[{"role":"user","content":"\ud83d\ude00"}],"max_tokens":3,'
-    rb'"stream":false,"request_id":"r\u0031"}',
+    rb'"stream":false,"request_id":"r\u0031","chat_template_kwargs":{"tools":[],"date":"\u0031"}}',
     "/tokenize": rb'{"prompt":"h\ud83d\ude00","add_special_tokens":true}',
     "/detokenize": b'{"tokens":[1,2,3]}',
     "/paceline/generate": rb'{"prompt":"h\ud83d\ude00","max_tokens":3,"request_id":"r\u0031"}',

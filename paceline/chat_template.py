@@ -63,12 +63,18 @@ class ChatTemplate:
             source = {entry.get("name"): entry.get("template") for entry in source}.get("default")
         return cls(source, tokens) if isinstance(source, str) else None
 
-    def render(self, messages: Sequence[Mapping[str, Any]], *, add_generation_prompt: bool = True, **more: Any) -> str:
+    def render(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        add_generation_prompt: bool = True,
+        more: Mapping[str, Any] | None = None,
+    ) -> str:
         """The prompt. `more` is what the template takes besides. Raises InvalidInput if it will not have them."""
-        given = {**self._tokens, **more, "messages": messages, "add_generation_prompt": add_generation_prompt}
+        given = {**self._tokens, **(more or {}), "messages": messages, "add_generation_prompt": add_generation_prompt}
         try:
             return self._template.render(given)
-        except (jinja2.TemplateError, TypeError, ValueError, KeyError, AttributeError, OverflowError) as error:
+        except Exception as error:  # a program that is not ours, on values that a client chose
             reason = str(error) or type(error).__name__
             raise InvalidInput("messages", f"{len(messages)} of them", f"the chat template says: {reason}") from None
 

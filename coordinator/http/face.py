@@ -92,7 +92,7 @@ class Face:
         if clash:
             raise InvalidInput("chat_template_kwargs", clash.pop(), "is a field of its own")
         plain = [message.plain() for message in messages]
-        return self.template.render(plain, add_generation_prompt=add_generation_prompt, **(more or {}))
+        return self.template.render(plain, add_generation_prompt=add_generation_prompt, more=more)
 
 
 def face(request: Request) -> Face:

@@ -45,7 +45,7 @@ def test_a_prompt_is_what_transformers_makes_of_the_same_template(source: str, t
     messages = [*USER, {"role": "assistant", "content": " <b>é "}, *USER]
     for prompt in (True, False):
         want = theirs.apply_chat_template(messages, tokenize=False, add_generation_prompt=prompt, x="X")
-        assert ours.render(messages, add_generation_prompt=prompt, x="X") == want
+        assert ours.render(messages, add_generation_prompt=prompt, more={"x": "X"}) == want
 
 
 def test_a_template_is_found_where_models_keep_it(tmp_path: Path) -> None:
@@ -77,6 +77,9 @@ def rendered(folder: Path, file: str | None = None) -> str:
         "{{ range(10 ** 9) }}",
         "{{ raise_exception('no') }}",
         "{{ messages[0].content + 1 }}",
+        "{{ 1 // 0 }}",
+        "{{ 'a'.encode('no such code') }}",
+        "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}",
     ],
 )
 def test_what_a_template_may_not_or_cannot_do_is_the_requests_error(source: str) -> None:

@@ -107,7 +107,8 @@ async def test_choices_have_seeds_of_their_own_and_the_first_has_the_one_given(c
 async def test_a_chat_goes_through_the_template_and_comes_as_a_message(called: Called) -> None:
     parts = [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]
     messages = [{"role": "system", "content": "S"}, {"role": "user", "content": parts}]
-    answer = await called.post(CHAT, messages=messages, max_completion_tokens=20, chat_template_kwargs={"suffix": "!"})
+    given = {"suffix": "!", "self": 1, "more": 2}  # whatever they are called
+    answer = await called.post(CHAT, messages=messages, max_completion_tokens=20, chat_template_kwargs=given)
     (choice,) = answer["choices"]
     assert choice["message"] == {"role": "assistant", "content": TEXT, "refusal": None}
     assert choice["finish_reason"] == "stop"
