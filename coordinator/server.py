@@ -269,8 +269,10 @@ class Coordinator:
                     tasks.create_task(self._read(link, call))
                     tasks.create_task(self.registry.watch_lease(link))
                     tasks.create_task(self._measure(link, channel))
-        except* (grpc.RpcError, TimeoutError, Unavailable, Unhelpful, PeerFault) as group:
+        except* (grpc.RpcError, asyncio.InvalidStateError, TimeoutError, Unavailable, Unhelpful, PeerFault) as group:
             log.warning("%s down: %s", link.name, _reason(group.exceptions[0]))
+        except* Exception:  # a bug of ours, or gRPC's, which costs the link as any loss does
+            log.exception("%s down", link.name)
         finally:
             self.registry.lost(link)
 
@@ -305,6 +307,8 @@ class Coordinator:
         from_wire = codec.drafter_reply_from_wire if link.info.role is Role.DRAFTER else codec.verifier_reply_from_wire
         while (wire := await call.read()) is not grpc.aio.EOF:
             link.num_owed -= 1
+            if wire is None:  # gRPC has logged why
+                raise PeerFault("it sent what cannot be read")
             if link.num_owed < 0:
                 raise PeerFault("it says more than it was asked for")
             self.feed(event_of(link.name, from_wire(wire)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +51,8 @@ class Call:
     """A stream that says what it is given, and ends."""
 
     def __init__(self, replies: list[Any]) -> None:
-        self._left = iter([*map(codec.drafter_reply_to_wire, replies), grpc.aio.EOF])
+        """A reply of None is bytes that are none, as gRPC hands them on."""
+        self._left = iter([*(one and codec.drafter_reply_to_wire(one) for one in replies), grpc.aio.EOF])
 
     async def read(self) -> Any:
         return next(self._left)
@@ -69,4 +71,37 @@ async def test_a_drafter_may_send_a_full_window_and_all_branches_for_one_ask(tmp
         it._send(link.name, Commit("r", 1, 3, (7,)))
         with pytest.raises(expected):
             await it._read(link, Call([*drafts, *branches, *drafts[:num_more]]))
+    await it.close()
+
+
+async def test_a_worker_that_sends_what_cannot_be_read_is_to_blame(tmp_path: Path) -> None:
+    write_tokenizer(tmp_path)
+    (tmp_path / "config.json").write_text('{"max_position_embeddings": 99}')
+    it = Coordinator(CoordinatorConfig(str(tmp_path)))
+    it.registry.register(info(Role.DRAFTER, ""))
+    (link,) = it.links.values()
+    it._send(link.name, Commit("r", 1, 3, (7,)))
+    with pytest.raises(PeerFault, match="cannot be read"):
+        await it._read(link, Call([Draft("r", 0, 5, (1,)), None]))
+    await it.close()
+
+
+@pytest.mark.parametrize("error", [asyncio.InvalidStateError("RPC already finished."), ZeroDivisionError("a bug")])
+async def test_whatever_ends_a_link_is_a_line_in_the_log_and_no_more(
+    tmp_path: Path, error: Exception, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr("coordinator.server.connect", fail)
+    write_tokenizer(tmp_path)
+    (tmp_path / "config.json").write_text('{"max_position_embeddings": 99}')
+    it = Coordinator(CoordinatorConfig(str(tmp_path)))
+    link = it.registry.register(info(Role.DRAFTER, ""))
+    assert link
+    assert link.task
+    await link.task  # raises nothing
+    assert not it.links
+    assert f"{link.name} down" in caplog.text
+    assert str(error) in caplog.text
     await it.close()
