@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import logging
 import socket
 import ssl
@@ -29,6 +30,7 @@ from paceline.tokenizer import resolve
 log = logging.getLogger(__name__)
 
 MAX_HEADER_BYTES = 16 * 2**10
+HANDSHAKE_S = 10.0  # as over gRPC; asyncio gives a minute to whoever connects and says nothing
 KEEP_ALIVE_S = 65  # longer than the usual 60 s of load balancers, so that it is they who close
 # More than may wait and run at a time, so that who comes too many is told so by the queue and not by a bare 503.
 MAX_CONNECTIONS = 4096
@@ -36,6 +38,21 @@ STOP_S = 2  # for responses under way; their requests have been cancelled by the
 
 
 class _Server(uvicorn.Server):
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """uvicorn's own for sockets that are given, but for the bound on handshakes, for which it has no option."""
+        config, loop = self.config, asyncio.get_running_loop()
+        protocol = functools.partial(
+            Connection, config=config, server_state=self.server_state, app_state=self.lifespan.state
+        )
+        bound_s = HANDSHAKE_S if config.ssl else None
+        self.servers = [
+            await loop.create_server(
+                protocol, sock=each, ssl=config.ssl, ssl_handshake_timeout=bound_s, backlog=config.backlog
+            )
+            for each in sockets or ()
+        ]
+        self.started = True
+
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
         """Signals are the process's own business (`paceline.rpc.signals`)."""

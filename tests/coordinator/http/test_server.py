@@ -16,6 +16,7 @@ import openai
 import pytest
 
 from coordinator.http import connection, sse
+from coordinator.http import server as http_server
 from coordinator.http.door import Door
 from coordinator.http.server import HttpServer
 from coordinator.http.sse import EventStream
@@ -205,6 +206,22 @@ async def test_behind_tls_it_asks_for_a_key_and_shows_the_certificate_of_the_mom
         await get(server, trust)  # its handshake finds the new files
         assert (await get(server, trust))[1] != before
     finally:
+        await server.stop()
+
+
+async def test_behind_tls_who_connects_and_says_nothing_is_closed_like_anybody_else(
+    chat_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(http_server, "HANDSHAKE_S", 0.2)
+    server = HttpServer(Toy(chat_model, port=0, tls=certificates.tls(PeerRole.COORDINATOR)), Keys())
+    await server.start()
+    reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+    try:
+        async with asyncio.timeout(20):  # asyncio's own bound is a minute
+            with contextlib.suppress(ConnectionError):
+                assert await reader.read() == b""
+    finally:
+        writer.close()
         await server.stop()
 
 
