@@ -1358,6 +1358,13 @@ SURVIVAL = (
         HTTP,
     ),
     Mutant(
+        "HTTP: without keys a page comes in by a name of its own",
+        "coordinator/http/host.py",
+        "return named is not None and is_loopback(named[1].lower())",
+        "return named is not None",
+        HTTP,
+    ),
+    Mutant(
         "HTTP: a request may come ever so slowly",
         "coordinator/http/connection.py",
         "if self._reading is None and not",

@@ -10,6 +10,7 @@ from coordinator.http import abort, chat, completions, pages, playground, probes
 from coordinator.http.door import Door
 from coordinator.http.errors import BodyLimit, RequestIds, add_handlers
 from coordinator.http.face import ClientLeft, Face, check_key
+from coordinator.http.host import OwnHost
 from coordinator.http.responses import Responses
 from paceline import __version__
 from paceline.rpc import MAX_MESSAGE_BYTES
@@ -17,7 +18,7 @@ from paceline.rpc import MAX_MESSAGE_BYTES
 CLIENT_LEFT = 499  # nginx's number; nobody is there to read it
 
 
-def create_app(face: Face) -> FastAPI:
+def create_app(face: Face, *, is_own_host_only: bool) -> FastAPI:
     """What is not public asks for the key, unknown paths too once there is one to ask for."""
     app = FastAPI(
         title="Paceline",
@@ -30,6 +31,8 @@ def create_app(face: Face) -> FastAPI:
     app.state.face = face
     app.add_middleware(BodyLimit, max_bytes=MAX_MESSAGE_BYTES)  # as over gRPC
     app.add_middleware(Door, face=face)
+    if is_own_host_only:
+        app.add_middleware(OwnHost)
     app.add_middleware(Responses, count=face.metrics.responded)
     app.add_middleware(RequestIds)  # around the ones before
     if origins := face.service.coordinator.config.allowed_origins:

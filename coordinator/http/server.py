@@ -76,7 +76,6 @@ class HttpServer:
         if defaults:
             law = ", ".join(f"{name}={value:g}" for name, value in defaults.items())
             log.warning("HTTP requests that name no other are sampled with %s; --generation-config says why", law)
-        self.app = create_app(Face(Service(coordinator), template, metrics, stats, keys, defaults))
         self.port = 0
         self._config = config
         is_guarded = config.tls is None or keys is not None or config.insecure
@@ -84,6 +83,8 @@ class HttpServer:
         if self.host != config.host:
             fix = "with TLS and without --api-keys it goes beyond this machine only with --insecure"
             log.warning("HTTP is on %s and not on %s: %s", self.host, config.host, fix)
+        face = Face(Service(coordinator), template, metrics, stats, keys, defaults)
+        self.app = create_app(face, is_own_host_only=keys is None and is_loopback(self.host))
         self._server: _Server | None = None
         self._task: asyncio.Task[None] | None = None
 

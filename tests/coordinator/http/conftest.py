@@ -85,4 +85,4 @@ async def called(chat_model: Path) -> AsyncIterator[Called]:
 def client(toy: Toy, keys: Keys | None = None) -> httpx2.AsyncClient:
     app = HttpServer(toy, keys).app
     transport = httpx2.ASGITransport(app, raise_app_exceptions=False)
-    return httpx2.AsyncClient(transport=transport, base_url="http://toy")
+    return httpx2.AsyncClient(transport=transport, base_url="http://localhost")

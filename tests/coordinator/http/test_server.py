@@ -28,6 +28,8 @@ from tests import certificates
 from tests.coordinator.http.conftest import Keys
 from tests.coordinator.toy import Toy
 
+HEAD = b"POST /v1/completions HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
+
 
 @pytest.fixture
 async def served(chat_model: Path) -> AsyncIterator[tuple[Toy, HttpServer]]:
@@ -43,10 +45,7 @@ async def served(chat_model: Path) -> AsyncIterator[tuple[Toy, HttpServer]]:
 async def post(server: HttpServer, **body: Any) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
     reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
     content = json.dumps(body).encode()
-    head = (
-        f"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: {len(content)}"
-    )
-    writer.write(head.encode() + b"\r\n\r\n" + content)
+    writer.write(HEAD + f"content-length: {len(content)}\r\n\r\n".encode() + content)
     await writer.drain()
     return reader, writer
 
@@ -181,7 +180,7 @@ async def test_a_port_in_use_and_a_host_beyond_this_machine_are_refused(chat_mod
 async def get(server: HttpServer, trust: ssl.SSLContext, headers: str = "") -> tuple[bytes, bytes]:
     """The status line of a call without a certificate, and the server's certificate."""
     reader, writer = await asyncio.open_connection("127.0.0.1", server.port, ssl=trust)
-    writer.write(f"GET /v1/models HTTP/1.1\r\nhost: x\r\nconnection: close\r\n{headers}\r\n".encode())
+    writer.write(f"GET /v1/models HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n{headers}\r\n".encode())
     shown: bytes = writer.get_extra_info("ssl_object").getpeercert(binary_form=True)
     answer = await reader.read()
     writer.close()
@@ -281,6 +280,15 @@ async def test_a_client_that_does_not_read_ends_its_stream() -> None:
     assert is_closed
 
 
+async def test_who_names_no_host_is_no_browser_and_is_served(served: tuple[Toy, HttpServer]) -> None:
+    _, server = served
+    for host, status in (b"", b" 200 "), (b"host: evil.example\r\n", b" 403 "):
+        reader, writer = await said(server, b"GET /v1/models HTTP/1.0\r\n" + host + b"\r\n")
+        async with asyncio.timeout(10):
+            assert status in await reader.readline()
+        writer.close()
+
+
 async def test_the_address_is_told_as_a_browser_takes_it(served: tuple[Toy, HttpServer]) -> None:
     _, server = served
     assert server.url == f"http://127.0.0.1:{server.port}"
@@ -291,9 +299,6 @@ async def said(server: HttpServer, data: bytes) -> tuple[asyncio.StreamReader, a
     writer.write(data)
     await writer.drain()
     return reader, writer
-
-
-HEAD = b"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
 
 
 @pytest.mark.parametrize(
@@ -353,7 +358,7 @@ async def test_connections_over_the_bound_are_closed_and_those_before_are_served
     async with asyncio.timeout(5):
         with contextlib.suppress(ConnectionError):
             assert await refused.read() == b""
-        writer.write(b"GET /health HTTP/1.1\r\nhost: x\r\n\r\n")
+        writer.write(b"GET /health HTTP/1.1\r\nhost: localhost\r\n\r\n")
         assert b"200 OK" in await reader.readline()
     for one in (refused_writer, *(writer for _, writer in silent)):
         one.close()
