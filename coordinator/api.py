@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from coordinator.http.server import HttpServer
 
 SHUTDOWN_S = 5.0
+# Certificates are looked at in handshakes: one that has ended is of use for so long at most, for what comes anew.
+MAX_CONNECTION_AGE_S = 3600.0
 
 _CLIENT, _WORKER = (PeerRole.CLIENT,), (PeerRole.DRAFTER, PeerRole.VERIFIER)
 WHO = {
@@ -204,6 +206,7 @@ class CoordinatorServer:
             door=door,
             has_reflection=config.reflection,
             is_ready=False,
+            max_connection_age_s=MAX_CONNECTION_AGE_S,
         )
         self.coordinator.observers.append(Health(self.coordinator, self._server.say_serving))
         if config.port is not None:

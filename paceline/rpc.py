@@ -259,9 +259,13 @@ class Server:
         interceptors: Sequence[Any] = (),
         has_reflection: bool = True,
         is_ready: bool = True,
+        max_connection_age_s: float | None = None,
     ) -> None:
         self.is_ready = is_ready  # to serve from the start
-        self.grpc = grpc.aio.server(options=SERVER_OPTIONS, interceptors=interceptors)
+        options = list(SERVER_OPTIONS)
+        if max_connection_age_s:  # gRPC's own grace for what runs by then has no end
+            options.append(("grpc.max_connection_age_ms", int(1e3 * max_connection_age_s)))
+        self.grpc = grpc.aio.server(options=options, interceptors=interceptors)
         self.health = health.HealthServicer()
         self.services = [name for name, _ in services]
         for _, add in services:
@@ -316,13 +320,14 @@ async def start_server(
     door: Any = None,
     has_reflection: bool = False,
     is_ready: bool = True,
+    max_connection_age_s: float | None = None,
 ) -> tuple[Server, int]:
     """A running server and its port (a free one for 0).
 
     `services` are pairs of a full name and what adds the service to a `grpc.aio.Server`. `door` is a `paceline.door`;
     behind one that is locked there is reflection only if it `has_reflection`. Without `is_ready` its health says that
-    it serves once `say_serving` does. Raises `InvalidInput` for a host that is not safe to bind and for a port that is
-    taken.
+    it serves once `say_serving` does. After `max_connection_age_s` new calls of a client need a new handshake; those
+    that run are not cut. Raises `InvalidInput` for a host that is not safe to bind and for a port that is taken.
     """
     check_bind(host, insecure=insecure, has_tls=tls is not None)
     is_locked = door is not None and door.is_locked
@@ -331,6 +336,7 @@ async def start_server(
         interceptors=(door,) if door else (),
         has_reflection=has_reflection or not is_locked,
         is_ready=is_ready,
+        max_connection_age_s=max_connection_age_s,
     )
     return server, await server.start(host, port, tls)
 

@@ -6,7 +6,8 @@ twice, since a server and a client look at different things: as the URI `spiffe:
 address. So a drafter's certificate opens no verifier's door and answers for no coordinator, and a pod needs no
 certificate that knows its address. `paceline certs` makes such certificates; any authority can.
 
-Files are read again when they change: by servers at the next handshake, by clients at the next connection.
+Files are read again when they change: by servers at the next handshake, by callers with the next channel, which they
+make when a connection is lost (workers, coordinators) or the files have changed (`paceline.client`).
 """
 
 from __future__ import annotations
@@ -101,8 +102,12 @@ class Tls:
         """The files as they are now. Raises `InvalidInput` for one that cannot be read."""
         return Pem(_read("tls-cert", self.cert), _read("tls-key", self.key), _read("tls-ca", self.ca))
 
+    def stamp(self) -> object:
+        """Changes when one of the files does."""
+        return stamp(self.cert, self.key, self.ca)
+
     def channel_credentials(self) -> Any:
-        """For one connection, from the files as they are now. Raises `Unavailable` while one cannot be read."""
+        """For one channel, from the files as they are now. Raises `Unavailable` while one cannot be read."""
         try:
             pem = self.read()
         except InvalidInput as error:
@@ -145,10 +150,7 @@ class _Renewal:
 
     def __init__(self, tls: Tls) -> None:
         self._tls = tls
-        self._stamp = self._now()
-
-    def _now(self) -> object:
-        return stamp(self._tls.cert, self._tls.key, self._tls.ca)
+        self._stamp = tls.stamp()
 
     def configuration(self) -> Any:
         pem = self._tls.read()
@@ -156,7 +158,7 @@ class _Renewal:
         return grpc.ssl_server_certificate_configuration([(pem.key, pem.cert)], pem.ca)
 
     def __call__(self) -> Any:
-        now = self._now()
+        now = self._tls.stamp()
         if now == self._stamp:
             return None
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import shutil
 from collections.abc import AsyncIterator
@@ -17,6 +18,7 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from deploy.certs import make
 from paceline import rpc
 from paceline.api_keys import ApiKeys
+from paceline.client import AsyncClient, Client
 from paceline.door import Door
 from paceline.errors import InvalidInput
 from paceline.security import PeerRole, Tls, peer_role
@@ -34,9 +36,13 @@ class Tells:
 
     def __init__(self) -> None:
         self.roles: list[PeerRole | None] = []
+        self.connections: set[str] = set()
+        self.may_end = asyncio.Event()
+        self.may_end.set()
 
     async def Abort(self, request: Any, context: Any) -> Any:  # noqa: N802
         self.roles.append(peer_role(context))
+        self.connections.add(context.peer())
         return pb.AbortReply()
 
     async def Register(self, request: Any, context: Any) -> Any:  # noqa: N802
@@ -44,8 +50,9 @@ class Tells:
         return pb.RegisterReply(lease_s=1)
 
     async def Generate(self, request: Any, context: Any) -> AsyncIterator[Any]:  # noqa: N802
-        for text in "ab":
-            yield pb.GenerateReply(text=text)
+        yield pb.GenerateReply(text="a")
+        await self.may_end.wait()
+        yield pb.GenerateReply(text="b")
 
     def __getattr__(self, name: str) -> Any:
         return self.Abort
@@ -59,11 +66,11 @@ class Served:
         self.port = 0
         self._server: rpc.Server | None = None
 
-    async def start(self, server_tls: Tls | None, keys: Path | None = None, *, has_reflection: bool = False) -> None:
+    async def start(self, server_tls: Tls | None, keys: Path | None = None, **more: Any) -> None:
         door = Door(WHO, has_tls=server_tls is not None, keys=ApiKeys(keys) if keys else None)
         add = partial(coordinator_pb2_grpc.add_CoordinatorServicer_to_server, self.servicer)
         self._server, self.port = await rpc.start_server(
-            [(NAME, add)], "127.0.0.1", 0, tls=server_tls, door=door, has_reflection=has_reflection
+            [(NAME, add)], "127.0.0.1", 0, tls=server_tls, door=door, **more
         )
 
     async def stop(self) -> None:
@@ -192,6 +199,56 @@ async def test_renewed_certificates_are_used_without_a_restart(served: Served, t
     make(folder)
     assert await served.call("Abort", tls(PeerRole.CLIENT, folder)) is OK
     assert await served.call("Abort", tls(PeerRole.CLIENT, old)) is grpc.StatusCode.UNAVAILABLE
+
+
+def replace_all(folder: Path) -> None:
+    """By those of a new authority."""
+    for path in folder.iterdir():
+        path.unlink()
+    make(folder)
+
+
+async def test_an_old_connection_takes_no_new_calls_and_those_that_run_end_as_they_would(
+    served: Served, tmp_path: Path
+) -> None:
+    make(tmp_path)
+    await served.start(tls(PeerRole.COORDINATOR, tmp_path), max_connection_age_s=0.3)
+    served.servicer.may_end.clear()
+    async with served.connect(tls(PeerRole.CLIENT, tmp_path)) as channel, asyncio.timeout(30):
+        stub = coordinator_pb2_grpc.CoordinatorStub(channel)
+        running = stub.Generate(pb.GenerateRequest())
+        assert (await running.read()).text == "a"
+        replace_all(tmp_path)
+        while (status := await stub.Abort(pb.AbortRequest()).code()) is OK:
+            await asyncio.sleep(0.02)
+        assert status is grpc.StatusCode.UNAVAILABLE
+        served.servicer.may_end.set()
+        assert (await running.read()).text == "b"
+        assert await running.code() is OK
+
+
+@pytest.mark.parametrize("kind", [AsyncClient, Client])
+async def test_a_client_shows_the_certificate_of_the_moment(
+    served: Served, tmp_path: Path, kind: type[AsyncClient | Client]
+) -> None:
+    make(tmp_path)
+    await served.start(tls(PeerRole.COORDINATOR, tmp_path), max_connection_age_s=0.3)
+    client = kind(f"127.0.0.1:{served.port}", tls=tls(PeerRole.CLIENT, tmp_path))
+
+    async def ask() -> None:
+        await (client.abort("r") if isinstance(client, AsyncClient) else asyncio.to_thread(client.abort, "r"))
+
+    async with asyncio.timeout(60):
+        for _ in range(3):  # more often than there are channels kept
+            seen = set(served.servicer.connections)
+            await ask()
+            (tmp_path / "client.key").unlink()
+            await ask()  # files that do not fit change nothing
+            replace_all(tmp_path)
+            while len(served.servicer.connections - seen) < 2:
+                await ask()
+    assert len(client._to.channels) == 2
+    await (client.close() if isinstance(client, AsyncClient) else asyncio.to_thread(client.close))
 
 
 def test_a_role_is_not_started_with_files_that_will_not_do(tmp_path: Path) -> None:

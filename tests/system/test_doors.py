@@ -11,6 +11,7 @@ from typing import Any
 import grpc
 import pytest
 
+from coordinator import api
 from paceline import codec, rpc
 from paceline.client import AsyncClient
 from paceline.errors import Overloaded, Unauthenticated, Unavailable
@@ -68,6 +69,27 @@ async def test_all_roles_work_together_behind_tls_and_keys(locked: Cluster, pair
         assert drafted.token_ids == plain.token_ids
         assert drafted.metrics["num_accepted_tokens"] > 0
         assert len((await client.server_info()).workers) == 2
+
+
+async def test_old_connections_are_renewed_and_nobody_notices(
+    pair: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Clients' and workers' to the coordinator; its own to the workers stay."""
+    monkeypatch.setattr(api, "MAX_CONNECTION_AGE_S", 0.2)
+    async with cluster(pair[0], tls=tls(PeerRole.COORDINATOR)) as it, it.client() as client:
+        await it.add("v", Role.VERIFIER, pair[0])
+        await it.add("d", Role.DRAFTER, pair[1])
+        links = dict(it.server.coordinator.links)
+        leases = {link.lease_until_s for link in links.values()}
+        plain = await client.complete(PROMPT, max_tokens=40, mode="off", ignore_eos=True)
+        (channel,) = client._to.channels
+        async with asyncio.timeout(60):
+            while leases & {link.lease_until_s for link in links.values()}:
+                asked = client.complete(PROMPT, max_tokens=40, mode="pearl", ignore_eos=True)
+                assert (await asked).token_ids == plain.token_ids
+                while channel.get_state() is grpc.ChannelConnectivity.READY:
+                    await asyncio.sleep(0.02)
+        assert it.server.coordinator.links == links
 
 
 async def test_without_a_key_nothing_is_told_and_nothing_is_done(locked: Cluster) -> None:
