@@ -12,9 +12,10 @@ from typing import Any
 import pytest
 import yaml
 
+from deploy.cli import parsers
 from deploy.local import STOP_S
 from paceline.security import PeerRole
-from tests.deploy.manifests import DEPLOY, flags_of, twins_of
+from tests.deploy.manifests import DEPLOY, twins_of
 
 CHART = DEPLOY / "helm" / "paceline"
 HELM = shutil.which("helm", path=str(Path(sys.executable).parent)) or shutil.which("helm")
@@ -60,13 +61,18 @@ def test_what_is_rendered_is_valid(values: tuple[str, ...]) -> None:
             validate(doc, KUBERNETES, strict=True)
 
 
-def test_options_exist(everything: Docs, capsys: pytest.CaptureFixture[str]) -> None:
-    roles = set()
+def test_every_role_reads_its_options(everything: Docs, capsys: pytest.CaptureFixture[str]) -> None:
+    """By its own parser: one that only looks at names would let `--admit-any=true` pass, and a million as 1e+06."""
+    known, read = parsers(), {}
     for role, _, container in pods(everything):
-        roles.add(role)
-        assert {one.partition("=")[0] for one in container["args"]} <= flags_of(role, capsys)
-        assert {one["name"] for one in container["env"]} - {"POD_IP"} <= twins_of(role, capsys)
-    assert roles == {"coordinator", "verifier", "drafter"}
+        environ = {one["name"]: one.get("value", "").replace("$(POD_IP)", "10.0.0.1") for one in container["env"]}
+        assert set(environ) - {"POD_IP"} <= twins_of(role, capsys)
+        read[role] = known[role].parse(container["args"], environ)
+    assert set(read) == {"coordinator", "verifier", "drafter"}
+    coordinator = read["coordinator"]
+    assert (coordinator.admit_any, coordinator.json) == (True, False)
+    assert (coordinator.trace_max_size, coordinator.lease_s) == (2_500_000, 4.5)
+    assert read["verifier"].enforce_eager is True
 
 
 def test_a_worker_registers_with_every_coordinator(everything: Docs) -> None:

@@ -20,10 +20,16 @@ app.kubernetes.io/component: {{ .role }}
 {{ $image.repository }}:{{ $image.tag | default .root.Chart.AppVersion }}
 {{- end }}
 
-{{/* A role's options as arguments. */}}
+{{/* A role's options as arguments. Booleans take no value; numbers of a file are floats, which %v writes as 1e+06. */}}
 {{- define "paceline.args" -}}
 {{- range $name, $value := . }}
+{{- if kindIs "bool" $value }}
+- {{ printf "--%s%s" ($value | ternary "" "no-") $name | quote }}
+{{- else if and (kindIs "float64" $value) (eq $value (floor $value)) }}
+- {{ printf "--%s=%.0f" $name $value | quote }}
+{{- else }}
 - {{ printf "--%s=%v" $name $value | quote }}
+{{- end }}
 {{- end }}
 {{- end }}
 
