@@ -75,6 +75,17 @@ def test_every_role_reads_its_options(everything: Docs, capsys: pytest.CaptureFi
     assert read["verifier"].enforce_eager is True
 
 
+@pytest.mark.parametrize(("secret", "is_open"), [("", True), ("some-keys", False)])
+def test_http_leaves_the_pods_loopback_with_keys_and_without(secret: str, is_open: bool) -> None:
+    """With TLS and neither keys nor --insecure it stays there, and the probe, which is from outside, never passes."""
+    for role, _, container in pods(render("--set", f"apiKeys.secret={secret}")):
+        environ = {one["name"]: one.get("value") for one in container["env"]}
+        assert environ["PACELINE_TLS_CERT"]
+        is_coordinator = role == "coordinator"
+        assert ("PACELINE_API_KEYS" in environ) == (is_coordinator and not is_open)
+        assert environ.get("PACELINE_INSECURE") == ("true" if is_coordinator and is_open else None)
+
+
 def test_a_worker_registers_with_every_coordinator(everything: Docs) -> None:
     (peers,) = [d for d in everything if d["kind"] == "Service" and d["spec"].get("clusterIP") == "None"]
     wanted = [f"pl-coordinator-{i}.{peers['metadata']['name']}.serving.svc:50051" for i in range(2)]
