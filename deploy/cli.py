@@ -11,6 +11,7 @@ import importlib
 import os
 import sys
 from collections.abc import Sequence
+from types import ModuleType
 
 from deploy.options import Parser, UsageError, source_of
 from paceline import __version__
@@ -34,6 +35,8 @@ COMMANDS = {
     "verifier": ("deploy.roles", "run_verifier", "one role alone: holds the target model and judges drafts"),
     "drafter": ("deploy.roles", "run_drafter", "one role alone: holds the draft model and drafts ahead"),
 }
+
+_OURS = ("bench", "coordinator", "deploy", "drafter", "models", "paceline", "verifier")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -67,15 +70,30 @@ def _from(error: PacelineError) -> str:
 
 
 def parsers() -> dict[str, Parser]:
-    """Every command's options, by its name; without the commands that have their own way with them."""
+    """Every command's options, by its name; without `absent` commands and those that have their own way with them."""
     found: dict[str, Parser] = {}
     for name, (module, function, _) in COMMANDS.items():
-        imported = importlib.import_module(module)
+        imported = _imported(module)
         if make := getattr(imported, function.replace("run", "parser", 1), None):
             found[name] = make()
         elif several := getattr(imported, "parsers", None):
             found |= several()
     return found
+
+
+def absent() -> frozenset[str]:
+    """The commands that cannot be imported here: an image holds what its own role needs, and nothing for the others."""
+    return frozenset(name for name, (module, _, _) in COMMANDS.items() if _imported(module) is None)
+
+
+def _imported(module: str) -> ModuleType | None:
+    """None where a package of others is missing; any other error is a bug."""
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] in _OURS:
+            raise
+        return None
 
 
 def _dispatch(argv: list[str]) -> int:

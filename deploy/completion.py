@@ -7,9 +7,6 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-import shtab
-
-from bench.serving import settings as serving
 from deploy import cli
 from deploy.bench import BENCHMARKS
 from deploy.cli import COMMANDS
@@ -31,6 +28,8 @@ def run(argv: Sequence[str]) -> int:
         wrong = argv[0] if argv[0] not in SHELLS else argv[1]
         hint = did_you_mean(wrong, SHELLS)
         raise UsageError(f"completion {wrong}: unknown shell; {hint}Choose one of {', '.join(SHELLS)}")
+    import shtab  # late: whoever reads a file of options imports this module, and images have no shtab
+
     print(shtab.complete(_tree(), shell=argv[0]))
     return 0
 
@@ -64,6 +63,8 @@ def _add(commands: Any, name: str, parser: Parser, summary: str) -> None:
 
 def _add_benchmarks(bench: argparse.ArgumentParser) -> None:
     """Names, and the options of the one that loads no model: a shell that starts must not wait for torch."""
+    from bench.serving import settings as serving
+
     benchmarks = bench.add_subparsers()
     for name, summary in BENCHMARKS.items():
         own = [serving.parser("")] if name == "serve" else []

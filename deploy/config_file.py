@@ -37,17 +37,24 @@ class Setting:
 
 
 def read(path: str, command: str) -> dict[str, Setting]:
-    """The file's settings for `command`, by key. Raises InvalidInput, also for what is wrong of other commands."""
-    # Late: it imports every command, which only those who use a file need wait for.
-    from deploy.cli import parsers
+    """The file's settings for `command`, by key. Raises InvalidInput, also for what is wrong of other commands.
 
+    The tables of commands that cannot be imported here are not looked into: one file may do for several images.
+    """
+    # Late: it imports every command, which only those who use a file need wait for.
+    from deploy.cli import absent, parsers
+
+    unchecked = sorted(absent())
     known = {name: {key for option in parser.options for key in option.keys} for name, parser in parsers().items()}
     table = _load(path)
     shared = {key: value for key, value in table.items() if not isinstance(value, dict)}
     tables = _tables(table, known)
     everything = set().union(*known.values())
-    found = _settings(path, "", shared, everything, " of any command")
+    but = f" but perhaps of {', '.join(unchecked)}, into whose table it then belongs" if unchecked else ""
+    found = _settings(path, "", shared, everything, f" of any command{but}")
     for name, values in tables.items():
+        if name.partition(" ")[0] in unchecked:
+            continue
         if name not in known:
             hint = did_you_mean(name, known)
             raise InvalidInput(f"{path}: [{name}]", "…", f"is no command with options; {hint}Use one of {_list(known)}")

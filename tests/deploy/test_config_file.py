@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from deploy import serve
-from deploy.cli import main, parsers
+from deploy.cli import COMMANDS, main, parsers
 from deploy.config_file import read
 from paceline.errors import InvalidInput, UsageError
 
@@ -164,6 +164,19 @@ def test_a_command_of_a_command_has_a_table_within_the_table(
     file.write_text("[ray.up]\nnum-cpu = 3")
     with pytest.raises(InvalidInput, match="did you mean num-cpus"):
         read(str(file), "ray up")
+
+
+def test_a_command_that_lacks_a_package_keeps_nobody_from_the_file(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(COMMANDS, "doctor", ("deploy.no_such_module", "run", ""))
+    with pytest.raises(ModuleNotFoundError):  # one of ours is missing: a bug
+        parsers()
+    monkeypatch.setitem(COMMANDS, "doctor", ("no_such_package.doctor", "run", ""))
+    assert "doctor" not in parsers()
+    file.write_text("window = 7\n[doctor]\nwhatever = 1")
+    assert parse(file).window == 7  # type: ignore[attr-defined]
+    file.write_text("num-hops = 7")
+    with pytest.raises(InvalidInput, match="num-hops=7: is no option of any command but perhaps of doctor, into whose"):
+        parse(file)
 
 
 def test_what_is_long_is_shown_by_both_of_its_ends(tmp_path: Path) -> None:

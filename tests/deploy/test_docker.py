@@ -100,6 +100,40 @@ def test_an_image_holds_what_its_role_imports(image: str) -> None:
     assert missing == set()
 
 
+_READ = """
+import sys
+
+class Absent:
+    @staticmethod
+    def find_spec(name, path=None, target=None):
+        if name.partition(".")[0] in {absent!r}:
+            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
+
+sys.meta_path.insert(0, Absent)
+from deploy.cli import main
+sys.exit(main([{role!r}, "--config", {file!r}, "--print-config"]))
+"""
+
+
+@pytest.mark.parametrize("image", IMAGES)
+def test_a_file_of_options_is_read_in_an_image_whose_other_commands_lack_packages(image: str, tmp_path: Path) -> None:
+    file = tmp_path / "paceline.toml"
+    file.write_text(f'log-level = "error"\n[{image}]\ndrain-s = 7.0\n[doctor]\nnum-prompts = 2\n')
+    distributions = _with_what_they_need(_installed(image)) | {"paceline"}
+    absent = {
+        name
+        for name, owners in packages_distributions().items()
+        if not {one.lower().replace("_", "-") for one in owners} & distributions
+    }
+    assert "shtab" in absent
+    code = _READ.format(absent=absent, role=image, file=str(file))
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert {f'log-level = "error"  # {file}: log-level', f"drain-s = 7.0  # {file}: [{image}] drain-s"} <= set(
+        done.stdout.splitlines()
+    )
+
+
 def test_the_coordinator_needs_no_torch() -> None:
     assert not {"torch", "transformers", "scipy"} & _with_what_they_need(_installed("coordinator"))
 
