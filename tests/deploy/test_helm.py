@@ -129,6 +129,27 @@ def test_workers_talk_to_coordinators_only(everything: Docs) -> None:
                 assert components == {"coordinator"} or {p["port"] for p in rule["ports"]} == {53}
 
 
+@pytest.mark.parametrize("namespace", ["monitoring", "observing"])
+def test_prometheus_reaches_the_port_that_its_pod_monitor_names(namespace: str) -> None:
+    """It lives in another namespace than the clients that are let in by themselves."""
+    name = r"prometheus.namespaceSelector.matchLabels.kubernetes\.io/metadata\.name"
+    own = () if namespace == "monitoring" else ("--set", f"{name}={namespace}")
+    docs = render("--set", "prometheus.podMonitor.enabled=true", *own)
+    (policy,) = [d for d in docs if d["kind"] == "NetworkPolicy" and d["metadata"]["name"] == "pl-coordinator"]
+    wanted = {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": namespace}}}
+    (rule,) = [rule for rule in policy["spec"]["ingress"] if wanted in rule["from"]]
+    (monitor,) = [d for d in docs if d["kind"] == "PodMonitor"]
+    (port,) = {endpoint["port"] for endpoint in monitor["spec"]["podMetricsEndpoints"]}
+    (coordinator,) = [container for role, _, container in pods(docs) if role == "coordinator"]
+    assert rule["ports"] == [{"port": one["containerPort"]} for one in coordinator["ports"] if one["name"] == port]
+
+
+def test_nobody_of_another_namespace_is_let_in_who_is_not_asked_for() -> None:
+    rules = [rule for d in render() if d["kind"] == "NetworkPolicy" for rule in d["spec"]["ingress"]]
+    assert rules
+    assert not any("namespaceSelector" in peer for rule in rules for peer in rule["from"])
+
+
 def test_pools_scale_on_their_own_and_drafters_to_nothing(everything: Docs) -> None:
     scaled = {d["spec"]["scaleTargetRef"]["name"]: d["spec"] for d in everything if d["kind"] == "ScaledObject"}
     assert set(scaled) == {"pl-verifier-big", "pl-drafter-cpu"}
