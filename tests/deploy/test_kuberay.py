@@ -71,6 +71,18 @@ def test_fields_are_kuberays(cluster: dict[str, Any]) -> None:
         assert all(isinstance(value, str) for value in group["rayStartParams"].values())
 
 
+def test_a_worker_node_is_ready_without_serves_proxy(cluster: dict[str, Any], config: dict[str, Any]) -> None:
+    """KubeRay has worker nodes that bring no readiness probe asked for Serve's proxy, which is off: none was ready."""
+    from ray._private.ray_constants import DEFAULT_DASHBOARD_AGENT_LISTEN_PORT
+    from ray.dashboard.http_server_agent import PUBLIC_EXACT_PATHS
+
+    assert config["proxy_location"] == "Disabled"
+    for group in cluster["workerGroupSpecs"]:
+        asked = group["template"]["spec"]["containers"][0]["readinessProbe"]["httpGet"]
+        assert asked["port"] == DEFAULT_DASHBOARD_AGENT_LISTEN_PORT
+        assert asked["path"] in PUBLIC_EXACT_PATHS, "a probe has no token"
+
+
 def test_the_application_is_valid(config: dict[str, Any]) -> None:
     from ray.serve.schema import ServeDeploySchema
 
