@@ -21,7 +21,7 @@ CHART = DEPLOY / "helm" / "paceline"
 HELM = shutil.which("helm", path=str(Path(sys.executable).parent)) or shutil.which("helm")
 KUBERNETES = "1.34"
 # Kinds that other projects define; Kubernetes has no schema for them.
-FOREIGN = {"Certificate", "PodMonitor", "ScaledObject"}
+FOREIGN = {"Certificate", "PodMonitor", "PrometheusRule", "ScaledObject"}
 
 pytestmark = pytest.mark.skipif(HELM is None, reason="no helm here")
 
@@ -142,6 +142,13 @@ def test_prometheus_reaches_the_port_that_its_pod_monitor_names(namespace: str) 
     (port,) = {endpoint["port"] for endpoint in monitor["spec"]["podMetricsEndpoints"]}
     (coordinator,) = [container for role, _, container in pods(docs) if role == "coordinator"]
     assert rule["ports"] == [{"port": one["containerPort"]} for one in coordinator["ports"] if one["name"] == port]
+
+
+def test_the_alerts_are_the_files(everything: Docs) -> None:
+    """Their own braces are Prometheus', not Helm's."""
+    (rule,) = [d for d in everything if d["kind"] == "PrometheusRule"]
+    assert rule["spec"] == yaml.safe_load((CHART / "alerts.yaml").read_text())
+    assert rule["metadata"]["labels"]["release"] == "monitoring"
 
 
 def test_nobody_of_another_namespace_is_let_in_who_is_not_asked_for() -> None:
