@@ -13,8 +13,20 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+from deploy.options import rank_of
 from paceline.api_keys import read_keys
 from paceline.errors import InvalidInput
+
+
+def settle(values: argparse.Namespace) -> None:
+    """Keep the one of `--api-key` and `--api-keys` that wins: flag over environment over file.
+
+    PACELINE_API_KEY is the clients' twin too, so it may well be set where a server is told its file of keys. Two of the
+    same source are left, for `check_options` to refuse.
+    """
+    one, several = rank_of("--api-key"), rank_of("--api-keys")
+    if one and several and one != several:
+        setattr(values, "api_key" if one < several else "api_keys", None)
 
 
 @contextlib.contextmanager

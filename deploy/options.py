@@ -204,6 +204,12 @@ def source_of(flag: str) -> str:
     return "" if source in (flag, DEFAULT) else source
 
 
+def rank_of(flag: str) -> int:
+    """By what the running command was given `flag`: 3 = itself, 2 = its environment twin, 1 = a file, 0 = nothing."""
+    source = (_SOURCES.get() or {}).get(flag, DEFAULT)
+    return 3 if source == flag else 2 if re.fullmatch(r"PACELINE_\w+", source) else 0 if source == DEFAULT else 1
+
+
 def _formatter(prog: str) -> argparse.HelpFormatter:
     return argparse.RawDescriptionHelpFormatter(prog, max_help_position=30)
 

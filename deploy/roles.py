@@ -21,7 +21,7 @@ from typing import Any
 from deploy import model_free, options
 from deploy.admission_options import add_admission, add_exit_if_refused
 from deploy.http_options import add_http
-from deploy.one_key import keys_file
+from deploy.one_key import keys_file, settle
 from deploy.options import Parser
 from deploy.restart import restart
 from deploy.role_options import (
@@ -57,6 +57,7 @@ SHUTDOWN_S = 5.0
 
 def run_coordinator(argv: Sequence[str]) -> int:
     values = parser_coordinator().parse(argv, os.environ)
+    settle(values)
     _begin(values, PeerRole.COORDINATOR)
     from coordinator.api import serve_coordinator
 

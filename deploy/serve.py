@@ -15,7 +15,7 @@ from deploy.checks import check_pair, check_port
 from deploy.http_options import add_http
 from deploy.local import STOP_S, Supervisor
 from deploy.model_free import add_model_free, check_model_free
-from deploy.one_key import keys_file
+from deploy.one_key import keys_file, settle
 from deploy.options import Parser
 from deploy.role_options import (
     add_clients,
@@ -95,6 +95,7 @@ def reachable(host: str) -> str:
 def run(argv: Sequence[str]) -> int:
     values = parser().parse(argv, os.environ)
     values.target = _target(values)
+    settle(values)
     check_options(values)
     for role in PeerRole:
         check_versions(role)
