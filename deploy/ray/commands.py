@@ -267,19 +267,21 @@ def status(values: argparse.Namespace) -> int:
 
 
 def down(values: argparse.Namespace) -> int:
+    import ray
     from ray import serve
 
     from deploy.ray import directory, local_cluster
 
     name = values.name or "paceline"
     with _cluster(values, may_start=False):
+        address = ray.get_runtime_context().gcs_address
         was_there = name in serve.status().applications
         serve.delete(name)
         directory.remove(name)
         is_last = not serve.status().applications
         if is_last:
             serve.shutdown()
-    ended = is_last and local_cluster.stop()
+    ended = is_last and local_cluster.stop(address)
     cluster = ", and the cluster of this machine" if ended else ""
     text = f"{name} is down{cluster}" if was_there else f"{name} was not deployed"
     _print({"name": name, "was_deployed": was_there, "cluster_ended": ended}, values, text)

@@ -76,10 +76,10 @@ def _paths() -> list[str]:
     return list(dict.fromkeys([own, *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]))
 
 
-def stop() -> bool:
-    """End the cluster that `start` has started; False if there is none."""
+def stop(address: str) -> bool:
+    """End the cluster that `start` has started; False if there is none, or it is not the one at `address`."""
     found = known()
-    if not found:
+    if not found or found["address"] != address:
         return False
     with contextlib.suppress(ProcessLookupError):
         os.kill(found["pid"], signal.SIGTERM)

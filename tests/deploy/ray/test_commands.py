@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from deploy.cli import main
+from deploy.ray import local_cluster
 from paceline.client import Client
 from tests.tiny import write_model
 
@@ -65,6 +66,20 @@ def test_up_status_and_down_leave_nothing_behind(environment: dict[str, str], tm
     assert not command_of(cluster["pid"])
     code, _ = paceline(environment, "status")
     assert code == 1
+
+
+def test_only_the_cluster_that_was_meant_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(local_cluster, "folder", lambda: tmp_path)
+    command = [sys.executable, "-c", "import time; print(flush=True); time.sleep(600)", "deploy.ray.local_cluster"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        process.stdout.readline()  # it runs
+        told = {"pid": process.pid, "address": "127.0.0.1:1"}
+        (tmp_path / "cluster.json").write_text(json.dumps(told))
+        assert not local_cluster.stop("10.0.0.1:6379")
+        assert local_cluster.known() == told
+        assert local_cluster.stop("127.0.0.1:1")
+    assert local_cluster.known() is None
 
 
 @pytest.mark.parametrize(

@@ -42,12 +42,12 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, 
     own = {"TMPDIR": str(tmp_path_factory.mktemp("own")), "RAY_TMPDIR": "/tmp", "OMP_NUM_THREADS": "1"}
     own |= {"RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "token", "PYTHONPATH": str(ROOT)}
     given = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"} | own
+    address = cluster(given, "print(local_cluster.start(4))")
     try:
-        address = cluster(given, "print(local_cluster.start(4))")
         dashboard = cluster(given, "print(local_cluster.known()['dashboard'])")
         yield given | {"RAY_ADDRESS": address, "RAY_DASHBOARD_ADDRESS": dashboard}
     finally:
-        cluster(given, "local_cluster.stop()")
+        cluster(given, f"local_cluster.stop({address!r})")
 
 
 def cluster(environment: dict[str, str], code: str) -> str:
