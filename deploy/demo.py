@@ -265,7 +265,7 @@ def _add_models(parser: Parser) -> None:
     )
     models.add(
         "--dtype",
-        kind=options.choice("float32", "bfloat16", "auto"),
+        kind=options.dtype,
         default="auto",
         metavar="TYPE",
         help="of the target in the comparison; auto is the faster one here; the check that follows is in float32",

@@ -91,10 +91,11 @@ class _Argparse(argparse.ArgumentParser):
 
 
 class Parser:
-    """One command's options. Add groups and options, then `parse`."""
+    """One command's options. Add groups and options, then `parse`. `unoffered`: others' options, with what to do."""
 
-    def __init__(self, command: str, description: str) -> None:
+    def __init__(self, command: str, description: str, unoffered: Mapping[str, str] | None = None) -> None:
         self.command = command
+        self._unoffered = unoffered or {}
         self.options: list[Option] = []
         self._arguments: dict[str, str] = {}  # what stands without a flag: its name, and how the help writes it
         self._optional: set[str] = set()  # those of them that may be left out
@@ -156,6 +157,8 @@ class Parser:
     def _refuse(self, unknown: Sequence[str]) -> NoReturn:
         worst = next((word for word in unknown if word.startswith("-")), unknown[0])
         flag = worst.partition("=")[0]
+        if instead := self._unoffered.get(flag):
+            raise UsageError(f"{flag}: is not offered: {instead}")
         hint = did_you_mean(flag, [flag for option in self.options for flag in option.flags])
         raise UsageError(f"{flag}: unknown option; {hint}see paceline {self.command} --help")
 
@@ -326,6 +329,14 @@ def choice(*valid: str) -> Kind:
         return value
 
     return parse
+
+
+def dtype(value: str) -> str:
+    """A model's numbers, under vLLM's names too; its half is not offered."""
+    if value in ("half", "float16"):
+        raise ValueError("is not offered; did you mean bfloat16? It is as small, and has float32's range")
+    name: str = choice("float32", "bfloat16", "auto")("float32" if value == "float" else value)
+    return name
 
 
 mode = choice("auto", *Mode)

@@ -198,7 +198,7 @@ def add_dtype(group: Group) -> None:
     """In what the models compute, and on what."""
     group.add(
         "--dtype",
-        kind=options.choice("float32", "bfloat16", "auto"),
+        kind=options.dtype,
         default="float32",
         metavar="TYPE",
         help="float32 (greedy output equals plain decoding token for token), bfloat16 (faster where the device has it; "
@@ -210,7 +210,7 @@ def add_dtype(group: Group) -> None:
 def add_drafter_dtype(group: Group) -> None:
     group.add(
         "--drafter-dtype",
-        kind=options.choice("float32", "bfloat16", "auto"),
+        kind=options.dtype,
         shown="--dtype",
         metavar="TYPE",
         help="the drafter's, if it is to differ",

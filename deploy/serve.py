@@ -34,6 +34,8 @@ from deploy.role_options import (
     add_trace,
     tls_of,
 )
+from deploy.speculative_config import add_speculative_config, unfold
+from deploy.unoffered import UNOFFERED
 from deploy.waiting import waiting
 from paceline.api_keys import read_keys
 from paceline.client import AsyncClient
@@ -96,6 +98,7 @@ def run(argv: Sequence[str]) -> int:
     values = parser().parse(argv, os.environ)
     values.target = _target(values)
     settle(values)
+    unfold(values)
     check_options(values)
     for role in PeerRole:
         check_versions(role)
@@ -237,6 +240,7 @@ running requests end, within --drain-s, then ends all; a second Ctrl-C ends at o
   paceline serve --target big/ --num-drafters 0          plain decoding, to compare
 
 To put the roles on several machines, start each by its own sub-command (coordinator, verifier, drafter).""",
+        UNOFFERED,
     )
     it.argument("model", metavar="MODEL", required=False, help="the same as --target MODEL")
     _add_models(it)
@@ -269,6 +273,7 @@ def _add_models(parser: Parser) -> None:
     )
     add_revision(models, what="a target given as ORG/NAME")
     add_revision(models, "--drafter-revision", "a drafter given as ORG/NAME")
+    add_speculative_config(models)
     models.add(
         "--num-drafters",
         kind=options.whole(0, 64),

@@ -118,6 +118,10 @@ def test_no_command_is_an_error_that_shows_the_help(capsys: pytest.CaptureFixtur
         (["drafter", "--model", "suffix", "--host", "0.0.0.0"], ["host='0.0.0.0'", "--insecure"]),
         (["drafter", "--model", "suffix", "--suffix-tokens", "0"], ["--suffix-tokens='0'", "from 1"]),
         (["verifier", "--model", "x", "--dtype", "float16"], ["--dtype='float16'", "did you mean bfloat16?"]),
+        (["serve", "x", "--dtype", "half"], ["--dtype='half'", "did you mean bfloat16?"]),
+        (["serve", "x", "--dtype", "float8"], ["--dtype='float8'", "Choose from float32, bfloat16, auto"]),
+        (["serve", "x", "--trust-remote-code"], ["--trust-remote-code: is not offered", "never run"]),
+        (["serve", "x", "--num-speculative-tokens", "5"], ["--num-speculative-tokens: ", "--length-policy fixed:le"]),
     ],
 )
 def test_a_wrong_option_names_value_and_fix(
