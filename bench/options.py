@@ -1,7 +1,8 @@
 """What the benchmarks' options share: a parser that refuses as the commands' does, and lists of values in one word.
 
-An option has an environment twin, `--num-prompts` PACELINE_BENCH_NUM_PROMPTS: a name of its own, since what is set for
-a server that runs beside (PACELINE_MODE) must not change what a benchmark measures.
+An option has an environment twin, `--num-prompts` PACELINE_BENCH_NUM_PROMPTS, and a place in a TOML file's table
+[bench.NAME]: names of their own, since what is set for a server that runs beside (PACELINE_MODE) must not change what
+a benchmark measures.
 """
 
 from __future__ import annotations
@@ -12,9 +13,12 @@ import os
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import pairwise
 from typing import Any, NoReturn
 
-from paceline.errors import UsageError, did_you_mean
+from deploy import config_file
+from deploy.options import CONFIG
+from paceline.errors import InvalidInput, UsageError, did_you_mean
 
 TWIN = "PACELINE_BENCH_"
 
@@ -23,7 +27,10 @@ class Parser(argparse.ArgumentParser):
     """The options of `paceline bench NAME`. What is wrong is one line that names the option, the value and the fix."""
 
     def __init__(self, name: str, about: str | None, epilog: str = "", environ: Mapping[str, str] = os.environ) -> None:
-        twins = f"Each option may be given as an environment variable too: --some-option is {TWIN}SOME_OPTION."
+        twins = (
+            f"Each option may be given as an environment variable too (--some-option is {TWIN}SOME_OPTION), or in a "
+            f"TOML file's\ntable [bench.{name}]: the option wins over the variable, and that over the file."
+        )
         super().__init__(
             prog=f"paceline bench {name}",
             description=about,
@@ -31,12 +38,16 @@ class Parser(argparse.ArgumentParser):
             formatter_class=_Formatter,
             allow_abbrev=False,  # an abbreviation that works today is ambiguous after the next release
         )
-        self._environ = environ
+        self._name, self._environ = name, environ
+        self._from: dict[str, str] = {}  # where a value came from that is not on the command line, by its flag
+        self.add_argument(CONFIG, metavar="FILE", help="TOML file with options by their names without dashes")
 
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
-        """Flag, else environment, else default. Raises UsageError; prints and raises SystemExit for --help."""
+        """Flag, else environment, else file, else default. Raises InvalidInput; SystemExit after --help."""
         given = list(sys.argv[1:] if args is None else args)
-        values, unknown = self.parse_known_args([*self._from_environment(given), *given], namespace)
+        given = [*self._from_environment(given), *given]
+        values, unknown = self.parse_known_args([*self._from_file(given), *given], namespace)
+        del values.config  # no part of what is measured
         if unknown:
             flag = next((word for word in unknown if word.startswith("-")), unknown[0]).partition("=")[0]
             hint = did_you_mean(flag, [flag for action in self._actions for flag in action.option_strings])
@@ -48,7 +59,8 @@ class Parser(argparse.ArgumentParser):
         if found := re.fullmatch(r"(\S+): invalid choice: '?(.*?)'? \(choose from (.*)\)", text):
             flag, value, valid = found[1], found[2], [word.strip(" '") for word in found[3].split(",")]
             text = f"{flag}={value!r}: unknown; {did_you_mean(value, valid)}Choose from {', '.join(valid)}"
-        raise UsageError(f"{text}; see {self.prog} --help")
+        source = self._from.get(text.partition(":")[0].partition("=")[0].partition("/")[0])
+        raise UsageError(f"{text}{f' (from {source})' if source else ''}; see {self.prog} --help")
 
     def _from_environment(self, given: Sequence[str]) -> Iterator[str]:
         """The words that the variables stand for, of options that are not given."""
@@ -60,8 +72,24 @@ class Parser(argparse.ArgumentParser):
             for flag in flags:
                 name = TWIN + flag.removeprefix("--").replace("-", "_").upper()
                 if text := self._environ.get(name):
-                    yield from _words(flag, text, action, name)
+                    self._from[action.option_strings[0]] = name
+                    yield from _words(flag, text.split() if _is_list(action) else [text], action, name)
                     break
+
+    def _from_file(self, given: Sequence[str]) -> Iterator[str]:
+        """The words that the file's table stands for, of options that are not given. Raises InvalidInput."""
+        path = _last(CONFIG, given)
+        words = {word.partition("=")[0] for word in given}
+        for key, setting in (config_file.read_benchmark(path, self._name) if path else {}).items():
+            action = self._option_string_actions.get(flag := f"--{key}")
+            if action is None or flag in ("--help", CONFIG):
+                hint = did_you_mean(flag, [flag for action in self._actions for flag in action.option_strings])
+                raise InvalidInput(
+                    setting.where, ",".join(setting.texts), f"is no option; {hint}See {self.prog} --help"
+                )
+            if not words & set(action.option_strings):
+                self._from[action.option_strings[0]] = setting.where
+                yield from _words(flag, setting.texts, action, setting.where)
 
 
 class _Formatter(argparse.RawDescriptionHelpFormatter):
@@ -71,12 +99,28 @@ class _Formatter(argparse.RawDescriptionHelpFormatter):
         return [piece for line in text.splitlines() for piece in super(_Formatter, self)._split_lines(line, width)]
 
 
-def _words(flag: str, text: str, action: argparse.Action, name: str) -> Sequence[str]:
+def _last(flag: str, words: Sequence[str]) -> str:
+    """The value that `flag` has at the end; empty without one."""
+    found = ""
+    for word, after in pairwise([*words, ""]):
+        name, is_pair, value = word.partition("=")
+        if name == flag:
+            found = value if is_pair else after
+    return found
+
+
+def _is_list(action: argparse.Action) -> bool:
+    return action.nargs in ("+", "*")
+
+
+def _words(flag: str, texts: Sequence[str], action: argparse.Action, name: str) -> Sequence[str]:
     if action.nargs == 0:
-        if text.lower() not in ("1", "true", "yes", "on", "0", "false", "no", "off"):
-            raise UsageError(f"{name}={text!r}: write 1 or 0")
-        return (flag,) if text.lower() in ("1", "true", "yes", "on") else ()
-    return (flag, *text.split()) if action.nargs in ("+", "*") else (f"{flag}={text}",)
+        if (text := ",".join(texts).lower()) not in ("1", "true", "yes", "on", "0", "false", "no", "off"):
+            raise UsageError(f"{name}={','.join(texts)!r}: write 1 or 0")
+        return (flag,) if text in ("1", "true", "yes", "on") else ()
+    if isinstance(action, argparse._AppendAction):
+        return [f"{flag}={text}" for text in texts]
+    return (flag, *texts) if _is_list(action) else (f"{flag}={','.join(texts)}",)
 
 
 def numbers(text: str) -> tuple[float, ...]:

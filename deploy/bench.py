@@ -62,5 +62,5 @@ examples:
   paceline bench modes --num-prompts 4 --no-assisted
   paceline bench serve --dataset-path prompts.jsonl --num-prompts 32 --compare off,sequential,pearl,auto
 
-`paceline bench BENCHMARK --help` explains the options. Their environment twins are PACELINE_BENCH_OPTION: what is set
-for a server must not change what a benchmark measures."""
+`paceline bench BENCHMARK --help` explains the options. Their environment twins are PACELINE_BENCH_OPTION, and
+their tables in a TOML file (--config) [bench.NAME]: what is set for a server must not change what is measured."""

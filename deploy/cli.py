@@ -127,7 +127,8 @@ examples:
   paceline generate --server 127.0.0.1:50051 --prompt "Once upon a time" --max-tokens 64 --temperature 0
 
 `paceline COMMAND --help` explains a command's options. Every option has an environment twin, PACELINE_OPTION, and a
-place in a TOML file (--config); --print-config shows what a command would use, and from where.
+place in a TOML file (--config); --print-config shows what a command would use, and from where. Those of benchmarks are
+PACELINE_BENCH_OPTION and the tables [bench.NAME].
 Exit codes: 0 done, 1 failed, 2 wrong input, 130 interrupted."""
 
 

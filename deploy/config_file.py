@@ -6,6 +6,9 @@
     max-num-seqs = 128         # names are those of the options, without their dashes; _ for - will do
     [ray.up]
     num-cpus = 8               # of `paceline ray up`
+    [bench.serve]
+    num-prompts = 64           # of `paceline bench serve`, which takes nothing from above: what is set for a server
+                               # must not change what a benchmark measures
 
 No file is read that was not named: one that merely lies in the working folder could change what a command does without
 a word. A key that no command knows is an error, so a misspelt one never passes for a default.
@@ -24,6 +27,7 @@ from paceline.errors import InvalidInput, did_you_mean
 if TYPE_CHECKING:
     from deploy.options import Option
 
+BENCH = "bench "  # before the names of benchmarks, as commands
 MAX_BYTES = 1_000_000
 SECRETS = ("api_key",)  # never written
 
@@ -42,6 +46,7 @@ def read(path: str, command: str) -> dict[str, Setting]:
     The tables of commands that cannot be imported here are not looked into: one file may do for several images.
     """
     # Late: it imports every command, which only those who use a file need wait for.
+    from deploy.bench import BENCHMARKS
     from deploy.cli import absent, parsers
 
     unchecked = sorted(absent())
@@ -52,16 +57,35 @@ def read(path: str, command: str) -> dict[str, Setting]:
     everything = set().union(*known.values())
     but = f" but perhaps of {', '.join(unchecked)}, into whose table it then belongs" if unchecked else ""
     found = _settings(path, "", shared, everything, f" of any command{but}")
+    benchmarks = [f"{BENCH}{name}" for name in BENCHMARKS]
     for name, values in tables.items():
-        if name.partition(" ")[0] in unchecked:
+        # A benchmark's options are known to itself alone, and it may need torch.
+        if name in benchmarks or name.partition(" ")[0] in unchecked:
             continue
         if name not in known:
-            hint = did_you_mean(name, known)
-            raise InvalidInput(f"{path}: [{name}]", "…", f"is no command with options; {hint}Use one of {_list(known)}")
+            raise _unknown(path, name, [*known, *benchmarks])
         own = _settings(path, f"[{_dotted(name)}] ", values, known[name], f" of paceline {name}")
         if name == command:
             found |= own
     return {key: setting for key, setting in found.items() if key in known.get(command, ())}
+
+
+def read_benchmark(path: str, name: str) -> dict[str, Setting]:
+    """The file's settings for `paceline bench NAME`, whatever their keys. Raises InvalidInput."""
+    from deploy.bench import BENCHMARKS
+
+    tables = _tables(_load(path), {})
+    benchmarks = [f"{BENCH}{each}" for each in BENCHMARKS]
+    for each in tables:
+        if each.startswith(BENCH) and each not in benchmarks:
+            raise _unknown(path, each, benchmarks)
+    values = tables.get(f"{BENCH}{name}", {})
+    return _settings(path, f"[{_dotted(BENCH + name)}] ", values, None, "")
+
+
+def _unknown(path: str, name: str, known: Sequence[str]) -> InvalidInput:
+    fix = f"is no command with options; {did_you_mean(name, known)}Use one of {', '.join(map(_dotted, known))}"
+    return InvalidInput(f"{path}: [{_dotted(name)}]", "…", fix)
 
 
 def _tables(table: Mapping[str, Any], known: Mapping[str, object]) -> dict[str, dict[str, Any]]:
@@ -95,11 +119,14 @@ def _load(path: str) -> dict[str, Any]:
         raise InvalidInput("--config", path, f"is no TOML: {error}") from None
 
 
-def _settings(path: str, table: str, values: Mapping[str, Any], known: set[str], whose: str) -> dict[str, Setting]:
+def _settings(
+    path: str, table: str, values: Mapping[str, Any], known: set[str] | None, whose: str
+) -> dict[str, Setting]:
+    """By key; `known` = None takes any."""
     found: dict[str, Setting] = {}
     for name, value in values.items():
         key, where = name.replace("_", "-"), f"{path}: {table}{name}"
-        if key not in known:
+        if known is not None and key not in known:
             raise InvalidInput(where, value, f"is no option{whose}; {did_you_mean(key, known)}See --help")
         if key in found:
             raise InvalidInput(where, value, f"stands there twice, once as {found[key].where}; give it once")
@@ -141,7 +168,3 @@ def _toml(value: Any) -> str:
         items = [":".join(map(str, item)) if isinstance(item, tuple) else item for item in value]
         return f"[{', '.join(map(_toml, items))}]"
     return json.dumps("auto" if value is None else str(value), ensure_ascii=False)
-
-
-def _list(names: Mapping[str, object]) -> str:
-    return ", ".join(map(_dotted, names))

@@ -48,10 +48,11 @@ def test_what_is_wrong_is_one_line_that_names_the_nearest(
 
 
 def parsed(argv: list[str], **environ: str) -> Any:
-    it = Parser("some", "about", environ=environ)
+    it = Parser("core", "about", environ=environ)
     it.add_argument("--num-prompts", type=int, default=7)
     it.add_argument("--goodput", nargs="+", default=[])
     it.add_argument("--logs", action="store_true")
+    it.add_argument("--header", action="append", default=[])
     return it.parse_args(argv)
 
 
@@ -64,6 +65,42 @@ def test_an_option_has_an_environment_twin_that_a_flag_wins_over() -> None:
     assert not parsed([], PACELINE_BENCH_LOGS="0").logs
     with pytest.raises(UsageError, match="PACELINE_BENCH_LOGS='maybe': write 1 or 0"):
         parsed([], PACELINE_BENCH_LOGS="maybe")
+
+
+def test_a_benchmark_reads_its_own_table_of_a_file(tmp_path: Path) -> None:
+    file = tmp_path / "paceline.toml"
+    file.write_text(
+        "num-prompts = 1\n[serve]\nwindow = 3\n[bench.serve]\nnum-prompts = 2\n[bench.core]\nnum_prompts = 3\n"
+        'goodput = ["ttft:1", "tpot:2"]\nlogs = true\nheader = ["a=b c", "d=e"]\n'
+    )
+    values = parsed(["--config", str(file)])
+    assert vars(values) == {
+        "num_prompts": 3,
+        "goodput": ["ttft:1", "tpot:2"],
+        "logs": True,
+        "header": ["a=b c", "d=e"],
+    }
+    assert parsed([], PACELINE_BENCH_CONFIG=str(file)).num_prompts == 3
+    assert parsed([f"--config={file}"], PACELINE_BENCH_NUM_PROMPTS="4").num_prompts == 4
+    assert parsed([f"--config={file}", "--num-prompts", "5"], PACELINE_BENCH_NUM_PROMPTS="4").num_prompts == 5
+    assert parsed([f"--config={file}", "--header", "x=y"]).header == ["x=y"], "instead of the file's"
+
+
+@pytest.mark.parametrize(
+    ("text", "fix"),
+    [
+        ("[bench.core]\nnum-promts = 3", r"\[bench.core\] num-promts='3'.*did you mean --num-prompts"),
+        ("[bench.core]\nconfig = 'other'", r"\[bench.core\] config='other'.*is no option"),
+        ("[bench.cor]\nnum-prompts = 3", r"\[bench.cor\].*did you mean bench core"),
+        ("[bench.core]\nnum-prompts = 'x'", r"--num-prompts: .*\(from .*paceline.toml: \[bench.core\] num-prompts\)"),
+        ("[bench.core]\nlogs = 'maybe'", r"\[bench.core\] logs='maybe': write 1 or 0"),
+    ],
+)
+def test_what_is_wrong_in_a_benchmarks_table_names_the_file(text: str, fix: str, tmp_path: Path) -> None:
+    file = tmp_path / "paceline.toml"
+    file.write_text(text)
+    with pytest.raises((InvalidInput, UsageError), match=fix):
+        parsed(["--config", str(file)])
 
 
 def test_figures_go_to_a_file_or_for_a_dash_to_standard_output(

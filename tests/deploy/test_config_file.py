@@ -38,6 +38,14 @@ def test_a_commands_own_table_wins_over_what_all_commands_share(file: Path) -> N
     assert (values.target, values.window) == ("t", 8)  # type: ignore[attr-defined]
 
 
+def test_tables_of_benchmarks_are_theirs_and_their_names_are_checked(file: Path) -> None:
+    file.write_text("[bench.serve]\nnum-prompts = 3\n[serve]\nwindow = 8")
+    assert parse(file).window == 8  # type: ignore[attr-defined]
+    file.write_text("[bench.sevre]\nnum-prompts = 3")
+    with pytest.raises(InvalidInput, match=r"\[bench.sevre\].*did you mean bench serve"):
+        parse(file)
+
+
 def test_the_file_may_be_named_by_the_environment_and_none_is_read_that_was_not_named(
     file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
