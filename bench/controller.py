@@ -10,20 +10,17 @@ mode: the same requests, the same luck.
 
 from __future__ import annotations
 
-import argparse
 import itertools
-import json
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from bench import system
-from bench.options import counts, values
+from bench import output, system
+from bench.options import Parser, counts, values
 from bench.simulator.network import Network
 from bench.simulator.scenario import Load, Pool, Scenario, run
 from paceline.types import Mode, StepCost
@@ -97,9 +94,7 @@ def measure(point: Point, seed: int, *, is_compared: bool) -> Row:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="paceline bench controller", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
+    parser = Parser("controller", __doc__)
     parser.add_argument("--concurrency", type=counts, default=(1, 16), help="requests at a time (1,16)")
     parser.add_argument("--num-drafters", type=counts, default=(1,), help="beside the one verifier (1)")
     parser.add_argument("--draft-ms", type=values(0, 1e4), default=(0.3, 1.3), help="a drafted token (0.3,1.3)")
@@ -107,11 +102,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--acceptance", type=values(0, 1), default=(0.6, 0.81, 0.95), help="(0.6,0.81,0.95)")
     parser.add_argument("--best", action="store_true", help="run the fixed settings, too: ten times as long")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--json", metavar="FILE", help="write the figures there")
+    parser.add_json()
     given = parser.parse_args(arguments)
     axes = (given.concurrency, given.num_drafters, given.draft_ms, given.rtt_ms, given.acceptance)
     points = [Point(*values) for values in itertools.product(*axes)]
-    console = Console(width=110)
+    console = output.console(given.json, 110)
     error = Console(stderr=True)
     rows = [measure(point, given.seed, is_compared=given.best) for point in track(points, console=error)]
     table = Table(title=f"simulated, seed {given.seed}; commit {system.commit()}")
@@ -141,8 +136,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         console.print(
             f"{concurrency} at a time: auto / off at worst {worst.over_off:.3f}; auto / best at worst {least}"
         )
-    if given.json:
-        Path(given.json).write_text(json.dumps({"commit": system.commit(), "rows": [asdict(row) for row in rows]}))
+    output.save(given.json, {"commit": system.commit(), "rows": [asdict(row) for row in rows]})
     return 0
 
 

@@ -97,7 +97,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = Parser("core", __doc__)
     parser.add_argument("--requests", default="10,100,1000,10000,100000", help="running at a time, comma separated")
     parser.add_argument("--events", type=int, default=200_000, help="of each number (200000)")
-    parser.add_argument("--json", metavar="FILE", help="write the figures there")
+    parser.add_json()
     given = parser.parse_args(arguments)
     numbers = [int(item) for item in given.requests.split(",")]
     found = {number: measure(number, given.events) for number in track(numbers, "core", console=Console(stderr=True))}

@@ -299,7 +299,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser() -> Parser:
     parser = Parser("distance", __doc__)
     parser.add_argument("--target", default="models/demo-target", help="unexpanded target")
     parser.add_argument("--drafter", default="models/demo-drafter")
@@ -319,7 +319,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--dtype", type=dtype, default="auto", help="of the target (auto: what is fast here)")
     parser.add_argument("--drafter-dtype", default="float32", help="float32 is the faster one for 1 M parameters")
     parser.add_argument("--trace", metavar="FILE", help="keep the trace there, for paceline simulate --trace FILE")
-    parser.add_argument("--json", metavar="FILE", help="write all figures there; - for standard output")
+    parser.add_json()
     parser.add_argument("--plot", metavar="FILE.png", help="draw speed-ups against distance (needs matplotlib)")
     return parser
 

@@ -310,7 +310,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--num-parallel", type=int, default=16, help="requests of the parallel part")
     parser.add_argument("--only", choices=("throughput", "overhead", "equality", "parallel"))
-    parser.add_argument("--json", metavar="FILE", help="write all figures there")
+    parser.add_json()
     given = parser.parse_args(arguments)
     torch.set_num_threads(1)
     console = output.console(given.json, 170)

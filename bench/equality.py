@@ -83,7 +83,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--drafter", default="models/demo-drafter")
     parser.add_argument("--prompts", nargs="+", default=["tests/data/gsm8k_dev_12.jsonl"])
     parser.add_argument("--max-tokens", type=int, default=48)
-    parser.add_argument("--json", metavar="FILE", help="write the figures there")
+    parser.add_json()
     given = parser.parse_args(arguments)
     tokenizer = Tokenizer.load(given.target)
     texts = [text for file in given.prompts for text in read_prompts(file)]

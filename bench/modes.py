@@ -138,7 +138,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--dtype", type=options.dtype, default="auto", help="of the target (auto: what is fast here)")
     parser.add_argument("--drafter-dtype", default="float32", help="float32 is the faster one for 1 M parameters")
     parser.add_argument("--no-assisted", action="store_true", help="leave transformers out")
-    parser.add_argument("--json", metavar="FILE", help="write all figures there; - for standard output")
+    parser.add_json()
     given = parser.parse_args(arguments)
     console = output.console(given.json, 170)
     with tempfile.TemporaryDirectory() as folder:

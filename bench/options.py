@@ -42,6 +42,11 @@ class Parser(argparse.ArgumentParser):
         self._from: dict[str, str] = {}  # where a value came from that is not on the command line, by its flag
         self.add_argument(CONFIG, metavar="FILE", help="TOML file with options by their names without dashes")
 
+    def add_json(self, about: str = "write the figures there") -> None:
+        """`--json FILE`, which means the same in every benchmark; `bench.output` writes the file."""
+        about += "; without FILE, or with -, to standard output, and the tables to standard error"
+        self.add_argument("--json", nargs="?", const="-", metavar="FILE", help=about)
+
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
         """Flag, else environment, else file, else default. Raises InvalidInput; SystemExit after --help."""
         given = list(sys.argv[1:] if args is None else args)

@@ -153,7 +153,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--prompts", default="tests/data/gsm8k_dev_12.jsonl")
     parser.add_argument("--num-prompts", type=int, default=12)
     parser.add_argument("--max-tokens", type=int, default=96)
-    parser.add_argument("--json", metavar="FILE", help="write the figures there")
+    parser.add_json()
     given = parser.parse_args(arguments)
     found = measure(given)
     figures = {

@@ -123,7 +123,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--seeds", type=int, default=5, help="worlds of each pool (5)")
     parser.add_argument("--drafters", default="10,100,1000", help="of the second table, comma separated")
     parser.add_argument("--places", type=int, default=20_000, help="given in it (20000)")
-    parser.add_argument("--json", metavar="FILE", help="write the figures there")
+    parser.add_json()
     given = parser.parse_args(arguments)
     found = compare(None if given.mode == "auto" else Mode(given.mode), given.concurrency, given.seeds)
     table = Table(title=f"simulated, {given.mode}, {given.concurrency} at a time; commit {system.commit()}")

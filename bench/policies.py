@@ -15,7 +15,6 @@ not fit into --max-minutes is left out and said so.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import tempfile
 import time
@@ -28,7 +27,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from bench import calibration, grids, options, oracle, plot, policy_report, rules, system
+from bench import calibration, grids, options, oracle, output, plot, policy_report, rules, system
 from bench.options import Parser
 from bench.row import Row, Sample, Setting, complete, take_turns
 from bench.target import DRAFT_LENGTH, Sizer, step_ms
@@ -268,7 +267,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=errors) as progress:
         timer = Timer.lasting(time.perf_counter, 60 * given.max_minutes)
-        console = errors if given.json else Console(width=190)
+        console = output.console(given.json, 190)
         bench = Bench(given, prompts_of(given), console, progress, timer, [])
         document: dict[str, Any] = {
             "commit": system.commit(),
@@ -294,8 +293,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         console.print(f"left out: {line}", highlight=False)
     if given.plot:
         draw(document, given.plot)
-    if given.json:
-        print(json.dumps(policy_report.rounded(document), indent=1, allow_nan=False))
+    output.save(given.json, policy_report.rounded(document))
     is_whole = document["rules"] or len(document["cells"]) == max(1, len(given.ratio)) * len(given.temperature)
     return 0 if is_whole else 1
 
@@ -322,7 +320,7 @@ def prompts_of(given: argparse.Namespace) -> list[Tokens]:
     return fitting
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser() -> Parser:
     parser = Parser("policies", __doc__, policy_report.KEYS)
     add = parser.add_argument
     add("--target", default="models/demo-target", help="folder of the target (%(default)s)")
@@ -350,7 +348,7 @@ def _parser() -> argparse.ArgumentParser:
         default=30.0,
         help="bound of the whole run, but for the prompt under way (%(default)s)",
     )
-    add("--json", action="store_true", help="machine output on stdout, tables on stderr; keys below")
+    parser.add_json("write the figures there, with the keys below")
     add("--plot", metavar="FILE.png", help="draw acceptance and accepted length against entropy (needs matplotlib)")
     only = parser.add_argument_group("block against token, instead of the sweep")
     only.add_argument(

@@ -48,7 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = Parser("projection", __doc__)
     parser.add_argument("--rows", type=integers, default=(1, 2, 4, 8, 16, 32, 64), help="tokens in a pass (1,2,4,…)")
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--json", metavar="FILE", help="write the figures there")
+    parser.add_json()
     given = parser.parse_args(arguments)
     torch.set_num_threads(1)
     console = output.console(given.json, 100)

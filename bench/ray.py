@@ -209,7 +209,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--modes", type=lambda text: text.split(","), default=["off", "pearl"], help="(off,pearl)")
     parser.add_argument("--no-steps", action="store_true", help="leave the load steps out")
     parser.add_argument("--within-s", type=float, default=60.0, help="longest wait for a pool to follow")
-    parser.add_argument("--json", metavar="FILE", help="write all figures there")
+    parser.add_json()
     given = parser.parse_args(arguments)
     console = output.console(given.json, 120)
     tokenizer = Tokenizer.load(given.target)

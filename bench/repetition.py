@@ -92,7 +92,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--max-tokens", type=int, default=96)
     parser.add_argument("--mode", default="sequential")
     parser.add_argument("--length-policy", default="fixed:length=8")
-    parser.add_argument("--json", metavar="FILE", help="write the figures there")
+    parser.add_json()
     given = parser.parse_args(arguments)
     rows = {drafter: run(given, drafter) for drafter in given.drafters}
     table = Table(

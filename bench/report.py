@@ -19,7 +19,7 @@ def parser(name: str, doc: str | None) -> argparse.ArgumentParser:
     it.add_argument("--drafter", default="models/demo-drafter")
     it.add_argument("--prompts", default="tests/data/gsm8k_dev_12.jsonl")
     it.add_argument("--logs", action="store_true", help="show what the processes write on their standard error")
-    it.add_argument("--json", metavar="FILE", help="write all figures there; - = standard output, instead of tables")
+    it.add_json()
     return it
 
 

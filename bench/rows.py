@@ -94,7 +94,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--width", type=int, default=64, help="of the rows at each temperature")
     parser.add_argument("--bits", type=int, default=12, help="likewise")
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--json", metavar="FILE", help="write the figures there")
+    parser.add_json()
     given = parser.parse_args(arguments)
     at = write(given.target, given.drafter, read_prompts(given.prompts), given.max_tokens, given.seed)
     full = acceptance(at.target_probs, at.draft_logits.softmax(-1))

@@ -32,7 +32,7 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from bench import lines, rate, system
+from bench import lines, output, rate, system
 from bench.distant import Distant, distant
 from bench.equality import random_drafter
 from bench.options import Parser, count, counts, dtype, names, positive, values
@@ -169,7 +169,7 @@ class Report:
 
     def __init__(self, given: argparse.Namespace) -> None:
         """Takes up what the file holds of the same settings and commit. Raises InvalidInput if it is of others."""
-        self._file = Path(given.json) if given.json else None
+        self._file = Path(given.json) if given.json not in (None, "-") else None
         self._settings = {
             "commit": system.commit(),
             "machine": system.machine(),
@@ -187,8 +187,10 @@ class Report:
     def add(self, row: Row) -> None:
         self.rows[row.point] = row
         if self._file:
-            report = self._settings | {"rows": [row.figures() for row in self.rows.values()]}
-            self._file.write_text(json.dumps(report, indent=1))
+            self._file.write_text(json.dumps(self.figures(), indent=1))
+
+    def figures(self) -> dict[str, Any]:
+        return self._settings | {"rows": [row.figures() for row in self.rows.values()]}
 
 
 def show(rows: Sequence[Row], missing: int, console: Console) -> None:
@@ -229,7 +231,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = _parser().parse_args(arguments)
     if given.plot:
         check_plot(given.plot)
-    console = Console(width=130)
+    console = output.console(given.json, 130)
     report = Report(given)
     console.print(f"commit {system.commit()}; {system.machine()}; target expanded to {given.parameters}")
     with tempfile.TemporaryDirectory() as folder:
@@ -237,12 +239,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     points = grid(given)
     rows = [report.rows[point] for point in points if point in report.rows]
     show(rows, len(points) - len(rows), console)
+    if given.json == "-":
+        output.save("-", report.figures())
     if given.plot and rows:
         draw(rows, given.plot)
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser() -> Parser:
     parser = Parser("sweep", __doc__)
     parser.add_argument("--target", default="models/demo-target", help="unexpanded target")
     parser.add_argument("--drafter", default="models/demo-drafter", help="the good one")
@@ -258,9 +262,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--max-minutes", type=positive, default=30.0, help="begin no point after so long (30)")
     parser.add_argument("--dtype", type=dtype, default="auto", help="of the target (auto: what is fast here)")
     parser.add_argument("--drafter-dtype", default="float32", help="float32 is the faster one for 1 M parameters")
-    parser.add_argument(
-        "--json", metavar="FILE", help="keep the figures there, point by point; go on with what it holds"
-    )
+    parser.add_json("keep the figures there, point by point; go on with what it holds")
     parser.add_argument("--plot", metavar="FILE.png", help="draw ratios against distance (needs matplotlib)")
     return parser
 

@@ -30,6 +30,7 @@ def parser(about: str) -> options.Parser:
     _add_load(it.add_argument_group("load"))
     _add_sampling(it.add_argument_group("sampling"))
     _add_results(it.add_argument_group("results"))
+    it.add_json("write the result there too")
     return it
 
 
@@ -137,7 +138,6 @@ def _add_results(group: Any) -> None:
     group.add_argument("--result-filename", metavar="NAME", help="instead of LABEL-RATEqps-MODEL-DATE.json")
     group.add_argument("--label", help="in the result, and in its file's name; default: --backend")
     group.add_argument("--metadata", type=_pair("="), nargs="*", default=[], metavar="KEY=VALUE", help="in the result")
-    group.add_argument("--json", metavar="FILE", help="write the same result there")
     group.add_argument("--plot", metavar="FILE.png", help="distributions of the times, or of the ratios")
     group.add_argument("--disable-tqdm", action="store_true", help="no progress bar")
 

@@ -107,10 +107,11 @@ def test_figures_go_to_a_file_or_for_a_dash_to_standard_output(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert main(["bench", "core", "--requests", "1", "--events", "5000", "--json", "-"]) == 0
-    out, err = capsys.readouterr()
-    assert json.loads(out)["us_per_event"]
-    assert "requests" in err, "the table has made room"
+    for dash in (["-"], []):
+        assert main(["bench", "core", "--requests", "1", "--events", "5000", "--json", *dash]) == 0
+        out, err = capsys.readouterr()
+        assert json.loads(out)["us_per_event"]
+        assert "requests" in err, "the table has made room"
     assert main(["bench", "core", "--requests", "1", "--events", "5000", "--json", "it.json"]) == 0
     assert json.loads(Path("it.json").read_text())["us_per_event"]
     assert [file.name for file in tmp_path.iterdir()] == ["it.json"]
@@ -125,4 +126,5 @@ def test_every_benchmark_explains_itself_under_the_name_it_is_called_by(
     assert main(["bench", name, "--help"]) == 0
     out = capsys.readouterr().out
     assert f"usage: paceline bench {name} " in out
-    assert "--json" in out
+    assert "--json [FILE]" in out, "one meaning everywhere"
+    assert "--config FILE" in out
