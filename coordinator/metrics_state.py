@@ -101,6 +101,17 @@ class State(Collector):
             family = CounterMetricFamily(metric, what, labels=[MODEL])
             family.add_metric([self._model], self._sums[name])
             yield family
+        yield self._blocks(caches)
+
+    def _blocks(self, caches: Mapping[str, CacheUse]) -> Metric:
+        """How each verifier's cache is made up, in labels beside a 1, as vLLM has it."""
+        what = "Of a verifier's KV cache: its blocks, and the tokens of each."
+        labels = [MODEL, "worker", "block_size", "num_gpu_blocks"]
+        family = GaugeMetricFamily("vllm:cache_config_info", what, labels=labels)
+        for worker, cache in caches.items():
+            if size := cache.block_size:
+                family.add_metric([self._model, worker, str(size), str(cache.num_tokens // size)], 1)
+        return family
 
     def describe(self) -> Iterable[Metric]:
         return self.collect()

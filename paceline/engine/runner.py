@@ -158,6 +158,7 @@ class Runner:
             num_queried_tokens=stats.num_queried_tokens,
             num_found_tokens=stats.num_hit_tokens,
             num_preemptions=num_preemptions,
+            block_size=size,
         )
 
     def forward(self, chunks: Sequence[Chunk]) -> torch.Tensor:

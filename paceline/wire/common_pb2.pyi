@@ -197,18 +197,20 @@ class WorkerInfo(_message.Message):
     def __init__(self, role: _Optional[_Union[Role, str]] = ..., address: _Optional[str] = ..., incarnation: _Optional[int] = ..., model: _Optional[str] = ..., model_hash: _Optional[str] = ..., tokenizer_hash: _Optional[str] = ..., vocab_size: _Optional[int] = ..., max_model_len: _Optional[int] = ..., max_num_seqs: _Optional[int] = ..., eos_token_ids: _Optional[_Iterable[int]] = ..., dtype: _Optional[str] = ..., device: _Optional[str] = ..., cost: _Optional[_Union[StepCost, _Mapping]] = ..., policies: _Optional[_Iterable[str]] = ..., num_requests: _Optional[int] = ..., is_draining: _Optional[bool] = ..., wire_version: _Optional[int] = ..., cache: _Optional[_Union[CacheUse, _Mapping]] = ...) -> None: ...
 
 class CacheUse(_message.Message):
-    __slots__ = ("num_tokens", "num_used_tokens", "num_queried_tokens", "num_found_tokens", "num_preemptions")
+    __slots__ = ("num_tokens", "num_used_tokens", "num_queried_tokens", "num_found_tokens", "num_preemptions", "block_size")
     NUM_TOKENS_FIELD_NUMBER: _ClassVar[int]
     NUM_USED_TOKENS_FIELD_NUMBER: _ClassVar[int]
     NUM_QUERIED_TOKENS_FIELD_NUMBER: _ClassVar[int]
     NUM_FOUND_TOKENS_FIELD_NUMBER: _ClassVar[int]
     NUM_PREEMPTIONS_FIELD_NUMBER: _ClassVar[int]
+    BLOCK_SIZE_FIELD_NUMBER: _ClassVar[int]
     num_tokens: int
     num_used_tokens: int
     num_queried_tokens: int
     num_found_tokens: int
     num_preemptions: int
-    def __init__(self, num_tokens: _Optional[int] = ..., num_used_tokens: _Optional[int] = ..., num_queried_tokens: _Optional[int] = ..., num_found_tokens: _Optional[int] = ..., num_preemptions: _Optional[int] = ...) -> None: ...
+    block_size: int
+    def __init__(self, num_tokens: _Optional[int] = ..., num_used_tokens: _Optional[int] = ..., num_queried_tokens: _Optional[int] = ..., num_found_tokens: _Optional[int] = ..., num_preemptions: _Optional[int] = ..., block_size: _Optional[int] = ...) -> None: ...
 
 class StepCost(_message.Message):
     __slots__ = ("base_ms", "per_token_ms", "per_seq_ms", "per_context_token_ms")

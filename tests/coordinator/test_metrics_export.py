@@ -188,7 +188,8 @@ async def test_caches_add_up_over_verifiers_and_never_count_backwards(tmp_path: 
         toy.links[name] = SimpleNamespace(info=SimpleNamespace(cache=cache), rtt_s=None)  # type: ignore[assignment]
 
     link("v1", CacheUse(1000, 100, 50, 10, 1))
-    link("v2", CacheUse(3000, 900, 70, 20, 0))
+    link("v2", CacheUse(3000, 900, 70, 20, 0, block_size=16))
+    assert value(exported, "vllm:cache_config_info", worker="v2", block_size="16", num_gpu_blocks="187") == 1
     assert value(exported, "vllm:kv_cache_usage_perc") == 0.25
     assert value(exported, "vllm:prefix_cache_queries_total") == 120
     del toy.links["v2"]

@@ -279,6 +279,11 @@ def test_a_length_that_the_pool_cannot_hold_is_refused(model_folder: Folders) ->
         Runner.load(str(model_folder("Llama")), max_num_tokens=64, max_model_len=65)
 
 
+def test_a_runner_tells_how_its_cache_is_cut(model_folder: Folders) -> None:
+    use = Runner.load(str(model_folder("Llama")), max_num_tokens=640, block_size=8).cache_use()
+    assert (use.num_tokens, use.num_used_tokens, use.block_size) == (640, 0, 8)
+
+
 def test_the_pool_is_sized_from_a_memory_budget(model_folder: Folders) -> None:
     # 2 layers x 2 kv heads x 2 x 16 values x 4 bytes = 512 bytes a token
     runner = Runner.load(str(model_folder("Llama")), kv_cache_bytes=512 * 100)
