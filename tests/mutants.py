@@ -1524,8 +1524,8 @@ DOORS = (
     Mutant(
         "resume: text that the client has is written again",
         "coordinator/service.py",
-        "            _push(text, spec.resumed, spec)  # the client has had this text\n",
-        "            pass\n",
+        "await asyncio.to_thread(_push, text, spec.resumed, spec)",
+        "pass",
         ("tests/coordinator/test_service.py",),
     ),
     Mutant(
