@@ -41,6 +41,7 @@ from coordinator.core.pipeline import BUG, CoreFailed, Pipeline
 from coordinator.demand import Demand
 from coordinator.recent import RecentRequests
 from coordinator.registry import Link, Registry
+from coordinator.shares import Shares
 from coordinator.telemetry import Telemetry
 from paceline import codec, trace
 from paceline.api_keys import ApiKeys
@@ -57,6 +58,7 @@ from paceline.wire import drafter_pb2_grpc, verifier_pb2_grpc
 log = logging.getLogger(__name__)
 
 MAX_CLIENT_QUEUE = 4096  # replies a client has not read; it stopped reading long before
+MAX_TOKENIZED = 2**27  # characters of long texts that wait for a thread: thirty-two messages of the largest size
 # An open or a commit lets a drafter send a window of drafts, 64 at most, and branches, a decode its run of verdicts;
 # either may end in a fault. What was not used is kept up to so much; a worker that says more than all of it floods us.
 MAX_REPLIES_AN_ASK, MAX_OWED = 64 + MAX_BRANCHES + 1, 2**16
@@ -106,7 +108,8 @@ class Coordinator:
         self.observers: list[Observer] = [self.recent, self.demand]
         self.telemetry: Telemetry | None = None  # one of them, if traces are wanted
         self._clients: dict[str, ClientQueue] = {}
-        self._held: Counter[str] = Counter()  # requests by API key
+        self._held: Counter[str] = Counter()  # requests by API key, those included that are being admitted
+        self.texts = Shares("characters being tokenized", MAX_TOKENIZED)
         self._watched: set[str] = set()  # requests whose clients are told of spans
         self._busy_ms: dict[str, float] = {}  # time spent here, by request
         self._timer: asyncio.TimerHandle | None = None
@@ -224,26 +227,34 @@ class Coordinator:
             raise
 
     @contextlib.contextmanager
+    def place(self, client: str) -> Iterator[None]:
+        """One of those that the key `client` may hold. Raises Unavailable and Overloaded."""
+        self.check_room(client)
+        self._held[client] += 1
+        try:
+            yield
+        finally:
+            self._held[client] -= 1
+            if not self._held[client]:
+                del self._held[client]
+
+    @contextlib.contextmanager
     def generation(self, spec: RequestSpec, *, watch: bool = False) -> Iterator[ClientQueue]:
         """Run a request: a queue of what the core says of it. Leaving the context early cancels it."""
-        self.check_room(spec.client)
-        if spec.request_id in self._clients:
-            raise InvalidInput("request_id", spec.request_id, "is running already; choose another, or none")
-        queue = self._clients[spec.request_id] = ClientQueue()  # bounded by `_tell`, which adds one last word
-        self._busy_ms[spec.request_id] = 0.0
-        self._held[spec.client] += 1
-        if watch:
-            self._watched.add(spec.request_id)
-        try:
-            self.feed(Arrived(spec))
-            yield queue
-        finally:
-            self._held[spec.client] -= 1
-            if not self._held[spec.client]:
-                del self._held[spec.client]
-            self._watched.discard(spec.request_id)
-            if self._clients.pop(spec.request_id, None) and spec.request_id in self._busy_ms:
-                self.feed(Ended(spec.request_id, FinishReason.CANCELLED))
+        with self.place(spec.client):
+            if spec.request_id in self._clients:
+                raise InvalidInput("request_id", spec.request_id, "is running already; choose another, or none")
+            queue = self._clients[spec.request_id] = ClientQueue()  # bounded by `_tell`, which adds one last word
+            self._busy_ms[spec.request_id] = 0.0
+            if watch:
+                self._watched.add(spec.request_id)
+            try:
+                self.feed(Arrived(spec))
+                yield queue
+            finally:
+                self._watched.discard(spec.request_id)
+                if self._clients.pop(spec.request_id, None) and spec.request_id in self._busy_ms:
+                    self.feed(Ended(spec.request_id, FinishReason.CANCELLED))
 
     def abort(self, request_id: str, client: str = "") -> bool:
         """End this client's running requests of that id: one, or all of its call; False if it has none."""

@@ -178,7 +178,8 @@ class Service:
         feed, eos = self.coordinator.feed, () if request.ignore_eos else self.tokenizer.eos_token_ids
         stops = frozenset(request.sampling.stop_token_ids) - set(eos)
         if spec.resumed:  # the client has had this text; twenty thousand tokens of it take a second
-            await asyncio.to_thread(_push, text, spec.resumed, spec)
+            with self.coordinator.place(spec.client):
+                await asyncio.to_thread(_push, text, spec.resumed, spec)
         if reason := _ended(spec, text):
             yield Generation(spec, text, ClientQueue(), feed, reason, stops)
             return
@@ -204,7 +205,11 @@ class Service:
         if request.max_draft_length is not None and request.max_draft_length < 1:
             fix = 'must be at least 1; for no drafts: mode "off"'
             raise InvalidInput("max_draft_length", request.max_draft_length, fix)
-        token_ids = await self._prompt(request)
+        if len(request.resumed) > self.max_model_len:
+            fix = f"are more than the context's {self.max_model_len}"
+            raise InvalidInput("resume_token_ids", f"{len(request.resumed)} tokens", fix)
+        with self.coordinator.place(request.client):  # the others of its key may come while a thread is at its prompt
+            token_ids = await self._prompt(request)
         max_tokens = self._max_tokens(token_ids, request.max_tokens)
         sampling = self._with_stops(request, max_tokens)
         return RequestSpec(
@@ -227,8 +232,11 @@ class Service:
             call_id=request.call_id,
         )
 
-    async def tokenize(self, text: str, *, add_special_tokens: bool = True) -> Tokens:
-        """Token ids of a client's text. Raises InvalidInput if it is no Unicode text, or can fit no context."""
+    async def tokenize(self, text: str, *, client: str = "", add_special_tokens: bool = True) -> Tokens:
+        """Token ids of a client's text. Raises InvalidInput if it is no Unicode text, or can fit no context.
+
+        Raises Overloaded if too much of this client's waits for it already.
+        """
         max_characters = MAX_CHARACTERS_A_TOKEN * self.max_model_len
         if len(text) > max_characters:
             fix = f"has {len(text)} characters; at most {max_characters} can fit the context: shorten it"
@@ -239,11 +247,14 @@ class Service:
             raise InvalidInput("prompt", text, "holds half of a surrogate pair, which is no character") from None
         if len(text) <= MAX_INLINE_CHARS:
             return self.tokenizer.encode(text, add_special_tokens=add_special_tokens)
-        return await asyncio.to_thread(self.tokenizer.encode, text, add_special_tokens=add_special_tokens)
+        with self.coordinator.texts.hold(client, len(text)):
+            return await asyncio.to_thread(self.tokenizer.encode, text, add_special_tokens=add_special_tokens)
 
     async def _prompt(self, request: GenerationRequest) -> Tokens:
         if isinstance(request.prompt, str):
-            token_ids = await self.tokenize(request.prompt, add_special_tokens=request.add_special_tokens)
+            token_ids = await self.tokenize(
+                request.prompt, client=request.client, add_special_tokens=request.add_special_tokens
+            )
         else:
             token_ids = request.prompt
             self.check_token_ids("prompt_token_ids", token_ids)

@@ -1344,10 +1344,10 @@ SURVIVAL = (
         ("tests/coordinator/test_turnover.py",),
     ),
     Mutant(
-        "whoever will be turned away is tokenized first",
+        "whoever is being admitted holds no place",
         "coordinator/service.py",
-        "        self.coordinator.check_room(request.client)\n",
-        "",
+        "with self.coordinator.place(request.client):",
+        "if True:",
         ("tests/coordinator/test_service.py",),
     ),
     Mutant(

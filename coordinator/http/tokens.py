@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends
+from fastapi import APIRouter, Depends, Request
 from fastapi.responses import JSONResponse
 
-from coordinator.http.face import Face, face
+from coordinator.http.face import Face, client_of, face
 from coordinator.http.schema import DetokenizeBody, TokenizeBody
 from paceline.errors import InvalidInput
 
@@ -16,7 +16,7 @@ router = APIRouter()
 
 
 @router.post("/tokenize", response_model=None)
-async def tokenize(body: TokenizeBody, it: Annotated[Face, Depends(face)]) -> JSONResponse:
+async def tokenize(request: Request, body: TokenizeBody, it: Annotated[Face, Depends(face)]) -> JSONResponse:
     it.check_model(body.model)
     prompt = it.prompt(
         body.prompt,
@@ -26,7 +26,7 @@ async def tokenize(body: TokenizeBody, it: Annotated[Face, Depends(face)]) -> JS
     )
     is_plain = body.messages is None
     add = is_plain if body.add_special_tokens is None else body.add_special_tokens
-    token_ids = await it.service.tokenize(prompt, add_special_tokens=add)
+    token_ids = await it.service.tokenize(prompt, client=client_of(request), add_special_tokens=add)
 
     def answer() -> JSONResponse:
         told: dict[str, Any] = {

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from coordinator.core.events import Drafted
 from coordinator.core.limits import Limits
 from coordinator.metrics_export import MetricsExport
 from coordinator.service import GenerationRequest, Reply, Service
+from coordinator.shares import Shares
 from paceline.errors import InvalidInput, Overloaded, Unavailable
 from paceline.length_policy import LengthPolicy
 from paceline.types import Draft, FinishReason, Mode, Role, SamplingParams
@@ -111,7 +113,14 @@ async def test_an_output_that_has_ended_elsewhere_only_ends(model: Path) -> None
     assert not toy.opened
 
 
-@pytest.mark.parametrize(("resumed", "fix"), [((1, 2), "are more than max_tokens=1"), ((9999,), "vocabulary's size")])
+@pytest.mark.parametrize(
+    ("resumed", "fix"),
+    [
+        ((1, 2), "are more than max_tokens=1"),
+        ((9999,), "vocabulary's size"),
+        ((1,) * (CONTEXT + 1), "are more than the context's"),
+    ],
+)
 async def test_what_cannot_be_resumed_is_refused(model: Path, resumed: tuple[int, ...], fix: str) -> None:
     _, service = start(model)
     with pytest.raises(InvalidInput, match=f"resume_token_ids=.*{fix}"):
@@ -215,3 +224,27 @@ async def test_the_queues_bound_turns_nobody_away_for_whom_another_gives_way(mod
             spec = await service.admit(GenerationRequest(prompt="a", client="alice"))
             stack.enter_context(toy.generation(spec))
         assert await service.admit(GenerationRequest(prompt="a", client="bob"))
+
+
+async def test_who_is_being_admitted_holds_a_place_and_text(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Any number of one key's requests passed while none of them had come through the tokenizer, and kept its text."""
+    toy = Toy(model, max_requests_per_key=2)
+    service, text, may_go_on = Service(toy), "a" * 60, threading.Event()
+    encode = toy.tokenizer.encode
+    monkeypatch.setattr(coordinator.service, "MAX_INLINE_CHARS", 50)
+    monkeypatch.setattr(toy.tokenizer, "encode", lambda *given, **how: may_go_on.wait(5) and encode(*given, **how))
+    toy.texts = Shares("characters being tokenized", 250)
+    asked = GenerationRequest(prompt=text, client="alice")
+    tasks = [asyncio.create_task(service.admit(asked)) for _ in range(2)]
+    await asyncio.sleep(0)
+    with pytest.raises(Overloaded, match="requests of the key alice"):
+        await service.admit(asked)
+    with pytest.raises(Overloaded, match="characters being tokenized"):
+        await service.tokenize(text, client="alice")
+    tasks.append(asyncio.create_task(service.admit(replace(asked, client="bob"))))
+    await asyncio.sleep(0)
+    may_go_on.set()
+    assert [len(spec.token_ids) for spec in await asyncio.gather(*tasks)] == [60, 60, 60]
+    assert not toy._held
+    assert not toy.texts.held
+    assert await service.admit(asked), "its places were given back"
