@@ -1353,8 +1353,8 @@ SURVIVAL = (
     Mutant(
         "HTTP: a body is read before the key",
         "coordinator/http/door.py",
-        "if self._keys and self",
-        "if False and self",
+        "        if name is None:\n            raise Unauthenticated(NEEDS_KEY)\n        return name",
+        "        return name or ''",
         HTTP,
     ),
     Mutant(

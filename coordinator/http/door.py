@@ -2,43 +2,47 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
+
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from coordinator.http.errors import response_to
 from coordinator.http.face import NEEDS_KEY, Face
-from paceline.errors import Overloaded, PacelineError, Unauthenticated
+from coordinator.shares import Shares
+from paceline.errors import Overloaded, Unauthenticated
 from paceline.rpc import MAX_STREAMS
 
-RETRY_AFTER_S = 1.0
+MAX_CALLS = 2 * MAX_STREAMS  # so that a client alone, which has half of it, may have as many as over gRPC
 _BODILESS = ("GET", "HEAD", "OPTIONS")  # probes, pages and metrics: answered at once, whatever else goes on
 
 
 class Door:
     """A framework reads and parses a body before its routes ask who sends it; whoever has no key gets no such work."""
 
-    def __init__(self, app: ASGIApp, face: Face, max_calls: int = MAX_STREAMS) -> None:
+    def __init__(self, app: ASGIApp, face: Face, max_calls: int = MAX_CALLS) -> None:
         self.app = app
         self._keys = face.keys
-        self._max_calls = max_calls
-        self._num_calls = 0
+        self._calls = Shares("calls under way", max_calls)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or scope["method"] in _BODILESS:
             await self.app(scope, receive, send)
             return
-        if error := self._refusal(scope):
-            await response_to(error)(scope, receive, send)
-            return
-        self._num_calls += 1
-        try:
+        with ExitStack() as stack:
+            try:
+                stack.enter_context(self._calls.hold(self._client(scope)))
+            except (Unauthenticated, Overloaded) as error:
+                await response_to(error)(scope, receive, send)
+                return
             await self.app(scope, receive, send)
-        finally:
-            self._num_calls -= 1
 
-    def _refusal(self, scope: Scope) -> PacelineError | None:
-        if self._keys and self._keys.check(Headers(scope=scope).get("authorization")) is None:
-            return Unauthenticated(NEEDS_KEY)
-        if self._num_calls >= self._max_calls:
-            return Overloaded("calls under way", self._max_calls, RETRY_AFTER_S)
-        return None
+    def _client(self, scope: Scope) -> str:
+        """Whose call it is: the name of the key or, where none are asked for, the address. Raises Unauthenticated."""
+        if self._keys is None:
+            address, _ = scope.get("client") or ("", 0)
+            return str(address)
+        name = self._keys.check(Headers(scope=scope).get("authorization"))
+        if name is None:
+            raise Unauthenticated(NEEDS_KEY)
+        return name

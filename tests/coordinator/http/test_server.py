@@ -9,11 +9,13 @@ import socket
 import ssl
 from collections.abc import AsyncGenerator, AsyncIterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import httpx2
 import openai
 import pytest
+from starlette.responses import Response
 
 from coordinator.http import connection, sse
 from coordinator.http import server as http_server
@@ -375,14 +377,14 @@ async def test_too_many_calls_are_told_to_come_back_and_probes_are_answered(
         door: Any = server.app.middleware_stack
         while not isinstance(door, Door):
             door = door.app
-        monkeypatch.setattr(door, "_max_calls", 1)
+        monkeypatch.setattr(door._calls, "_size", 2)
         response = await http.post("/v1/completions", json={"prompt": "a"})
         assert response.status_code == 429
         assert response.json()["error"]["type"] == "rate_limit_error"
         assert (await http.get("/health")).status_code == 200
         writer.close()
         await until(lambda: toy.closed)
-        await until(lambda: not door._num_calls)
+        await until(lambda: not door._calls.held)
 
 
 async def test_a_stream_whose_response_cannot_be_made_ends_its_request(
@@ -400,3 +402,40 @@ async def test_a_stream_whose_response_cannot_be_made_ends_its_request(
         assert b"500" in await reader.readline()
     assert toy.pipeline.num_running == 0
     writer.close()
+
+
+class TwoKeys:
+    def check(self, header: str | None) -> str | None:
+        return header if header in ("alice", "bob") else None
+
+
+@pytest.mark.parametrize("keys", [TwoKeys(), None], ids=["by key", "by address"])
+async def test_one_caller_leaves_room_for_others(keys: TwoKeys | None) -> None:
+    """One key with all the calls that there were kept every other key out."""
+    may_end = asyncio.Event()
+    statuses: list[int | None] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await may_end.wait()
+        await Response()(scope, receive, send)
+
+    async def send(message: Any) -> None:
+        statuses.append(message.get("status"))
+
+    async def call(who: str) -> Any:
+        headers = [(b"authorization", who.encode())] if keys else []
+        scope = {"type": "http", "method": "POST", "headers": headers, "client": (who, 1)}
+        task = asyncio.create_task(door(scope, None, send))  # type: ignore[arg-type]
+        await asyncio.sleep(0)
+        return task
+
+    door = Door(app, SimpleNamespace(keys=keys), max_calls=8)  # type: ignore[arg-type]
+    tasks = [await call("alice") for _ in range(4)]
+    await call("alice")
+    assert statuses == [429, None], "it has as many as it leaves free"
+    tasks += [await call("bob") for _ in range(2)]
+    assert statuses == [429, None]
+    may_end.set()
+    await asyncio.gather(*tasks)
+    assert statuses.count(200) == 6
+    assert not door._calls.held
