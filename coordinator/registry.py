@@ -36,6 +36,7 @@ MAX_ASK_QUEUE = 8192  # asks a worker has not taken; 64 requests with a window o
 NUM_FIRST_PINGS = 3  # of which the last counts: the first ones on a connection are long
 JUDGE_S = 2.0  # a drafter that registers is told within it whether it is taken in, if that is known by then
 SUSPECT_SHARE = 0.7  # of a lease: who has not renewed it by then has missed two turns
+HELD_UP_S = 0.1  # a watch that wakes so late slept through a stall of the event loop, and not of the worker
 STATES = ("connecting", "probation", "healthy", "suspected")  # of a link
 
 
@@ -174,7 +175,13 @@ class Registry:
                 log.warning("%s is silent for longer than it should be", link.name)
                 if link.is_up:
                     self._feed(WorkerSuspected(link.name))
-            await asyncio.sleep(doubt_s if doubt_s > 0 else left_s)
+            pause_s = doubt_s if doubt_s > 0 else left_s
+            wakes_s = self._clock() + pause_s
+            await asyncio.sleep(pause_s)
+            late_s = self._clock() - wakes_s
+            if late_s > HELD_UP_S:  # the loop heard nobody meanwhile, and what workers have said may wait to be read
+                more_s = min(late_s, self._config.lease_s)
+                link.lease_until_s = max(link.lease_until_s, self._clock() + more_s)
         raise Unavailable(f"no sign of life for {self._config.lease_s:g} s")
 
     def _note_change(self, link: Link) -> None:
