@@ -64,6 +64,7 @@ MAX_TOKENIZED = 2**27  # characters of long texts that wait for a thread: thirty
 MAX_REPLIES_AN_ASK, MAX_OWED = 64 + MAX_BRANCHES + 1, 2**16
 CONNECT_TIMEOUT_S = 5.0
 AFTER_BUG_S = 0.1  # a deadline that the core fails on is tried again, and must leave time for everything else
+MAKE_WAY_S = 1.0  # several passes and round trips
 PING_S = 2.0  # between two measurements of a worker's round trip
 
 
@@ -82,7 +83,12 @@ class Span:
     is_branch: bool = False  # drafted for an outcome that had not happened yet
 
 
-ClientQueue = asyncio.Queue[Emit | Finish | Fail | Span]
+class ClientQueue(asyncio.Queue[Emit | Finish | Fail | Span]):
+    """What a client has yet to read; bounded by `Coordinator._tell`, which adds one last word."""
+
+    def __init__(self, client: str = "") -> None:
+        super().__init__()
+        self.client = client  # the name of its API key
 
 
 class Observer(Protocol):
@@ -243,8 +249,8 @@ class Coordinator:
         """Run a request: a queue of what the core says of it. Leaving the context early cancels it."""
         with self.place(spec.client):
             if spec.request_id in self._clients:
-                raise InvalidInput("request_id", spec.request_id, "is running already; choose another, or none")
-            queue = self._clients[spec.request_id] = ClientQueue()  # bounded by `_tell`, which adds one last word
+                self._make_way(spec)
+            queue = self._clients[spec.request_id] = ClientQueue(spec.client)
             self._busy_ms[spec.request_id] = 0.0
             if watch:
                 self._watched.add(spec.request_id)
@@ -252,9 +258,28 @@ class Coordinator:
                 self.feed(Arrived(spec))
                 yield queue
             finally:
-                self._watched.discard(spec.request_id)
-                if self._clients.pop(spec.request_id, None) and spec.request_id in self._busy_ms:
-                    self.feed(Ended(spec.request_id, FinishReason.CANCELLED))
+                if self._clients.get(spec.request_id, queue) is queue:  # else the id is another call's by now
+                    self._watched.discard(spec.request_id)
+                    if self._clients.pop(spec.request_id, None) and spec.request_id in self._busy_ms:
+                        self.feed(Ended(spec.request_id, FinishReason.CANCELLED))
+
+    def _make_way(self, spec: RequestSpec) -> None:
+        """End the call that runs under this id if its own client wants to go on in another one; raises in any case.
+
+        That call's connection is dead, and nobody here knew. What its workers have said already is still to come, and
+        must not be taken for what they say of the new call: hence Overloaded, and a moment in which it comes.
+        """
+        former = self._clients[spec.request_id]
+        if not spec.resumed or former.client != spec.client:
+            raise InvalidInput("request_id", spec.request_id, "is running already; choose another, or none")
+        if spec.request_id in self._busy_ms:
+            self.feed(Ended(spec.request_id, FinishReason.CANCELLED))
+        self._clients.pop(spec.request_id, None)
+        while not former.empty():
+            former.get_nowait()
+        error = InvalidInput("request_id", spec.request_id, "was resumed by another call, which ends this one")
+        former.put_nowait(Fail(spec.request_id, error))
+        raise Overloaded("calls of this request_id, the former of which has been ended", 1, MAKE_WAY_S)
 
     def abort(self, request_id: str, client: str = "") -> bool:
         """End this client's running requests of that id: one, or all of its call; False if it has none."""

@@ -159,6 +159,33 @@ async def test_one_request_id_cannot_run_twice(model: Path) -> None:
     assert toy.pipeline.num_running == 0
 
 
+@pytest.mark.parametrize("has_ended", [False, True])
+async def test_who_resumes_his_own_request_ends_the_call_that_he_has_lost(model: Path, has_ended: bool) -> None:
+    """Its connection may be half open for long: nobody reads, and nobody says so."""
+    toy, service = start(model)
+    toy.num_answers = 3 if has_ended else 1
+    request = GenerationRequest(prompt="a", request_id="mine", client="alice")
+    again = replace(request, resumed=toy.tokenizer.encode("h"))
+    with ExitStack() as stack:
+        with ExitStack() as lost:
+            former = lost.enter_context(service.generation(request, await service.admit(request)))
+            while toy.pipeline.num_running if has_ended else former._queue.empty():
+                await asyncio.sleep(0)
+            for other in (request, replace(again, client="bob")):
+                with pytest.raises(InvalidInput, match="is running already"):
+                    stack.enter_context(service.generation(other, await service.admit(other)))
+            with pytest.raises(Overloaded, match="try again in 1 s"):
+                stack.enter_context(service.generation(again, await service.admit(again)))
+            assert toy.closed == ["mine"]
+            new = stack.enter_context(service.generation(again, await service.admit(again)))
+            with pytest.raises(InvalidInput, match="was resumed by another call"):
+                await former.read()
+        async with asyncio.timeout(10):
+            assert await new.read(), "the end of the former call is not its own"
+    assert toy.pipeline.num_running == 0
+    assert toy.held["clients"] == 0
+
+
 async def test_a_client_that_does_not_read_is_told_so_and_its_request_ends(
     model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
