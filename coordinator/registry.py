@@ -101,7 +101,7 @@ class Registry:
         for link in self.links.values():
             if _identity(link.info) == _identity(info):
                 link.lease_until_s, link.is_suspected = lease_until_s, False
-                link.info = info  # its load, and its costs as measured since
+                link.info = link.info.renewed(info)
                 if link.is_up:
                     self._feed(WorkerRenewed(link.name, info, link.rtt_s))
                 if info.is_draining:

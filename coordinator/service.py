@@ -163,9 +163,9 @@ class Service:
 
     @property
     def max_model_len(self) -> int:
-        """Positions that a request can have: of the tokenizer's model, and of every verifier that is here."""
+        """Positions that a request can have: of the tokenizer's model, and of every verifier that is here and up."""
         links = self.coordinator.links.values()
-        lengths = [link.info.max_model_len for link in links if link.info.role is Role.VERIFIER]
+        lengths = [link.info.max_model_len for link in links if link.is_up and link.info.role is Role.VERIFIER]
         return min([*lengths, self.tokenizer.max_model_len])
 
     @contextlib.asynccontextmanager

@@ -370,6 +370,11 @@ class WorkerInfo:
     wire_version: int = WIRE_VERSION  # 0 = older than the field
     cache: CacheUse | None = None  # now; renewed with the lease
 
+    def renewed(self, said: WorkerInfo) -> WorkerInfo:
+        """The same worker as it says that it is now. What it is was checked when it came, and does not change."""
+        cost, num_requests, cache = said.cost or self.cost, said.num_requests, said.cache
+        return replace(self, cost=cost, num_requests=num_requests, is_draining=said.is_draining, cache=cache)
+
     def offers(self, policy: LengthPolicy) -> bool:
         """Whether to ask this drafter for drafts under `policy`; one that has not said may still refuse it."""
         return not self.policies or policy.name in self.policies

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from coordinator.core.gain import Speed, gain
 from coordinator.core.pace import Pace
@@ -104,9 +104,8 @@ class Worker:
         return doubt * crowding * (own_s / plain_s if own_s and plain_s else 1.0)
 
     def heard(self, info: WorkerInfo, rtt_s: float | None, now_s: float) -> None:
-        """It has renewed its lease, and says how it is. What it is does not change while it is a member."""
-        cost = info.cost or self.info.cost
-        self.info = replace(self.info, cost=cost, num_requests=info.num_requests, cache=info.cache)
+        """It has renewed its lease, and says how it is."""
+        self.info = self.info.renewed(info)
         self.num_others = max(0, info.num_requests - len(self.requests))
         self.is_suspected, self.num_refused = False, 0
         if rtt_s is not None:

@@ -101,10 +101,12 @@ async def test_a_renewal_ends_the_suspicion_and_tells_the_load() -> None:
     world.it.register(info(Role.VERIFIER))
     await asyncio.sleep(0.85 * LEASE_S)
     assert world.states() == ["suspected"]
-    world.it.register(replace(info(Role.VERIFIER), num_requests=3))
+    world.it.register(replace(info(Role.VERIFIER), num_requests=3, max_model_len=1, model_hash="b", cost=None))
     assert world.states() == ["healthy"]
     assert isinstance(world.events[-1], WorkerRenewed)
     assert world.events[-1].info.num_requests == 3
+    (link,) = world.it.links.values()
+    assert link.info == replace(info(Role.VERIFIER), num_requests=3), "what it is was checked, and stays"
     await asyncio.sleep(0.6 * LEASE_S)
     assert len(world.it.links) == 1, "its lease is a new one"
     await world.stop()

@@ -16,6 +16,7 @@ import coordinator.service
 from coordinator.core.events import Drafted
 from coordinator.core.limits import Limits
 from coordinator.metrics_export import MetricsExport
+from coordinator.registry import Link
 from coordinator.service import GenerationRequest, Reply, Service
 from coordinator.shares import Shares
 from paceline.errors import InvalidInput, Overloaded, Unavailable
@@ -76,6 +77,16 @@ async def test_a_text_that_can_fit_no_context_is_not_tokenized(model: Path) -> N
     _, service = start(model)
     with pytest.raises(InvalidInput, match=f"at most {64 * CONTEXT} can fit the context"):
         await service.tokenize("x" * (64 * CONTEXT + 1))
+
+
+async def test_a_verifier_that_nobody_has_reached_makes_no_context_shorter(model: Path) -> None:
+    toy, service = start(model)
+    (verifier,) = toy.pipeline.pools
+    link = Link("verifier-2", replace(verifier.info, max_model_len=7), asyncio.Queue())
+    toy.links[link.name] = link
+    assert service.max_model_len == CONTEXT
+    link.is_up = True
+    assert service.max_model_len == 7
 
 
 async def test_the_text_goes_on_where_another_coordinator_left_it(model: Path) -> None:
