@@ -28,7 +28,8 @@ from paceline.wire import coordinator_pb2_grpc
 if TYPE_CHECKING:
     from coordinator.http.server import HttpServer
 
-SHUTDOWN_S = 5.0
+GRACE_S = 1.0  # of gRPC's calls that still run; their requests have been cancelled by then
+SHUTDOWN_S = 8.0  # after a drain: traces take 2 s, HTTP 2 s, gRPC 1 s; with the drain it is less than Kubernetes' 30 s
 # Certificates are looked at in handshakes: one that has ended is of use for so long at most, for what comes anew.
 MAX_CONNECTION_AGE_S = 3600.0
 
@@ -233,7 +234,7 @@ class CoordinatorServer:
         if self.http:
             await self.http.stop()
         if self._server:
-            await self._server.stop(grace_s=1)
+            await self._server.stop(grace_s=GRACE_S)
 
 
 async def serve_coordinator(config: CoordinatorConfig, *, as_json: bool = False) -> int:

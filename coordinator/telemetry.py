@@ -43,7 +43,7 @@ ENDPOINTS = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT"
 FIELDS = ("traceparent", "tracestate")  # W3C's, as HTTP headers and as gRPC metadata
 MAX_SPANS = 1024  # of one request; of a longer one the rest is only counted
 MAX_EXPECTED = 4096  # callers' contexts of requests that have not arrived yet
-FLUSH_S = 2.0  # of a coordinator's end, which may take 5 s in all
+FLUSH_S = 2.0  # of a coordinator's end, which may take 8 s in all
 _FIX = "needs pip install 'paceline[otel]'"
 # What a request did, by the keys of its metrics.
 _FIGURES = (

@@ -57,6 +57,7 @@ SHUTDOWN_S = 5.0
 
 def run_coordinator(argv: Sequence[str]) -> int:
     values = parser_coordinator().parse(argv, os.environ)
+    _end_on_sigterm()
     settle(values)
     _begin(values, PeerRole.COORDINATOR)
     from coordinator.api import serve_coordinator
@@ -171,7 +172,7 @@ def run_verifier(argv: Sequence[str]) -> int:
 
 
 def _end_on_sigterm() -> None:
-    """Until it serves: a worker that loads its model has nothing to hand over, and was not killed but told to go.
+    """Until it serves: a process that loads has nothing to hand over, and was not killed but told to go.
 
     A container's first process would not even notice, since without a handler the signal is nothing to it.
     """

@@ -1,4 +1,4 @@
-"""What a worker does before it serves."""
+"""What a process does before it serves."""
 
 from __future__ import annotations
 
@@ -16,14 +16,22 @@ def load(*_):
     print("loading", flush=True)
     time.sleep(60)
 
-roles._load = load
-roles.run_{role}(["--model", "some/model"])
 """
+RUNS = {
+    "verifier": 'roles._load = load; roles.run_verifier(["--model", "some/model"])',
+    "drafter": 'roles._load = load; roles.run_drafter(["--model", "some/model"])',
+    "coordinator": """
+from coordinator import api
+
+api.CoordinatorServer = load
+roles.run_coordinator(["--tokenizer", "some/model"])
+""",
+}
 
 
-@pytest.mark.parametrize("role", ["verifier", "drafter"])
-def test_a_worker_that_is_told_to_go_while_it_loads_its_model_goes_with_code_0(role: str) -> None:
-    command = (sys.executable, "-c", LOADING.format(role=role))
+@pytest.mark.parametrize("role", RUNS)
+def test_who_is_told_to_go_while_loading_goes_with_code_0(role: str) -> None:
+    command = (sys.executable, "-c", LOADING + RUNS[role])
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         try:
             assert process.stdout

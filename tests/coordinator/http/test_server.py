@@ -17,13 +17,16 @@ import openai
 import pytest
 from starlette.responses import Response
 
+from coordinator import api
 from coordinator.http import connection, sse
 from coordinator.http import server as http_server
 from coordinator.http.door import Door
-from coordinator.http.server import HttpServer
+from coordinator.http.server import STOP_S, HttpServer
 from coordinator.http.sse import EventStream
 from coordinator.service import GenerationRequest, Service
+from coordinator.telemetry import FLUSH_S
 from deploy.certs import make
+from paceline.drain import DRAIN_S
 from paceline.errors import InvalidInput
 from paceline.security import PeerRole
 from tests import certificates
@@ -439,3 +442,8 @@ async def test_one_caller_leaves_room_for_others(keys: TwoKeys | None) -> None:
     await asyncio.gather(*tasks)
     assert statuses.count(200) == 6
     assert not door._calls.held
+
+
+def test_a_coordinators_end_has_time_for_all_its_parts_before_kubernetes_kills() -> None:
+    assert api.SHUTDOWN_S >= FLUSH_S + STOP_S + api.GRACE_S + 2
+    assert DRAIN_S + api.SHUTDOWN_S < 30
