@@ -12,24 +12,25 @@ from typing import Any
 
 import grpc
 import pytest
+from grpc_health.v1 import health_pb2
+from grpc_reflection.v1alpha import reflection_pb2
 
 from paceline import rpc
 from paceline.security import PeerRole
 from paceline.types import Role
+from paceline.wire import coordinator_pb2, drafter_pb2, verifier_pb2
 from tests.certificates import authority, tls
 from tests.system.cluster import Cluster, cluster
 from tests.tiny import write_pair
 
 KEY = "k" * 20
-METHODS = (
-    *(
-        f"paceline.wire.Coordinator/{name}"
-        for name in ("Generate", "Abort", "GetModelInfo", "GetServerInfo", "Register")
-    ),
-    *("paceline.wire.Verifier/Connect", "paceline.wire.Drafter/Connect"),
-    *("grpc.health.v1.Health/Check", "grpc.health.v1.Health/Watch"),
-    "grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo",
-)
+# Of every service that there is, so that no new one is forgotten.
+METHODS = [
+    f"{service.full_name}/{method.name}"
+    for module in (coordinator_pb2, drafter_pb2, verifier_pb2, health_pb2, reflection_pb2)
+    for service in module.DESCRIPTOR.services_by_name.values()
+    for method in service.methods
+]
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\4\0\0\0\0\0"
 UNLISTED = {"/paceline/generate", "/paceline/pools", "/metrics", "/openapi.json", "/docs", "/admin", "/v1/models/x"}
 PUBLIC = {"/health", "/ready", "/ping", "/"}  # and the parts of the page, which are in this repository for all to read
