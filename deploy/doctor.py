@@ -40,7 +40,7 @@ from deploy.doctor_setup import BROKEN, OK, WARNING, Finding
 from deploy.local import Supervisor
 from deploy.options import Parser, UsageError
 from deploy.role_options import add_drafter_dtype, add_dtype
-from deploy.serve import Plan, start
+from deploy.serve import SHARED_KV_CACHE_BYTES, Plan, start
 from deploy.simulate_options import numbers
 from paceline.client import AsyncClient
 from paceline.errors import (
@@ -139,6 +139,7 @@ async def _examine(prompts: Sequence[str], values: argparse.Namespace, report: R
     if values.target:
         found(setup.models(values.target, values.drafter))
         found(setup.ports())
+        found(setup.devices(values.device, values.dtype))
     if report.is_broken:
         return
     async with _client(values, console) as client:
@@ -198,15 +199,20 @@ async def _client(values: argparse.Namespace, console: Console) -> AsyncIterator
         return
     async with Supervisor(log=lambda line: console.print(line, style="dim", soft_wrap=True)) as supervisor:
         console.print("Starting coordinator, drafter and verifier …", style="dim")
-        plan = Plan(
-            values.target,
-            values.drafter,
-            num_drafters=1 if values.drafter else 0,
-            verifier=("--dtype", values.dtype, "--device", values.device),
-            drafters=("--dtype", values.drafter_dtype or values.dtype, "--device", values.device),
-        )
-        async with AsyncClient(await start(supervisor, plan)) as client:
+        async with AsyncClient(await start(supervisor, plan_of(values))) as client:
             yield client
+
+
+def plan_of(values: argparse.Namespace) -> Plan:
+    """Of the server that is examined: its workers share the device, so neither may take what is left of it."""
+    shared = ("--device", values.device, "--kv-cache-memory", str(SHARED_KV_CACHE_BYTES))
+    return Plan(
+        values.target,
+        values.drafter,
+        num_drafters=1 if values.drafter else 0,
+        verifier=("--dtype", values.dtype, *shared),
+        drafters=("--dtype", values.drafter_dtype or values.dtype, *shared),
+    )
 
 
 def _tell(console: Console, findings: Sequence[Finding]) -> None:
@@ -249,9 +255,9 @@ def parser() -> Parser:
         "doctor",
         """Is the set-up in order, how fast would each mode be, and does remote drafting pay at all?
 
-Checks versions, models, ports, certificates and keys; then runs your prompts on a server, or on one that it starts with
-your models; and predicts by the simulator what each mode makes of them, here and with the drafter further away. Exit
-code 1 if something is broken.
+Checks versions, models, ports, devices, certificates and keys; then runs your prompts on a server, or on one that it
+starts with your models; and predicts by the simulator what each mode makes of them, here and with the drafter further
+away. Exit code 1 if something is broken.
 
   paceline doctor                                                  the demo pair on this machine
   paceline doctor --target big/ --drafter small/ --prompts mine.jsonl --rtt-ms 5,20

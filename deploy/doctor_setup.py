@@ -9,6 +9,7 @@ import stat
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from deploy.checks import check_pair, check_port, is_tested_family
 from deploy.model_free import is_model_free
@@ -42,6 +43,32 @@ def versions() -> Iterator[Finding]:
         state = OK if not trouble else BROKEN if version else WARNING
         yield Finding(f"version of {package.name}", version or "not installed", state, trouble)
     yield Finding("cores", f"{os.cpu_count()}")
+
+
+def devices(device: str, dtype: str) -> Iterator[Finding]:
+    """What there is to compute on, and whether `device` is there and fast in `dtype`. Of no machine without torch."""
+    if not installed("torch"):
+        return
+    import torch  # a second or two
+
+    from paceline.engine.dtype import has_bfloat16
+
+    names = [_gpu(torch.cuda.get_device_properties(i)) for i in range(torch.cuda.device_count())]
+    found = ", ".join(names) or "none"
+    index = device.partition(":")[2] or "0"
+    if device.startswith("cuda") and not (index.isdigit() and int(index) < len(names)):
+        fix = f"{device} is not there: install torch for the GPU's CUDA, look at CUDA_VISIBLE_DEVICES, or say --device"
+        yield Finding("CUDA devices", found, BROKEN, f"{fix} {'cuda' if names else 'cpu'}")
+    else:
+        yield Finding("CUDA devices", found)
+    has, is_slow = has_bfloat16("cpu"), dtype == "bfloat16" and device == "cpu"
+    told = f"{torch.backends.cpu.get_cpu_capability()}, bfloat16 {'in hardware' if has else 'emulated, which is slow'}"
+    fix = "passes over drafts are slow in bfloat16 here: say --dtype float32, or auto" if is_slow and not has else ""
+    yield Finding("CPU", told, WARNING if fix else OK, fix)
+
+
+def _gpu(properties: Any) -> str:
+    return f"{properties.name} with {properties.total_memory / 2**30:.0f} GiB"
 
 
 def models(target: str, drafter: str | None) -> Iterator[Finding]:

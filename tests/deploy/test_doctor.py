@@ -15,9 +15,10 @@ from bench.simulator.law import RecordedRequest
 from bench.simulator.recorded import Profile
 from deploy import certs, doctor_setup
 from deploy.cli import main
-from deploy.doctor import failure
+from deploy.doctor import failure, parser, plan_of
 from deploy.doctor_forecast import Forecast, Ran, advice, best_of, forecasts
 from deploy.doctor_setup import BROKEN, OK, WARNING, Finding
+from deploy.serve import SHARED_KV_CACHE_BYTES
 from paceline import compatibility
 from paceline.client import ModelInfo, ServerInfo
 from paceline.errors import Forbidden, Overloaded, PacelineError, PeerFault, Unavailable, UnknownRequest
@@ -40,6 +41,37 @@ def test_versions_that_do_not_fit_are_broken_with_what_to_install(monkeypatch: p
     assert by_name["version of transformers"].state == BROKEN
     assert "pip install 'transformers>=" in by_name["version of transformers"].fix
     assert by_name["version of torch"].state == WARNING, "a client's machine may do without"
+
+
+def test_workers_that_share_a_gpu_are_told_how_much_of_it_is_theirs() -> None:
+    values = parser().parse(["--target", "big/", "--drafter", "small/", "--device", "cuda"], {})
+    plan = plan_of(values)
+    for role in (plan.verifier, plan.drafters):
+        assert role[role.index("--kv-cache-memory") + 1] == str(SHARED_KV_CACHE_BYTES)
+        assert role[role.index("--device") + 1] == "cuda"
+
+
+def test_devices_are_told_and_one_that_is_not_there_is_broken(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
+    gpu = argparse.Namespace(name="NVIDIA H200", total_memory=140 * 2**30)
+    monkeypatch.setattr("torch.cuda.get_device_properties", lambda _: gpu)
+    found = {finding.what: finding for finding in doctor_setup.devices("cuda", "bfloat16")}
+    assert found["CUDA devices"].value == "NVIDIA H200 with 140 GiB"
+    assert {finding.state for finding in found.values()} == {OK}
+    assert states(doctor_setup.devices("cuda:0", "auto"))["CUDA devices"] == OK
+    (other,) = [one for one in doctor_setup.devices("cuda:1", "auto") if one.state != OK]
+    assert (other.what, other.state) == ("CUDA devices", BROKEN)
+    assert other.fix.endswith("or say --device cuda")
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
+    assert states(doctor_setup.devices("cuda", "auto"))["CUDA devices"] == BROKEN
+    assert states(doctor_setup.devices("cpu", "auto"))["CUDA devices"] == OK
+
+
+@pytest.mark.parametrize("has", [False, True])
+def test_bfloat16_on_a_cpu_that_only_emulates_it_is_a_warning(has: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("paceline.engine.dtype.has_bfloat16", lambda _: has)
+    assert states(doctor_setup.devices("cpu", "bfloat16"))["CPU"] == (OK if has else WARNING)
+    assert states(doctor_setup.devices("cpu", "float32"))["CPU"] == OK
 
 
 def given(**changes: str | None) -> argparse.Namespace:
