@@ -154,6 +154,7 @@ def _request_from_wire(wire: Any, client: str) -> GenerationRequest:
         mode=codec.mode_from_wire(wire.mode),
         rule=codec.rule_from_wire(wire.rule),
         policy=codec.length_policy_from_wire(wire.length_policy) if has_policy else None,
+        max_draft_length=wire.max_draft_length or None,
         window=wire.window,
         request_id=wire.request_id,
         client=client,

@@ -167,6 +167,7 @@ async def _answer(
         "mode": values.mode,
         "rule": values.rule,
         "length_policy": values.length_policy,
+        "max_draft_length": values.max_draft_length,
         "window": values.window,
         "timeout_s": values.timeout,
     }
@@ -261,6 +262,13 @@ def _add_decoding(parser: Parser) -> None:
         shown="the server's",
         metavar="NAME:KEY=VALUE,…",
         help="when a draft ends, such as fixed:length=8 or svip:threshold_nats=0.6",
+    )
+    decoding.add(
+        "--max-draft-length",
+        kind=options.whole(1, 64),
+        shown="the policy's",
+        metavar="N",
+        help="tokens in a draft at most, whatever the policy, or auto, would choose",
     )
     decoding.add(
         "--window",

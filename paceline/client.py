@@ -57,6 +57,7 @@ class Options(TypedDict, total=False):
     mode: Mode | str | None
     rule: Rule | str | None
     length_policy: LengthPolicy | str | None  # for example "svip:threshold_nats=0.6"
+    max_draft_length: int | None  # tokens in a draft, whatever the policy
     window: int | None  # drafts unverified at a time
     request_id: str
     timeout_s: float | None  # then the request ends, and the call fails as unavailable
@@ -325,6 +326,7 @@ def _request(prompt: str | Sequence[int], options: Options) -> Any:
             mode=codec.mode_to_wire(member(Mode, "mode", options.get("mode"))),
             rule=codec.rule_to_wire(member(Rule, "rule", options.get("rule"))),
             length_policy=codec.length_policy_to_wire(policy) if policy else None,
+            max_draft_length=options.get("max_draft_length") or 0,
             window=options.get("window") or 0,
             request_id=options.get("request_id", ""),
         )

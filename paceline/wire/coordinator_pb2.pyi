@@ -8,7 +8,7 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class GenerateRequest(_message.Message):
-    __slots__ = ("prompt", "prompt_token_ids", "max_tokens", "sampling", "stop", "ignore_eos", "mode", "rule", "length_policy", "window", "request_id", "resume_token_ids")
+    __slots__ = ("prompt", "prompt_token_ids", "max_tokens", "sampling", "stop", "ignore_eos", "mode", "rule", "length_policy", "window", "request_id", "max_draft_length", "resume_token_ids")
     PROMPT_FIELD_NUMBER: _ClassVar[int]
     PROMPT_TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
     MAX_TOKENS_FIELD_NUMBER: _ClassVar[int]
@@ -20,6 +20,7 @@ class GenerateRequest(_message.Message):
     LENGTH_POLICY_FIELD_NUMBER: _ClassVar[int]
     WINDOW_FIELD_NUMBER: _ClassVar[int]
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    MAX_DRAFT_LENGTH_FIELD_NUMBER: _ClassVar[int]
     RESUME_TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
     prompt: str
     prompt_token_ids: _containers.RepeatedScalarFieldContainer[int]
@@ -32,8 +33,9 @@ class GenerateRequest(_message.Message):
     length_policy: _common_pb2.LengthPolicy
     window: int
     request_id: str
+    max_draft_length: int
     resume_token_ids: _containers.RepeatedScalarFieldContainer[int]
-    def __init__(self, prompt: _Optional[str] = ..., prompt_token_ids: _Optional[_Iterable[int]] = ..., max_tokens: _Optional[int] = ..., sampling: _Optional[_Union[_common_pb2.SamplingParams, _Mapping]] = ..., stop: _Optional[_Iterable[str]] = ..., ignore_eos: _Optional[bool] = ..., mode: _Optional[_Union[_common_pb2.Mode, str]] = ..., rule: _Optional[_Union[_common_pb2.Rule, str]] = ..., length_policy: _Optional[_Union[_common_pb2.LengthPolicy, _Mapping]] = ..., window: _Optional[int] = ..., request_id: _Optional[str] = ..., resume_token_ids: _Optional[_Iterable[int]] = ...) -> None: ...
+    def __init__(self, prompt: _Optional[str] = ..., prompt_token_ids: _Optional[_Iterable[int]] = ..., max_tokens: _Optional[int] = ..., sampling: _Optional[_Union[_common_pb2.SamplingParams, _Mapping]] = ..., stop: _Optional[_Iterable[str]] = ..., ignore_eos: _Optional[bool] = ..., mode: _Optional[_Union[_common_pb2.Mode, str]] = ..., rule: _Optional[_Union[_common_pb2.Rule, str]] = ..., length_policy: _Optional[_Union[_common_pb2.LengthPolicy, _Mapping]] = ..., window: _Optional[int] = ..., request_id: _Optional[str] = ..., max_draft_length: _Optional[int] = ..., resume_token_ids: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class GenerateReply(_message.Message):
     __slots__ = ("text", "token_ids", "sources", "text_lengths", "finish_reason", "metrics", "request_id", "logprobs", "top_logprobs")

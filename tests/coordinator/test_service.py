@@ -13,6 +13,7 @@ import pytest
 
 import coordinator.server
 import coordinator.service
+from coordinator.api import _request_from_wire
 from coordinator.core.events import Drafted
 from coordinator.core.limits import Limits
 from coordinator.metrics_export import MetricsExport
@@ -22,6 +23,7 @@ from coordinator.shares import Shares
 from paceline.errors import InvalidInput, Overloaded, Unavailable
 from paceline.length_policy import LengthPolicy
 from paceline.types import Draft, FinishReason, Mode, Role, SamplingParams
+from paceline.wire import coordinator_pb2
 from tests.coordinator.toy import CONTEXT, END, Toy, write_model
 
 
@@ -54,6 +56,13 @@ async def test_what_is_left_open_is_the_servers_choice(model: Path) -> None:
     assert spec.stop_token_ids == (END,)
     spec = await service.admit(GenerationRequest(prompt="ab", mode=Mode.OFF, window=2, ignore_eos=True))
     assert (spec.mode, spec.window, spec.stop_token_ids) == (Mode.OFF, 2, ())
+
+
+async def test_a_bound_on_drafts_comes_over_the_wire_and_none_is_the_policys(model: Path) -> None:
+    _, service = start(model)
+    for given, want in ((6, 6), (0, None)):
+        wire = coordinator_pb2.GenerateRequest(prompt="ab", max_tokens=2, max_draft_length=given)
+        assert (await service.admit(_request_from_wire(wire, ""))).max_draft_length == want
 
 
 async def test_the_drafters_seed_is_never_the_verifiers(model: Path) -> None:

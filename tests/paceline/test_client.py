@@ -155,6 +155,7 @@ async def test_every_option_reaches_the_coordinator(served: Any) -> None:
             mode="pearl",
             rule=Rule.TOKEN,
             length_policy="svip:max_length=9",
+            max_draft_length=6,
             window=3,
             request_id="mine",
             timeout_s=5,
@@ -185,6 +186,7 @@ async def test_every_option_reaches_the_coordinator(served: Any) -> None:
         mode=common_pb2.MODE_PEARL,
         rule=common_pb2.RULE_TOKEN,
         length_policy=policy,
+        max_draft_length=6,
         window=3,
         request_id="mine",
     )
