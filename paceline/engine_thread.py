@@ -111,8 +111,13 @@ class EngineThread(Generic[Ask, Reply]):
 
     @property
     def num_requests(self) -> int:
-        """Requests that the engine holds, and asks that wait for it."""
-        return self._engine.num_requests + self._inbox.qsize()
+        """That the engine holds; asks that wait for it are more often about these than new ones."""
+        return self._engine.num_requests
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether it holds no request and no ask waits for it."""
+        return self._inbox.empty() and not self._engine.num_requests
 
     @property
     def held(self) -> Figures:

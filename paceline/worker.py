@@ -111,7 +111,7 @@ class WorkerServer(Generic[Ask, Reply]):
         await self._server.drain()
         wire = worker_info_to_wire(self._info_now())
         tell = asyncio.gather(*(register_now(to, wire, self._tls) for to in self._registrations.coordinators))
-        await emptied(tell, lambda: self._engine.num_requests == 0 or self.ended.done(), within_s)
+        await emptied(tell, lambda: self._engine.is_empty or self.ended.done(), within_s)
 
     async def stop(self, within_s: float = SHUTDOWN_S) -> bool:
         """End registrations, streams and the engine thread; False if the thread did not end in time."""

@@ -661,8 +661,8 @@ PLACEMENT = (
     Mutant(
         "placement: what others have at a worker is not seen",
         "coordinator/core/worker.py",
-        "self.num_others = max(0, info.num_requests - len(self.requests))",
-        "self.num_others = 0",
+        "min(self._num_more, num_more), num_more",
+        "0, num_more",
         PLACES,
     ),
     Mutant(

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Self
 
 from bench.simulator.clock import BudgetSpent, Clock
@@ -18,13 +18,14 @@ from bench.simulator.law import VOCABULARY, Agreement, Iid, greedy
 from bench.simulator.network import Network, Path
 from bench.simulator.workers import Drafter, Verifier
 from coordinator.core.commands import Ask, Command, Emit, Fail, Finish
-from coordinator.core.events import Arrived, Event, RequestSpec, Tick, WorkerDown, WorkerUp, event_of
+from coordinator.core.events import Arrived, Event, RequestSpec, Tick, WorkerDown, WorkerRenewed, WorkerUp, event_of
 from coordinator.core.limits import Limits
 from coordinator.core.metrics import RequestMetrics
 from coordinator.core.pipeline import Pipeline
 from paceline.errors import Overloaded, PacelineError
 from paceline.types import Branch, Draft, DrafterAsk, Pass, Role, Source, StepCost, Verdict, VerifierAsk, WorkerInfo
 
+RENEWAL_S = 10 / 3  # between two heartbeats of a worker: a third of the usual lease
 MAX_MODEL_LEN = 1 << 20  # the toy models have no context; a bound, so that it is seen if one were needed
 
 
@@ -56,6 +57,7 @@ class _Link:
     worker: Verifier | Drafter
     there: Path
     back: Path
+    info: WorkerInfo
 
 
 class World:
@@ -142,7 +144,6 @@ class World:
         self, worker: Verifier | Drafter, role: Role, places: int, network: Network | None, model_hash: str = "toy"
     ) -> None:
         network = network or self.network
-        self._links[worker.name] = _Link(worker, Path(network, self.random), Path(network, self.random))
         info = WorkerInfo(
             role,
             worker.name,
@@ -158,7 +159,18 @@ class World:
             "cpu",
             worker.cost,
         )
+        there, back = Path(network, self.random), Path(network, self.random)
+        link = self._links[worker.name] = _Link(worker, there, back, info)
         self.feed(WorkerUp(worker.name, info, is_trusted=True, rtt_s=2 * network.delay_s))
+        self.at(RENEWAL_S, self._renew, link)
+
+    def _renew(self, link: _Link) -> None:
+        """A heartbeat of a worker; whatever befalls its messages, the coordinator has heard of it."""
+        worker = link.worker
+        if self._links.get(worker.name) is link:
+            if not worker.hung:
+                self.feed(WorkerRenewed(worker.name, replace(link.info, num_requests=len(worker.sessions))))
+            self.at(RENEWAL_S, self._renew, link)
 
     def kill(self, name: str, *, seen_after_s: float = 0.0) -> None:
         """The worker stops at once; the coordinator learns of it after `seen_after_s`."""

@@ -24,8 +24,9 @@ MAX_WINDOW = 16
 BUSY = 4  # requests on a verifier that leave it no time to wait for any
 _DEPTHS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)  # drafted tokens that a pass may be given
 _HIGHEST_ACCEPTANCE = 0.98
-# Rounds in which the size of a pass is found: the third one changes a shared one by a few percent.
-_SETTLING, _SETTLING_ALONE = 3, 2
+# Rounds in which the size of a pass is found. In the second a cycle may still take another shape (`preverifies`) than
+# the one that its passes were sized for.
+_SETTLING = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,7 +154,7 @@ class Conditions:
         `cycle` says what it consists of, given the seconds of a pass, and those that it waits for one to begin.
         """
         pass_s, wait_s, cycle_s = self._shared_s(1), 0.0, 0.0
-        for _ in range(_SETTLING if self.num_seqs > 1 else _SETTLING_ALONE):
+        for _ in range(_SETTLING):
             it = cycle(pass_s, wait_s)
             passes_s = it.num_passes * pass_s
             is_busy = min(1.0, (self.num_seqs - 1) * passes_s / (it.start_s + passes_s))

@@ -18,6 +18,7 @@ from coordinator.core.choice import FIRST, OFF, Choice
 from coordinator.core.conditions import BUSY, LENGTHS, Conditions
 from coordinator.core.pace import Pace
 from coordinator.core.passes import PassTimes
+from coordinator.core.stretch import Stretch
 from paceline.length_policy import LengthPolicy
 from paceline.types import Mode
 
@@ -28,6 +29,7 @@ MARGIN = 1.05
 _CROWD_MARGIN, _CROWD_STAYS = 1.12, 1.03
 _SIMPLER = 1.02
 MIN_STRETCH = 16  # tokens between two choices: what was kept of a promise shows in no fewer
+_OTHER_LOAD = 1.5  # times as many requests on the verifier, or as few, as there were: a choice is for its load
 PROBE_EVERY = 256  # tokens of a request without a drafter: then one request tries it again, for all
 MIN_TESTS = 12  # drafted tokens that were held against the target's, before anyone waits for the drafter
 _MAX_TESTS = 32  # after which a trial is not prolonged because the drafter might be better than it seems
@@ -53,9 +55,7 @@ class Controller:
         self._decodes_meanwhile = decodes_meanwhile
         self._choice = FIRST
         self._promised = 0.0  # tokens/s of the choice, uncorrected; 0 = nothing is known to promise
-        # When, at which position, and after how long with prompts the stretch began.
-        self._since: tuple[float, int, float] | None = None
-        self._seen = (0.0, 0)  # when tokens came last, and up to which position
+        self._stretch: Stretch | None = None  # since the last choice
         self._trial_end: int | None = None  # position
         self.is_trying = True  # drafts are welcome and nobody waits for them
         self._has_tried = False  # this drafter
@@ -65,7 +65,7 @@ class Controller:
     def resume(self, pace: Pace) -> Choice:
         """What to begin with at a drafter: what its last request chose, or to wait until it is known."""
         pace.learn()
-        self._choice, self._promised, self._since, self._trial_end = pace.choice, 0.0, None, None
+        self._choice, self._promised, self._stretch, self._trial_end = pace.choice, 0.0, None, None
         if self._choice.length > self._max_length:  # the last request had no such bound
             self._choice = replace(self._choice, length=self._max_length)
         is_known = pace.num_tests >= MIN_TESTS and pace.choice is not FIRST
@@ -83,57 +83,62 @@ class Controller:
 
     def ended(self, pace: Pace, passes: PassTimes, num_seqs: int) -> None:
         """What its last stretch has kept counts, too, however short: of short requests there is no other."""
-        if self._since and self._seen[1] > self._since[1]:
+        if self._stretch and self._stretch.num_tokens:
             on = Conditions.of(pace, passes, num_seqs, decodes_meanwhile=self._decodes_meanwhile)
             if on:
-                self._settle(on, pace, *self._seen)
+                self._settle(on, pace)
 
     def decide(self, pace: Pace, passes: PassTimes, num_seqs: int, now_s: float, position: int) -> Choice:
         """What to do from `position` on; another choice than before at most every `MIN_STRETCH` tokens.
 
-        Except while the drafter is not known: every test of it may end what it costs.
+        Except while the drafter is not known, when every test of it may end what it costs, and where the load changes.
         """
-        self._seen = (now_s, position)
+        if self._stretch:
+            self._stretch.saw(now_s, position, num_seqs)
         pace.learn()
         pace.shared_by(num_seqs)
         if self._waits_for_trial(pace, now_s):
-            if self._since is None:
-                self._begin(passes, now_s, position)
+            if self._stretch is None:
+                self._stretch = Stretch(now_s, position, num_seqs, passes.goodput.prompts_s)
                 self._promised = 1 / (passes.seconds(num_seqs) or 1.0)
             self._has_waited = True
             return self._choice
         is_known = (pace.num_tests >= MIN_TESTS or self._choice is OFF) and not self._has_waited
         self._has_waited = False
-        if self._since and self._promised and is_known and position - self._since[1] < MIN_STRETCH:
+        if is_known and self._stands(num_seqs):
             return self._choice
         on = Conditions.of(pace, passes, num_seqs, decodes_meanwhile=self._decodes_meanwhile)
         if on:
-            self._settle(on, pace, now_s, position)
-        self._begin(passes, now_s, position)
+            self._settle(on, pace)
+        self._stretch = Stretch(now_s, position, num_seqs, passes.goodput.prompts_s)
         self._choose(on, pace, now_s, position)
         if not self.is_trying and pace.num_tests >= MIN_TESTS:
             pace.chose(self._choice)
         return self._choice
 
-    def _begin(self, passes: PassTimes, now_s: float, position: int) -> None:
-        self._since = (now_s, position, passes.goodput.prompts_s)
+    def _stands(self, num_seqs: int) -> bool:
+        """Whether it is too early for another choice."""
+        if not (self._stretch and self._promised) or self._stretch.num_tokens >= MIN_STRETCH:
+            return False
+        few, many = sorted((num_seqs, self._stretch.chosen_for))
+        return many <= _OTHER_LOAD * few
 
     def _waits_for_trial(self, pace: Pace, now_s: float) -> bool:
         """Whether another request is finding out what the drafter is worth."""
         is_unknown = pace.num_tests < MIN_TESTS and not self._has_tried
         return is_unknown and self._choice is OFF and not pace.trial.is_free(self, now_s)
 
-    def _settle(self, on: Conditions, pace: Pace, now_s: float, position: int) -> None:
+    def _settle(self, on: Conditions, pace: Pace) -> None:
         """What the stretch that ends here has kept of what its mode promises.
 
         Promises now: the stretch's own tests are in them, so that its luck counts less as the mode's merit.
         """
-        if self._since and self._promised:
-            since_s, start, prompts_s = self._since
-            goodput, num_tokens = on.passes.goodput, position - start
-            promised = on.tokens_per_s(self._choice) * goodput.decoding_s(now_s - since_s, prompts_s)
-            goodput.kept(num_tokens, promised, on.num_seqs, is_drafted=self._choice is not OFF)
-            pace.kept(self._choice.mode, num_tokens, promised)
+        it = self._stretch
+        if it and self._promised:
+            goodput, on = on.passes.goodput, replace(on, num_seqs=it.num_seqs)
+            promised = on.tokens_per_s(self._choice) * goodput.decoding_s(it.seconds, it.prompts_s)
+            goodput.kept(it.num_tokens, promised, it.num_seqs, is_drafted=self._choice is not OFF)
+            pace.kept(self._choice.mode, it.num_tokens, promised)
 
     def _choose(self, on: Conditions | None, pace: Pace, now_s: float, position: int) -> None:
         # A crowd follows one whose tests are still few only if it would pay even if they were lucky.
@@ -148,7 +153,8 @@ class Controller:
             pace.breaker.late(now_s)
         if best is not OFF and (pace.num_tests >= MIN_TESTS or self._is_put_to_use or is_over):
             self._take(best, promised, pace)
-        elif self._may_try(on, pace, now_s, position):
+        # Never straight from use: drafts of several tokens are on their way, which a trial would judge as they come.
+        elif not self._is_put_to_use and self._may_try(on, pace, now_s, position):
             self._choice, self._promised, self.is_trying, self._has_tried = self._trial, 0.0, True, True
         else:
             self._take(OFF, on.tokens_per_s(OFF) if on else 0.0, pace)

@@ -40,7 +40,8 @@ class Worker:
     # What its requests have measured of it, for the next ones too.
     pace: Pace = field(default_factory=Pace)  # of a drafter
     passes: PassTimes = field(default_factory=PassTimes)  # of a verifier
-    num_others: int = 0  # requests of other coordinators, when it was last heard of
+    num_others: int = 0  # requests of other coordinators: the fewest that its last two heartbeats left for them
+    _num_more: int = 0  # that the last one told of, beside this coordinator's own
     is_draining: bool = False
     is_suspected: bool = False  # it has missed a turn of its heartbeat
     full_until_s: float = 0.0  # it has refused a request for want of a place
@@ -106,7 +107,9 @@ class Worker:
     def heard(self, info: WorkerInfo, rtt_s: float | None, now_s: float) -> None:
         """It has renewed its lease, and says how it is."""
         self.info = self.info.renewed(info)
-        self.num_others = max(0, info.num_requests - len(self.requests))
+        # What has just been closed may be counted there for a moment still, and is nobody's else.
+        num_more = max(0, info.num_requests - len(self.requests))
+        self.num_others, self._num_more = min(self._num_more, num_more), num_more
         self.is_suspected, self.num_refused = False, 0
         if rtt_s is not None:
             self.rtt_s = rtt_s

@@ -159,9 +159,19 @@ def test_what_other_coordinators_have_there_is_part_of_a_workers_load() -> None:
     pools = Pools()
     pools.join("busy", info(places=8))
     pools.join("idle", info(places=8))
-    pools.heard("busy", info(places=8, num_requests=6), 0.001, 1.0)
+    for now_s in (1.0, 2.0):
+        pools.heard("busy", info(places=8, num_requests=6), 0.001, now_s)
     assert [take(pools, f"r{i}") for i in range(6)] == ["idle"] * 6
     assert take(pools, "r6") == "busy", "others' places are its own to refuse"
+
+
+def test_what_one_heartbeat_still_counts_of_closed_requests_is_nobody_elses() -> None:
+    """A crowd that hung up was taken for another coordinator's until the next heartbeat, and each drafted less."""
+    pools = Pools()
+    pools.join("v", info(Role.VERIFIER, 8, cost(20)))
+    for num_requests, num_others in ((3, 0), (0, 0), (2, 0), (4, 2), (1, 1)):
+        pools.heard("v", info(Role.VERIFIER, 8, cost(20), num_requests=num_requests), None, 1.0)
+        assert get(pools, "v").num_others == num_others
 
 
 def test_a_verifier_is_taken_by_its_speed_and_by_the_room_in_its_cache() -> None:
