@@ -1000,6 +1000,41 @@ CONTROLLER = ("tests/coordinator/test_controller.py",)
 PLANNER = ("tests/coordinator/test_planner.py",)
 AUTO = (
     Mutant(
+        "a request in use goes straight into a trial",
+        "coordinator/core/controller.py",
+        "elif not self._is_put_to_use and self._may_try(",
+        "elif self._may_try(",
+        PLANNER,
+    ),
+    Mutant(
+        "a choice stands whatever becomes of the load",
+        "coordinator/core/controller.py",
+        "return many <= _OTHER_LOAD * few",
+        "return True",
+        CONTROLLER,
+    ),
+    Mutant(
+        "a stretch is judged by the load of its last moment",
+        "coordinator/core/stretch.py",
+        "max(1, round(self._load_s / self.seconds)) if self.seconds else self._num_seqs",
+        "self._num_seqs",
+        CONTROLLER,
+    ),
+    Mutant(
+        "a promise counts other passes than it sizes",
+        "coordinator/core/conditions.py",
+        "_SETTLING = 3",
+        "_SETTLING = 2",
+        CONTROLLER,
+    ),
+    Mutant(
+        "asks that wait for a pass are a worker's requests",
+        "paceline/engine_thread.py",
+        "return self._engine.num_requests\n",
+        "return self._engine.num_requests + self._inbox.qsize()\n",
+        ("tests/paceline/test_worker.py",),
+    ),
+    Mutant(
         "race: an open that was lost leaves the first token to the draft",
         "coordinator/core/debt.py",
         "is_first = self._rule.needs_rows and not self.has_answered",

@@ -14,13 +14,16 @@ from bench.simulator.scenario import run as simulate
 from coordinator.core.choice import OFF, Choice
 from coordinator.core.commands import Ask
 from coordinator.core.conditions import Conditions
-from coordinator.core.controller import PROBE_EVERY
+from coordinator.core.controller import PROBE_EVERY, Controller
+from coordinator.core.pace import Pace
 from coordinator.core.passes import PassTimes
+from coordinator.core.stretch import Stretch
 from coordinator.core.window import Window
 from paceline.types import Commit, Draft, Mode, StepCost
 from tests.world import Client, Network, World
 
 PASS_S = 0.016
+SMALL = Choice(Mode.PEARL, 4, 2)  # what the last request chose
 
 
 def run(
@@ -205,6 +208,44 @@ def test_auto_costs_next_to_nothing_where_nothing_pays(
     meets: Any = {"draft_ms": draft_ms, "rtt_ms": rtt_ms, "acceptance": acceptance, "concurrency": concurrency}
     meets |= {"num_requests": max(12, 6 * concurrency), "seeds": (0,)}
     assert rate(None, **meets) > 0.98 * rate(Mode.OFF, **meets)
+
+
+def test_a_choice_is_for_the_load_that_it_was_made_for() -> None:
+    """Sixteen tokens of a crowd take seconds; requests that had come first drafted all that time as if alone."""
+    pace = Pace(draft_s=0.003, delay_s=0.001, wire_s=0.001, acceptance=0.7, num_tests=50, choice=SMALL)
+    passes, controller = PassTimes(StepCost(28.0, 5.4, 0.0, 0.0)), Controller()
+    controller.resume(pace)
+    assert controller.decide(pace, passes, 1, 0.0, 4).mode is not Mode.OFF
+    assert controller.decide(pace, passes, 1, 0.1, 6).mode is not Mode.OFF
+    assert controller.decide(pace, passes, 16, 0.2, 8) is OFF
+
+
+def test_a_stretch_is_judged_by_the_load_that_it_had_and_not_by_what_is_left_of_it() -> None:
+    """The last of a crowd that hung up were promised what a few would have got: plain decoding seemed to fail."""
+    it = Stretch(0.0, 10, 16, 0.0)
+    assert (it.num_seqs, it.num_tokens) == (16, 0)
+    it.saw(1.0, 12, 16)
+    it.saw(1.1, 13, 1)
+    assert (it.num_seqs, it.num_tokens, it.seconds) == (15, 3, 1.1)
+    pace = Pace(draft_s=0.003, delay_s=0.001, wire_s=0.001, acceptance=0.1, num_tests=50, choice=SMALL)
+    passes, controller = PassTimes(StepCost(28.0, 5.4, 0.0, 0.0)), Controller()
+    controller.resume(pace)
+    crowd_s = passes.seconds(16)
+    assert crowd_s
+    for i in range(20):
+        assert controller.decide(pace, passes, 16, i * crowd_s, i) is OFF
+    controller.ended(pace, passes, 1)
+    assert passes.goodput.plain == pytest.approx(1, abs=0.01)
+
+
+@pytest.mark.parametrize("delay_s", [0.001, 0.011, 0.031])
+@pytest.mark.parametrize(("length", "window"), [(2, 3), (4, 2), (4, 3), (6, 2)])
+def test_a_promise_has_settled(delay_s: float, length: int, window: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pearl's was for a cycle with pre-verify, whose passes were sized for one without: a fifth too much."""
+    on = Conditions(0.003, delay_s, 0.001, 0.79, PassTimes(StepCost(28.0, 5.4, 0.0, 0.0)))
+    promised = on.tokens_per_s(Choice(Mode.PEARL, length, window))
+    monkeypatch.setattr("coordinator.core.conditions._SETTLING", 9)
+    assert promised == pytest.approx(on.tokens_per_s(Choice(Mode.PEARL, length, window)), rel=0.05)
 
 
 @pytest.mark.parametrize(("acceptance", "gain", "num_seeds"), [(0.6, 0.98, 4), (0.81, 1.08, 1), (0.95, 1.45, 1)])

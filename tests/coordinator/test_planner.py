@@ -8,9 +8,10 @@ from coordinator.core.choice import FIRST, Choice
 from coordinator.core.controller import MIN_TESTS, Controller
 from coordinator.core.events import Arrived, Ended, RequestSpec, Verified
 from coordinator.core.pace import Pace
+from coordinator.core.passes import PassTimes
 from coordinator.core.planner import Planner
 from paceline.length_policy import LengthPolicy
-from paceline.types import FinishReason, Mode, Rule, SamplingParams, Source, Verdict
+from paceline.types import FinishReason, Mode, Rule, SamplingParams, Source, StepCost, Verdict
 from tests.coordinator.test_request import pipeline, spec
 from tests.world import Network, World
 
@@ -89,6 +90,24 @@ def test_after_the_trial_drafts_are_as_long_as_is_wanted() -> None:
     it = Planner(spec(mode=Mode.PEARL, policy=SVIP), Rule.BLOCK)
     it.resume(Pace())
     assert it.policy == SVIP, "whoever names a mode has no trial"
+
+
+def test_where_rows_are_needed_no_trial_begins_while_longer_drafts_are_on_their_way() -> None:
+    """A trial's drafts are judged as they come: for one of several tokens that may depend on what is in it."""
+    pace = Pace(
+        draft_s=0.003, delay_s=0.01, wire_s=0.001, acceptance=0.8, num_tests=50, choice=Choice(Mode.PEARL, 4, 4)
+    )
+    passes = PassTimes(StepCost(28.0, 5.4, 0.0, 0.0))
+    it = Planner(RequestSpec("r", (1, 2), 99, SamplingParams(), seed=1, draft_seed=2), Rule.BLOCK)
+    it.resume(pace)
+    it.replan(pace, passes, 1, 0.0, 4)
+    assert it.waits
+    pace.acceptance = 0.1
+    pace.did_without(300)  # by others, so that a trial is due
+    it.replan(pace, passes, 1, 1.0, 30)
+    assert it.rests
+    it.replan(pace, passes, 1, 2.0, 50)
+    assert (it.is_trying, it.plan.policy.max_length) == (True, 1)
 
 
 def test_a_request_that_ends_on_trial_leaves_the_trial_to_another() -> None:

@@ -361,6 +361,23 @@ async def test_a_worker_that_drains_tells_its_coordinators_at_once_and_waits_unt
     await coordinator.stop()
 
 
+async def test_asks_that_wait_for_a_pass_are_no_requests_of_a_heartbeat_and_keep_a_drain_waiting() -> None:
+    """Drafts for one request, queued behind a pass, looked like a crowd of other coordinators' requests."""
+    engine = Toy()
+    server = WorkerServer(engine, VERIFIER)
+    await server.start()
+    engine.gate = threading.Event()
+    for _ in range(3):
+        await server._engine.submit(1, Decode("r", 0, 0, 1))
+        await until(lambda: engine.num_steps)
+    assert server._info_now().num_requests == 1
+    assert server._engine.held["asks"] == 2
+    engine.work.clear()
+    assert not server._engine.is_empty
+    engine.gate.set()
+    assert await server.stop(4)
+
+
 async def test_a_drain_is_bounded_whatever_is_held_and_whoever_does_not_answer() -> None:
     engine = Toy()
     server = WorkerServer(engine, VERIFIER)
