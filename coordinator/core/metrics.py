@@ -32,6 +32,7 @@ class RequestMetrics:
     num_stale_drafts: int = 0
     num_branches: int = 0  # from drafters
     num_branch_tokens: int = 0  # drafted in them
+    branch_draft_ms: float = 0.0  # of them all; promoted ones count in `draft_ms`, too
     num_branch_hits: int = 0  # runs that began with a branch
     num_branch_misses: int = 0  # runs in mode branch that waited for a draft of their own
     num_target_passes: int = 0
@@ -66,6 +67,7 @@ class RequestMetrics:
     def branched(self, branch: Branch) -> None:
         self.num_branches += 1
         self.num_branch_tokens += len(branch.draft.token_ids)
+        self.branch_draft_ms += branch.draft.draft_ms
 
     def promoted(self, draft: Draft, now_s: float) -> None:
         """A branch is a draft from now on."""
@@ -161,6 +163,7 @@ class RequestMetrics:
             *("num_target_passes", "mean_accepted_length", "draft_ms", "verify_ms", "overlap_share", "queue_ms"),
             *("ttft_ms", "e2e_ms", "coordinator_ms", "wire_ms"),
             *("num_branches", "num_branch_tokens", "num_branch_hits", "num_branch_misses", "num_wasted_branch_tokens"),
+            "branch_draft_ms",
         )
         return {name: getattr(self, name) for name in fields} | {
             "num_recovered_tokens": self.sources[Source.RECOVERED],

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from paceline.wire import common_pb2 as paceline_dot_wire_dot_common__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1fpaceline/wire/coordinator.proto\x12\rpaceline.wire\x1a\x1apaceline/wire/common.proto\"\xf4\x02\n\x0fGenerateRequest\x12\x0e\n\x06prompt\x18\x01 \x01(\t\x12\x18\n\x10prompt_token_ids\x18\x02 \x03(\r\x12\x12\n\nmax_tokens\x18\x03 \x01(\r\x12/\n\x08sampling\x18\x04 \x01(\x0b\x32\x1d.paceline.wire.SamplingParams\x12\x0c\n\x04stop\x18\x05 \x03(\t\x12\x12\n\nignore_eos\x18\x06 \x01(\x08\x12!\n\x04mode\x18\x07 \x01(\x0e\x32\x13.paceline.wire.Mode\x12!\n\x04rule\x18\x08 \x01(\x0e\x32\x13.paceline.wire.Rule\x12\x32\n\rlength_policy\x18\t \x01(\x0b\x32\x1b.paceline.wire.LengthPolicy\x12\x0e\n\x06window\x18\n \x01(\r\x12\x12\n\nrequest_id\x18\x0b \x01(\t\x12\x18\n\x10max_draft_length\x18\x0c \x01(\r\x12\x18\n\x10resume_token_ids\x18\x14 \x03(\r\"\x8d\x02\n\rGenerateReply\x12\x0c\n\x04text\x18\x01 \x01(\t\x12\x11\n\ttoken_ids\x18\x02 \x03(\r\x12&\n\x07sources\x18\x03 \x03(\x0e\x32\x15.paceline.wire.Source\x12\x14\n\x0ctext_lengths\x18\x04 \x03(\r\x12\x15\n\rfinish_reason\x18\x05 \x01(\t\x12.\n\x07metrics\x18\x06 \x01(\x0b\x32\x1d.paceline.wire.RequestMetrics\x12\x12\n\nrequest_id\x18\x07 \x01(\t\x12\x10\n\x08logprobs\x18\x08 \x03(\x02\x12\x30\n\x0ctop_logprobs\x18\x14 \x03(\x0b\x32\x1a.paceline.wire.TopLogprobs\"\x81\x08\n\x0eRequestMetrics\x12\x0c\n\x04mode\x18\x01 \x01(\t\x12\x0c\n\x04rule\x18\x02 \x01(\t\x12\x15\n\rlength_policy\x18\x03 \x01(\t\x12\x0e\n\x06window\x18\x04 \x01(\r\x12\x19\n\x11num_prompt_tokens\x18\x05 \x01(\r\x12\x1c\n\x14num_generated_tokens\x18\x06 \x01(\r\x12\x12\n\nnum_drafts\x18\x07 \x01(\r\x12\x1b\n\x13num_received_drafts\x18\x1e \x01(\r\x12\x18\n\x10num_draft_tokens\x18\x08 \x01(\r\x12\x19\n\x11num_judged_tokens\x18$ \x01(\r\x12\x19\n\x11num_tested_tokens\x18\t \x01(\r\x12\x1b\n\x13num_accepted_tokens\x18\n \x01(\r\x12\x1c\n\x14num_recovered_tokens\x18\x0b \x01(\r\x12\x18\n\x10num_bonus_tokens\x18\x0c \x01(\r\x12\x1f\n\x17num_self_decoded_tokens\x18\r \x01(\r\x12\x19\n\x11num_wasted_tokens\x18\x0e \x01(\r\x12\x18\n\x10num_stale_drafts\x18\x0f \x01(\r\x12\x19\n\x11num_target_passes\x18\x10 \x01(\r\x12?\n\tfallbacks\x18\x11 \x03(\x0b\x32,.paceline.wire.RequestMetrics.FallbacksEntry\x12\x1c\n\x14mean_accepted_length\x18\x12 \x01(\x01\x12\x10\n\x08\x64raft_ms\x18\x13 \x01(\x01\x12\x11\n\tverify_ms\x18\x14 \x01(\x01\x12\x15\n\roverlap_share\x18\x15 \x01(\x01\x12\x10\n\x08queue_ms\x18\x16 \x01(\x01\x12\x0f\n\x07ttft_ms\x18\x17 \x01(\x01\x12\x0e\n\x06\x65\x32\x65_ms\x18\x18 \x01(\x01\x12\x16\n\x0e\x63oordinator_ms\x18\x19 \x01(\x01\x12\x0f\n\x07wire_ms\x18\x1a \x01(\x01\x12\x14\n\x0cnum_branches\x18\x1f \x01(\r\x12\x19\n\x11num_branch_tokens\x18  \x01(\r\x12\x17\n\x0fnum_branch_hits\x18! \x01(\r\x12\x19\n\x11num_branch_misses\x18\" \x01(\r\x12 \n\x18num_wasted_branch_tokens\x18# \x01(\r\x12G\n\x0etokens_by_mode\x18\x1b \x03(\x0b\x32/.paceline.wire.RequestMetrics.TokensByModeEntry\x1a\x30\n\x0e\x46\x61llbacksEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\r:\x02\x38\x01\x1a\x33\n\x11TokensByModeEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\r:\x02\x38\x01\"\"\n\x0c\x41\x62ortRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\"\x0c\n\nAbortReply\"\x15\n\x13GetModelInfoRequest\"\x8f\x01\n\tModelInfo\x12\r\n\x05model\x18\x01 \x01(\t\x12\x16\n\x0etokenizer_hash\x18\x02 \x01(\t\x12\x12\n\nvocab_size\x18\x03 \x01(\r\x12\x15\n\rmax_model_len\x18\x04 \x01(\r\x12\x15\n\reos_token_ids\x18\x05 \x03(\r\x12\x19\n\x11served_model_name\x18\x06 \x01(\t\"\x16\n\x14GetServerInfoRequest\"\xfa\x02\n\nServerInfo\x12\x0f\n\x07version\x18\x01 \x01(\t\x12*\n\x07workers\x18\x02 \x03(\x0b\x32\x19.paceline.wire.WorkerInfo\x12\x1c\n\x14num_requests_running\x18\x03 \x01(\r\x12\x1c\n\x14num_requests_waiting\x18\x04 \x01(\r\x12\x13\n\x0bmax_waiting\x18\x05 \x01(\r\x12\x13\n\x0bis_draining\x18\x06 \x01(\x08\x12\x0c\n\x04mode\x18\x07 \x01(\t\x12\x0c\n\x04rule\x18\x08 \x01(\t\x12\x15\n\rlength_policy\x18\t \x01(\t\x12\x0e\n\x06window\x18\n \x01(\r\x12\x1e\n\x16num_requests_undrafted\x18\x15 \x01(\r\x12\x1c\n\x14num_requests_resting\x18\x16 \x01(\r\x12 \n\x18num_requests_speculative\x18\x17 \x01(\r\x12\x13\n\x0bstall_share\x18\x18 \x01(\x01\x12\x11\n\tverify_ms\x18\x19 \x01(\x01\"\x13\n\x11ListTracesRequest\"8\n\tTraceList\x12+\n\x06traces\x18\x01 \x03(\x0b\x32\x1b.paceline.wire.TraceSummary\"\xa0\x01\n\x0cTraceSummary\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0e\n\x06unix_s\x18\x02 \x01(\x01\x12\x19\n\x11num_prompt_tokens\x18\x03 \x01(\r\x12\x1c\n\x14num_generated_tokens\x18\x04 \x01(\r\x12\x0c\n\x04mode\x18\x05 \x01(\t\x12\x15\n\rfinish_reason\x18\x06 \x01(\t\x12\x0e\n\x06\x65\x32\x65_ms\x18\x07 \x01(\x01\"%\n\x0fGetTraceRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\"\x1d\n\nTraceChunk\x12\x0f\n\x07records\x18\x01 \x01(\x0c\" \n\rRegisterReply\x12\x0f\n\x07lease_s\x18\x01 \x01(\x01\x32\x91\x04\n\x0b\x43oordinator\x12J\n\x08Generate\x12\x1e.paceline.wire.GenerateRequest\x1a\x1c.paceline.wire.GenerateReply0\x01\x12?\n\x05\x41\x62ort\x12\x1b.paceline.wire.AbortRequest\x1a\x19.paceline.wire.AbortReply\x12L\n\x0cGetModelInfo\x12\".paceline.wire.GetModelInfoRequest\x1a\x18.paceline.wire.ModelInfo\x12O\n\rGetServerInfo\x12#.paceline.wire.GetServerInfoRequest\x1a\x19.paceline.wire.ServerInfo\x12H\n\nListTraces\x12 .paceline.wire.ListTracesRequest\x1a\x18.paceline.wire.TraceList\x12G\n\x08GetTrace\x12\x1e.paceline.wire.GetTraceRequest\x1a\x19.paceline.wire.TraceChunk0\x01\x12\x43\n\x08Register\x12\x19.paceline.wire.WorkerInfo\x1a\x1c.paceline.wire.RegisterReplyb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1fpaceline/wire/coordinator.proto\x12\rpaceline.wire\x1a\x1apaceline/wire/common.proto\"\xf4\x02\n\x0fGenerateRequest\x12\x0e\n\x06prompt\x18\x01 \x01(\t\x12\x18\n\x10prompt_token_ids\x18\x02 \x03(\r\x12\x12\n\nmax_tokens\x18\x03 \x01(\r\x12/\n\x08sampling\x18\x04 \x01(\x0b\x32\x1d.paceline.wire.SamplingParams\x12\x0c\n\x04stop\x18\x05 \x03(\t\x12\x12\n\nignore_eos\x18\x06 \x01(\x08\x12!\n\x04mode\x18\x07 \x01(\x0e\x32\x13.paceline.wire.Mode\x12!\n\x04rule\x18\x08 \x01(\x0e\x32\x13.paceline.wire.Rule\x12\x32\n\rlength_policy\x18\t \x01(\x0b\x32\x1b.paceline.wire.LengthPolicy\x12\x0e\n\x06window\x18\n \x01(\r\x12\x12\n\nrequest_id\x18\x0b \x01(\t\x12\x18\n\x10max_draft_length\x18\x0c \x01(\r\x12\x18\n\x10resume_token_ids\x18\x14 \x03(\r\"\x8d\x02\n\rGenerateReply\x12\x0c\n\x04text\x18\x01 \x01(\t\x12\x11\n\ttoken_ids\x18\x02 \x03(\r\x12&\n\x07sources\x18\x03 \x03(\x0e\x32\x15.paceline.wire.Source\x12\x14\n\x0ctext_lengths\x18\x04 \x03(\r\x12\x15\n\rfinish_reason\x18\x05 \x01(\t\x12.\n\x07metrics\x18\x06 \x01(\x0b\x32\x1d.paceline.wire.RequestMetrics\x12\x12\n\nrequest_id\x18\x07 \x01(\t\x12\x10\n\x08logprobs\x18\x08 \x03(\x02\x12\x30\n\x0ctop_logprobs\x18\x14 \x03(\x0b\x32\x1a.paceline.wire.TopLogprobs\"\x9a\x08\n\x0eRequestMetrics\x12\x0c\n\x04mode\x18\x01 \x01(\t\x12\x0c\n\x04rule\x18\x02 \x01(\t\x12\x15\n\rlength_policy\x18\x03 \x01(\t\x12\x0e\n\x06window\x18\x04 \x01(\r\x12\x19\n\x11num_prompt_tokens\x18\x05 \x01(\r\x12\x1c\n\x14num_generated_tokens\x18\x06 \x01(\r\x12\x12\n\nnum_drafts\x18\x07 \x01(\r\x12\x1b\n\x13num_received_drafts\x18\x1e \x01(\r\x12\x18\n\x10num_draft_tokens\x18\x08 \x01(\r\x12\x19\n\x11num_judged_tokens\x18$ \x01(\r\x12\x19\n\x11num_tested_tokens\x18\t \x01(\r\x12\x1b\n\x13num_accepted_tokens\x18\n \x01(\r\x12\x1c\n\x14num_recovered_tokens\x18\x0b \x01(\r\x12\x18\n\x10num_bonus_tokens\x18\x0c \x01(\r\x12\x1f\n\x17num_self_decoded_tokens\x18\r \x01(\r\x12\x19\n\x11num_wasted_tokens\x18\x0e \x01(\r\x12\x18\n\x10num_stale_drafts\x18\x0f \x01(\r\x12\x19\n\x11num_target_passes\x18\x10 \x01(\r\x12?\n\tfallbacks\x18\x11 \x03(\x0b\x32,.paceline.wire.RequestMetrics.FallbacksEntry\x12\x1c\n\x14mean_accepted_length\x18\x12 \x01(\x01\x12\x10\n\x08\x64raft_ms\x18\x13 \x01(\x01\x12\x11\n\tverify_ms\x18\x14 \x01(\x01\x12\x15\n\roverlap_share\x18\x15 \x01(\x01\x12\x10\n\x08queue_ms\x18\x16 \x01(\x01\x12\x0f\n\x07ttft_ms\x18\x17 \x01(\x01\x12\x0e\n\x06\x65\x32\x65_ms\x18\x18 \x01(\x01\x12\x16\n\x0e\x63oordinator_ms\x18\x19 \x01(\x01\x12\x0f\n\x07wire_ms\x18\x1a \x01(\x01\x12\x14\n\x0cnum_branches\x18\x1f \x01(\r\x12\x19\n\x11num_branch_tokens\x18  \x01(\r\x12\x17\n\x0f\x62ranch_draft_ms\x18% \x01(\x01\x12\x17\n\x0fnum_branch_hits\x18! \x01(\r\x12\x19\n\x11num_branch_misses\x18\" \x01(\r\x12 \n\x18num_wasted_branch_tokens\x18# \x01(\r\x12G\n\x0etokens_by_mode\x18\x1b \x03(\x0b\x32/.paceline.wire.RequestMetrics.TokensByModeEntry\x1a\x30\n\x0e\x46\x61llbacksEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\r:\x02\x38\x01\x1a\x33\n\x11TokensByModeEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\r:\x02\x38\x01\"\"\n\x0c\x41\x62ortRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\"\x0c\n\nAbortReply\"\x15\n\x13GetModelInfoRequest\"\x8f\x01\n\tModelInfo\x12\r\n\x05model\x18\x01 \x01(\t\x12\x16\n\x0etokenizer_hash\x18\x02 \x01(\t\x12\x12\n\nvocab_size\x18\x03 \x01(\r\x12\x15\n\rmax_model_len\x18\x04 \x01(\r\x12\x15\n\reos_token_ids\x18\x05 \x03(\r\x12\x19\n\x11served_model_name\x18\x06 \x01(\t\"\x16\n\x14GetServerInfoRequest\"\xfa\x02\n\nServerInfo\x12\x0f\n\x07version\x18\x01 \x01(\t\x12*\n\x07workers\x18\x02 \x03(\x0b\x32\x19.paceline.wire.WorkerInfo\x12\x1c\n\x14num_requests_running\x18\x03 \x01(\r\x12\x1c\n\x14num_requests_waiting\x18\x04 \x01(\r\x12\x13\n\x0bmax_waiting\x18\x05 \x01(\r\x12\x13\n\x0bis_draining\x18\x06 \x01(\x08\x12\x0c\n\x04mode\x18\x07 \x01(\t\x12\x0c\n\x04rule\x18\x08 \x01(\t\x12\x15\n\rlength_policy\x18\t \x01(\t\x12\x0e\n\x06window\x18\n \x01(\r\x12\x1e\n\x16num_requests_undrafted\x18\x15 \x01(\r\x12\x1c\n\x14num_requests_resting\x18\x16 \x01(\r\x12 \n\x18num_requests_speculative\x18\x17 \x01(\r\x12\x13\n\x0bstall_share\x18\x18 \x01(\x01\x12\x11\n\tverify_ms\x18\x19 \x01(\x01\"\x13\n\x11ListTracesRequest\"8\n\tTraceList\x12+\n\x06traces\x18\x01 \x03(\x0b\x32\x1b.paceline.wire.TraceSummary\"\xa0\x01\n\x0cTraceSummary\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0e\n\x06unix_s\x18\x02 \x01(\x01\x12\x19\n\x11num_prompt_tokens\x18\x03 \x01(\r\x12\x1c\n\x14num_generated_tokens\x18\x04 \x01(\r\x12\x0c\n\x04mode\x18\x05 \x01(\t\x12\x15\n\rfinish_reason\x18\x06 \x01(\t\x12\x0e\n\x06\x65\x32\x65_ms\x18\x07 \x01(\x01\"%\n\x0fGetTraceRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\"\x1d\n\nTraceChunk\x12\x0f\n\x07records\x18\x01 \x01(\x0c\" \n\rRegisterReply\x12\x0f\n\x07lease_s\x18\x01 \x01(\x01\x32\x91\x04\n\x0b\x43oordinator\x12J\n\x08Generate\x12\x1e.paceline.wire.GenerateRequest\x1a\x1c.paceline.wire.GenerateReply0\x01\x12?\n\x05\x41\x62ort\x12\x1b.paceline.wire.AbortRequest\x1a\x19.paceline.wire.AbortReply\x12L\n\x0cGetModelInfo\x12\".paceline.wire.GetModelInfoRequest\x1a\x18.paceline.wire.ModelInfo\x12O\n\rGetServerInfo\x12#.paceline.wire.GetServerInfoRequest\x1a\x19.paceline.wire.ServerInfo\x12H\n\nListTraces\x12 .paceline.wire.ListTracesRequest\x1a\x18.paceline.wire.TraceList\x12G\n\x08GetTrace\x12\x1e.paceline.wire.GetTraceRequest\x1a\x19.paceline.wire.TraceChunk0\x01\x12\x43\n\x08Register\x12\x19.paceline.wire.WorkerInfo\x1a\x1c.paceline.wire.RegisterReplyb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -41,35 +41,35 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_GENERATEREPLY']._serialized_start=454
   _globals['_GENERATEREPLY']._serialized_end=723
   _globals['_REQUESTMETRICS']._serialized_start=726
-  _globals['_REQUESTMETRICS']._serialized_end=1751
-  _globals['_REQUESTMETRICS_FALLBACKSENTRY']._serialized_start=1650
-  _globals['_REQUESTMETRICS_FALLBACKSENTRY']._serialized_end=1698
-  _globals['_REQUESTMETRICS_TOKENSBYMODEENTRY']._serialized_start=1700
-  _globals['_REQUESTMETRICS_TOKENSBYMODEENTRY']._serialized_end=1751
-  _globals['_ABORTREQUEST']._serialized_start=1753
-  _globals['_ABORTREQUEST']._serialized_end=1787
-  _globals['_ABORTREPLY']._serialized_start=1789
-  _globals['_ABORTREPLY']._serialized_end=1801
-  _globals['_GETMODELINFOREQUEST']._serialized_start=1803
-  _globals['_GETMODELINFOREQUEST']._serialized_end=1824
-  _globals['_MODELINFO']._serialized_start=1827
-  _globals['_MODELINFO']._serialized_end=1970
-  _globals['_GETSERVERINFOREQUEST']._serialized_start=1972
-  _globals['_GETSERVERINFOREQUEST']._serialized_end=1994
-  _globals['_SERVERINFO']._serialized_start=1997
-  _globals['_SERVERINFO']._serialized_end=2375
-  _globals['_LISTTRACESREQUEST']._serialized_start=2377
-  _globals['_LISTTRACESREQUEST']._serialized_end=2396
-  _globals['_TRACELIST']._serialized_start=2398
-  _globals['_TRACELIST']._serialized_end=2454
-  _globals['_TRACESUMMARY']._serialized_start=2457
-  _globals['_TRACESUMMARY']._serialized_end=2617
-  _globals['_GETTRACEREQUEST']._serialized_start=2619
-  _globals['_GETTRACEREQUEST']._serialized_end=2656
-  _globals['_TRACECHUNK']._serialized_start=2658
-  _globals['_TRACECHUNK']._serialized_end=2687
-  _globals['_REGISTERREPLY']._serialized_start=2689
-  _globals['_REGISTERREPLY']._serialized_end=2721
-  _globals['_COORDINATOR']._serialized_start=2724
-  _globals['_COORDINATOR']._serialized_end=3253
+  _globals['_REQUESTMETRICS']._serialized_end=1776
+  _globals['_REQUESTMETRICS_FALLBACKSENTRY']._serialized_start=1675
+  _globals['_REQUESTMETRICS_FALLBACKSENTRY']._serialized_end=1723
+  _globals['_REQUESTMETRICS_TOKENSBYMODEENTRY']._serialized_start=1725
+  _globals['_REQUESTMETRICS_TOKENSBYMODEENTRY']._serialized_end=1776
+  _globals['_ABORTREQUEST']._serialized_start=1778
+  _globals['_ABORTREQUEST']._serialized_end=1812
+  _globals['_ABORTREPLY']._serialized_start=1814
+  _globals['_ABORTREPLY']._serialized_end=1826
+  _globals['_GETMODELINFOREQUEST']._serialized_start=1828
+  _globals['_GETMODELINFOREQUEST']._serialized_end=1849
+  _globals['_MODELINFO']._serialized_start=1852
+  _globals['_MODELINFO']._serialized_end=1995
+  _globals['_GETSERVERINFOREQUEST']._serialized_start=1997
+  _globals['_GETSERVERINFOREQUEST']._serialized_end=2019
+  _globals['_SERVERINFO']._serialized_start=2022
+  _globals['_SERVERINFO']._serialized_end=2400
+  _globals['_LISTTRACESREQUEST']._serialized_start=2402
+  _globals['_LISTTRACESREQUEST']._serialized_end=2421
+  _globals['_TRACELIST']._serialized_start=2423
+  _globals['_TRACELIST']._serialized_end=2479
+  _globals['_TRACESUMMARY']._serialized_start=2482
+  _globals['_TRACESUMMARY']._serialized_end=2642
+  _globals['_GETTRACEREQUEST']._serialized_start=2644
+  _globals['_GETTRACEREQUEST']._serialized_end=2681
+  _globals['_TRACECHUNK']._serialized_start=2683
+  _globals['_TRACECHUNK']._serialized_end=2712
+  _globals['_REGISTERREPLY']._serialized_start=2714
+  _globals['_REGISTERREPLY']._serialized_end=2746
+  _globals['_COORDINATOR']._serialized_start=2749
+  _globals['_COORDINATOR']._serialized_end=3278
 # @@protoc_insertion_point(module_scope)

@@ -60,7 +60,7 @@ class GenerateReply(_message.Message):
     def __init__(self, text: _Optional[str] = ..., token_ids: _Optional[_Iterable[int]] = ..., sources: _Optional[_Iterable[_Union[_common_pb2.Source, str]]] = ..., text_lengths: _Optional[_Iterable[int]] = ..., finish_reason: _Optional[str] = ..., metrics: _Optional[_Union[RequestMetrics, _Mapping]] = ..., request_id: _Optional[str] = ..., logprobs: _Optional[_Iterable[float]] = ..., top_logprobs: _Optional[_Iterable[_Union[_common_pb2.TopLogprobs, _Mapping]]] = ...) -> None: ...
 
 class RequestMetrics(_message.Message):
-    __slots__ = ("mode", "rule", "length_policy", "window", "num_prompt_tokens", "num_generated_tokens", "num_drafts", "num_received_drafts", "num_draft_tokens", "num_judged_tokens", "num_tested_tokens", "num_accepted_tokens", "num_recovered_tokens", "num_bonus_tokens", "num_self_decoded_tokens", "num_wasted_tokens", "num_stale_drafts", "num_target_passes", "fallbacks", "mean_accepted_length", "draft_ms", "verify_ms", "overlap_share", "queue_ms", "ttft_ms", "e2e_ms", "coordinator_ms", "wire_ms", "num_branches", "num_branch_tokens", "num_branch_hits", "num_branch_misses", "num_wasted_branch_tokens", "tokens_by_mode")
+    __slots__ = ("mode", "rule", "length_policy", "window", "num_prompt_tokens", "num_generated_tokens", "num_drafts", "num_received_drafts", "num_draft_tokens", "num_judged_tokens", "num_tested_tokens", "num_accepted_tokens", "num_recovered_tokens", "num_bonus_tokens", "num_self_decoded_tokens", "num_wasted_tokens", "num_stale_drafts", "num_target_passes", "fallbacks", "mean_accepted_length", "draft_ms", "verify_ms", "overlap_share", "queue_ms", "ttft_ms", "e2e_ms", "coordinator_ms", "wire_ms", "num_branches", "num_branch_tokens", "branch_draft_ms", "num_branch_hits", "num_branch_misses", "num_wasted_branch_tokens", "tokens_by_mode")
     class FallbacksEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -105,6 +105,7 @@ class RequestMetrics(_message.Message):
     WIRE_MS_FIELD_NUMBER: _ClassVar[int]
     NUM_BRANCHES_FIELD_NUMBER: _ClassVar[int]
     NUM_BRANCH_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    BRANCH_DRAFT_MS_FIELD_NUMBER: _ClassVar[int]
     NUM_BRANCH_HITS_FIELD_NUMBER: _ClassVar[int]
     NUM_BRANCH_MISSES_FIELD_NUMBER: _ClassVar[int]
     NUM_WASTED_BRANCH_TOKENS_FIELD_NUMBER: _ClassVar[int]
@@ -139,11 +140,12 @@ class RequestMetrics(_message.Message):
     wire_ms: float
     num_branches: int
     num_branch_tokens: int
+    branch_draft_ms: float
     num_branch_hits: int
     num_branch_misses: int
     num_wasted_branch_tokens: int
     tokens_by_mode: _containers.ScalarMap[str, int]
-    def __init__(self, mode: _Optional[str] = ..., rule: _Optional[str] = ..., length_policy: _Optional[str] = ..., window: _Optional[int] = ..., num_prompt_tokens: _Optional[int] = ..., num_generated_tokens: _Optional[int] = ..., num_drafts: _Optional[int] = ..., num_received_drafts: _Optional[int] = ..., num_draft_tokens: _Optional[int] = ..., num_judged_tokens: _Optional[int] = ..., num_tested_tokens: _Optional[int] = ..., num_accepted_tokens: _Optional[int] = ..., num_recovered_tokens: _Optional[int] = ..., num_bonus_tokens: _Optional[int] = ..., num_self_decoded_tokens: _Optional[int] = ..., num_wasted_tokens: _Optional[int] = ..., num_stale_drafts: _Optional[int] = ..., num_target_passes: _Optional[int] = ..., fallbacks: _Optional[_Mapping[str, int]] = ..., mean_accepted_length: _Optional[float] = ..., draft_ms: _Optional[float] = ..., verify_ms: _Optional[float] = ..., overlap_share: _Optional[float] = ..., queue_ms: _Optional[float] = ..., ttft_ms: _Optional[float] = ..., e2e_ms: _Optional[float] = ..., coordinator_ms: _Optional[float] = ..., wire_ms: _Optional[float] = ..., num_branches: _Optional[int] = ..., num_branch_tokens: _Optional[int] = ..., num_branch_hits: _Optional[int] = ..., num_branch_misses: _Optional[int] = ..., num_wasted_branch_tokens: _Optional[int] = ..., tokens_by_mode: _Optional[_Mapping[str, int]] = ...) -> None: ...
+    def __init__(self, mode: _Optional[str] = ..., rule: _Optional[str] = ..., length_policy: _Optional[str] = ..., window: _Optional[int] = ..., num_prompt_tokens: _Optional[int] = ..., num_generated_tokens: _Optional[int] = ..., num_drafts: _Optional[int] = ..., num_received_drafts: _Optional[int] = ..., num_draft_tokens: _Optional[int] = ..., num_judged_tokens: _Optional[int] = ..., num_tested_tokens: _Optional[int] = ..., num_accepted_tokens: _Optional[int] = ..., num_recovered_tokens: _Optional[int] = ..., num_bonus_tokens: _Optional[int] = ..., num_self_decoded_tokens: _Optional[int] = ..., num_wasted_tokens: _Optional[int] = ..., num_stale_drafts: _Optional[int] = ..., num_target_passes: _Optional[int] = ..., fallbacks: _Optional[_Mapping[str, int]] = ..., mean_accepted_length: _Optional[float] = ..., draft_ms: _Optional[float] = ..., verify_ms: _Optional[float] = ..., overlap_share: _Optional[float] = ..., queue_ms: _Optional[float] = ..., ttft_ms: _Optional[float] = ..., e2e_ms: _Optional[float] = ..., coordinator_ms: _Optional[float] = ..., wire_ms: _Optional[float] = ..., num_branches: _Optional[int] = ..., num_branch_tokens: _Optional[int] = ..., branch_draft_ms: _Optional[float] = ..., num_branch_hits: _Optional[int] = ..., num_branch_misses: _Optional[int] = ..., num_wasted_branch_tokens: _Optional[int] = ..., tokens_by_mode: _Optional[_Mapping[str, int]] = ...) -> None: ...
 
 class AbortRequest(_message.Message):
     __slots__ = ("request_id",)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from coordinator.core.metrics import RequestMetrics
-from paceline.types import Draft, Source, Verdict
+from paceline.types import Branch, Draft, Source, Verdict
 from paceline.wire import coordinator_pb2
 
 A, R, S = Source.ACCEPTED, Source.RECOVERED, Source.SELF_DECODED
@@ -54,3 +54,15 @@ def test_a_client_is_told_everything_that_the_wire_has_a_name_for() -> None:
     wire = coordinator_pb2.RequestMetrics
     assert set(metrics().figures()) == {field.name for field in wire.DESCRIPTOR.fields}
     assert wire(**metrics().figures()).mode == "pearl"
+
+
+def test_what_branches_cost_the_drafter_is_told_beside_what_drafts_do() -> None:
+    it = metrics()
+    it.drafted(Draft("a", 0, 3, (1, 2), draft_ms=4.0), 1.0)
+    taken, wasted = (Branch(outcome, Draft("a", 0, 4, (3, 4), draft_ms=3.0)) for outcome in (7, 8))
+    it.branched(taken)
+    it.branched(wasted)
+    it.promoted(taken.draft, 1.1)
+    told = it.figures()
+    assert (told["draft_ms"], told["branch_draft_ms"]) == (7.0, 6.0)
+    assert (told["num_branches"], told["num_wasted_branch_tokens"]) == (2, 2)
