@@ -1021,6 +1021,13 @@ AUTO = (
         CONTROLLER,
     ),
     Mutant(
+        "a pass counts once for every request in it",
+        "coordinator/core/passes.py",
+        "if (num_tokens, seconds) == self._last:",
+        "if False:",
+        ("tests/coordinator/test_passes.py",),
+    ),
+    Mutant(
         "a promise counts other passes than it sizes",
         "coordinator/core/conditions.py",
         "_SETTLING = 3",

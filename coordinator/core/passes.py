@@ -24,8 +24,13 @@ class PassTimes:
         self.goodput = Goodput()
         self._sizes: list[int] = []  # sorted
         self._means: list[tuple[float, float]] = []  # (tokens, seconds), one a size
+        self._last = (0, 0.0)  # pass seen
 
     def seen(self, num_tokens: int, seconds: float) -> None:
+        """A verdict has told of a pass; every request in it has one that does, and it counts once."""
+        if (num_tokens, seconds) == self._last:
+            return
+        self._last = (num_tokens, seconds)
         size = round(_SIZES_PER_OCTAVE * math.log2(num_tokens))
         at = bisect.bisect_left(self._sizes, size)
         if at == len(self._sizes) or self._sizes[at] != size:
