@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from contextlib import ExitStack
+from contextlib import AsyncExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -186,18 +186,18 @@ async def test_who_resumes_his_own_request_ends_the_call_that_he_has_lost(model:
     toy.num_answers = 3 if has_ended else 1
     request = GenerationRequest(prompt="a", request_id="mine", client="alice")
     again = replace(request, resumed=toy.tokenizer.encode("h"))
-    with ExitStack() as stack:
-        with ExitStack() as lost:
-            former = lost.enter_context(service.generation(request, await service.admit(request)))
+    async with AsyncExitStack() as stack:
+        async with AsyncExitStack() as lost:
+            former = await lost.enter_async_context(service.generation(request, await service.admit(request)))
             while toy.pipeline.num_running if has_ended else former._queue.empty():
                 await asyncio.sleep(0)
             for other in (request, replace(again, client="bob")):
                 with pytest.raises(InvalidInput, match="is running already"):
-                    stack.enter_context(service.generation(other, await service.admit(other)))
+                    await stack.enter_async_context(service.generation(other, await service.admit(other)))
             with pytest.raises(Overloaded, match="try again in 1 s"):
-                stack.enter_context(service.generation(again, await service.admit(again)))
+                await stack.enter_async_context(service.generation(again, await service.admit(again)))
             assert toy.closed == ["mine"]
-            new = stack.enter_context(service.generation(again, await service.admit(again)))
+            new = await stack.enter_async_context(service.generation(again, await service.admit(again)))
             with pytest.raises(InvalidInput, match="was resumed by another call"):
                 await former.read()
         async with asyncio.timeout(10):
