@@ -95,7 +95,7 @@ async def _compare(
 
         async def differs(name: str, rule: str, policy: str, mode: str, window: int, at: int) -> str:
             settings: dict[str, Any] = {"rule": rule, "mode": mode, "window": window, "length_policy": policy}
-            request_id = f"{name}:{rule} {policy} {mode} {window} prompt {at}"
+            request_id = f"{name}:{rule}/{policy}/{mode}/{window}/{at}"
             async with places:
                 answer = await client.complete(
                     texts[at], max_tokens=FEW_TOKENS, request_id=request_id, **settings, **sampled(rule)
